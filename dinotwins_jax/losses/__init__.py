@@ -1,0 +1,50 @@
+"""Losses by name. A loss from outside is named 'module:factory' and needs no change here."""
+
+import difflib
+import importlib
+
+from dinotwins_jax.losses.base import HeadSpec, Loss, weighted_sum
+
+__all__ = ["LOSSES", "HeadSpec", "Loss", "make_loss", "weighted_sum"]
+
+LOSSES = {
+    "dino": "dinotwins_jax.losses.dino:dino",
+    "barlow_twins": "dinotwins_jax.losses.barlow_twins:barlow_twins",
+}
+
+
+def make_loss(terms: dict[str, dict]) -> Loss:
+    """The weighted sum that a config describes.
+
+    Args:
+      terms: name -> {"fn": a key of LOSSES or "module:factory" (default: the name itself),
+        "weight": factor (default 1), and the factory's own keyword arguments}.
+    Raises:
+      ValueError: unknown loss, or arguments that its factory does not take.
+    """
+    losses = {}
+    for name, spec in terms.items():
+        arguments = dict(spec)
+        weight = float(arguments.pop("weight", 1.0))
+        factory = _find(arguments.pop("fn", name))
+        try:
+            losses[name] = (weight, factory(**arguments))
+        except TypeError as error:
+            raise ValueError(f"config.loss.{name}: {error}") from error
+    return weighted_sum(losses)
+
+
+def _find(fn: str):
+    path = LOSSES.get(fn, fn)
+    if ":" not in path:
+        near = difflib.get_close_matches(fn, LOSSES, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        known = ", ".join(LOSSES)
+        raise ValueError(
+            f"unknown loss '{fn}'{hint}: choose one of {known}, or name yours as 'module:factory'"
+        )
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"loss '{fn}' cannot be imported: {error}") from error

@@ -1,0 +1,134 @@
+"""Projection heads. Letters: N rows (images x views), D input, K prototypes.
+
+The three BatchNorm-free / BatchNorm parts follow dino vision_transformer.py (DINOHead) and
+barlowtwins main.py (projector).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dinotwins_jax.models.vit import dense_init, torch_uniform
+
+
+def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """x / max(|x|, eps) over the last axis in float32, with a zero gradient (not NaN) at x = 0."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps * eps))
+
+
+class Prototypes(nn.Module):
+    """Weight-normalised linear layer without bias; weights stored [K, D].
+
+    The logits are scaled by g / |v| instead of the weights: the same numbers, without a K x D
+    temporary, and XLA's CPU backend keeps the product a plain matmul.
+    """
+
+    num_prototypes: int
+    norm_last_layer: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        D = x.shape[-1]
+        v = self.param("weight_v", torch_uniform(D), (self.num_prototypes, D))
+        scale = jax.lax.rsqrt(jnp.sum(v * v, axis=1))
+        if not self.norm_last_layer:
+            scale = (
+                scale * self.param("weight_g", nn.initializers.ones, (self.num_prototypes, 1))[:, 0]
+            )
+        logits = jnp.einsum("nd,kd->nk", x.astype(self.dtype), v.astype(self.dtype))
+        return logits.astype(jnp.float32) * scale
+
+
+class DINOHead(nn.Module):
+    """MLP (exact GELU) -> L2-normalised bottleneck -> weight-normalised prototypes.
+
+    __call__: x [N, D] -> logits f32[N, out_dim]. `norm_last_layer=True` fixes the prototypes' norm
+    at 1 (no weight_g parameter, where PyTorch keeps a frozen one).
+    Source: DINO, arXiv:2104.14294, appendix C; dino vision_transformer.py, DINOHead.
+    """
+
+    out_dim: int
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    norm_last_layer: bool = True
+    num_layers: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in range(self.num_layers):
+            last = layer == self.num_layers - 1
+            width = self.bottleneck_dim if last else self.hidden_dim
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=dense_init, name=f"mlp_{layer}")(x)
+            x = x if last else nn.gelu(x, approximate=False)
+        x = l2_normalise(x)
+        return Prototypes(self.out_dim, self.norm_last_layer, self.dtype, name="last_layer")(x)
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm1d with PyTorch's numbers, float32, over the global batch.
+
+    Differs from flax.linen.BatchNorm: two-pass variance, and the running variance is the unbiased one.
+    `axis_name` is the mapped axis under pmap; under jit the batch axis is global already.
+    """
+
+    momentum: float = 0.9  # kept fraction; PyTorch calls 0.1 what is new
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = x.astype(jnp.float32)
+        D = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (D,))
+        bias = self.param("bias", nn.initializers.zeros, (D,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (D,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (D,))
+        if not train:
+            return (x - running_mean.value) * jax.lax.rsqrt(
+                running_var.value + self.epsilon
+            ) * scale + bias
+        mean, var, count = batch_moments(x, self.axis_name)
+        if not self.is_initializing():
+            keep, new = self.momentum, 1.0 - self.momentum
+            running_mean.value = keep * running_mean.value + new * mean
+            running_var.value = keep * running_var.value + new * var * (count / max(count - 1, 1))
+        return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+
+
+def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, int]:
+    """Mean and biased variance f32[D] over the global batch of x f32[B, D], and that batch's size."""
+    mean = jnp.mean(x, axis=0)
+    if axis_name is None:
+        return mean, jnp.mean((x - mean) ** 2, axis=0), x.shape[0]
+    mean = jax.lax.pmean(mean, axis_name)
+    var = jax.lax.pmean(jnp.mean((x - mean) ** 2, axis=0), axis_name)
+    return mean, var, x.shape[0] * jax.lax.axis_size(axis_name)
+
+
+class BarlowProjector(nn.Module):
+    """(Linear - BatchNorm - ReLU) for all but the last width, then Linear; no biases.
+
+    __call__: x [N, D], train -> z f32[N, hidden_dims[-1]], not normalised (the cross-correlation does
+    that). Statistics are those of the rows passed in one call: the official code calls it once a view.
+    Source: Barlow Twins, arXiv:2103.03230, section 3; barlowtwins main.py, projector.
+    """
+
+    hidden_dims: tuple[int, ...] = (8192, 8192, 8192)
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+        for layer, width in enumerate(self.hidden_dims):
+            init = torch_uniform(x.shape[-1])
+            x = nn.Dense(
+                width, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"dense_{layer}"
+            )(x)
+            if layer < len(self.hidden_dims) - 1:
+                x = nn.relu(BatchNorm(axis_name=self.axis_name, name=f"bn_{layer}")(x, train))
+        return x.astype(jnp.float32)

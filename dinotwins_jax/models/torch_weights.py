@@ -1,0 +1,154 @@
+"""Names and shapes to and from PyTorch state dicts (official DINO, DINOv2 and timm ViTs).
+
+A state dict is any mapping name -> array-like (numpy arrays or torch CPU tensors).
+"""
+
+import re
+
+import numpy as np
+
+# torch leaf name, our path inside a block, kind of tensor
+_BLOCK = [
+    ("norm1", ("norm1",), "norm"),
+    ("attn.qkv", ("attn", "qkv"), "linear"),
+    ("attn.proj", ("attn", "proj"), "linear"),
+    ("norm2", ("norm2",), "norm"),
+    ("mlp.fc1", ("mlp", "fc1"), "linear"),
+    ("mlp.fc2", ("mlp", "fc2"), "linear"),
+]
+_KERNEL = {"norm": "scale", "linear": "kernel"}
+_SKIPPED = re.compile(r"^(head|fc_norm|head_drop)\.|^mask_token$")  # classifiers and masking
+
+
+def _clean(state_dict) -> dict[str, np.ndarray]:
+    """Numpy float32 arrays without the wrappers' prefixes (DataParallel, MultiCropWrapper)."""
+    strip = re.compile(r"^(module\.|backbone\.)+")
+    return {strip.sub("", k): np.asarray(v).astype(np.float32) for k, v in state_dict.items()}
+
+
+def _take(weights: dict, name: str, shape: tuple | None = None) -> np.ndarray:
+    if name not in weights:
+        raise ValueError(
+            f"state dict has no tensor '{name}'; it has {', '.join(sorted(weights)[:8])} …"
+        )
+    if shape is not None and weights[name].shape != shape:
+        raise ValueError(f"tensor '{name}' has shape {weights[name].shape}, expected {shape}")
+    return weights.pop(name)
+
+
+def _layer(weights: dict, name: str, kind: str) -> dict[str, np.ndarray]:
+    kernel = _take(weights, f"{name}.weight")
+    if kind == "linear":
+        kernel = kernel.T
+    layer = {_KERNEL[kind]: np.ascontiguousarray(kernel)}
+    if f"{name}.bias" in weights:
+        layer["bias"] = _take(weights, f"{name}.bias", (kernel.shape[-1],))
+    return layer
+
+
+def vit_from_torch(state_dict) -> dict:
+    """Parameters of a `VisionTransformer` from official DINO / DINOv2 / timm names.
+
+    Args:
+      state_dict: name -> array; prefixes `module.` and `backbone.` are dropped, classifier heads and
+        the mask token are left out.
+    Returns:
+      params, ready for VisionTransformer.apply({"params": params}, …).
+    Raises:
+      ValueError: a tensor is missing, has a wrong shape, or is not of this architecture.
+    """
+    weights = {k: v for k, v in _clean(state_dict).items() if not _SKIPPED.search(k)}
+    conv = _take(weights, "patch_embed.proj.weight")  # [D, 3, p, p]
+    D = conv.shape[0]
+    params = {
+        "cls_token": _take(weights, "cls_token", (1, 1, D)),
+        "pos_embed": _take(weights, "pos_embed"),
+        "patch_embed": {
+            "kernel": np.ascontiguousarray(conv.transpose(2, 3, 1, 0)),
+            "bias": _take(weights, "patch_embed.proj.bias", (D,)),
+        },
+        "norm": _layer(weights, "norm", "norm"),
+    }
+    for registers in ("register_tokens", "reg_token"):  # dinov2's name, timm's name
+        if registers in weights:
+            params["register_tokens"] = _take(weights, registers)
+    depth = len({k.split(".")[1] for k in weights if k.startswith("blocks.")})
+    for i in range(depth):
+        block = params.setdefault(f"blocks_{i}", {})
+        for name, path, kind in _BLOCK:
+            parent = block.setdefault(path[0], {}) if len(path) == 2 else block
+            parent[path[-1]] = _layer(weights, f"blocks.{i}.{name}", kind)
+        for j in (1, 2):
+            if f"blocks.{i}.ls{j}.gamma" in weights:
+                block[f"gamma{j}"] = _take(weights, f"blocks.{i}.ls{j}.gamma", (D,))
+    if weights:
+        raise ValueError(f"not a tensor of this ViT: {', '.join(sorted(weights)[:8])}")
+    return params
+
+
+def vit_to_torch(params) -> dict[str, np.ndarray]:
+    """Inverse of `vit_from_torch`: official DINO names (registers and LayerScale by dinov2's)."""
+    out = {name: np.asarray(params[name]) for name in ("cls_token", "pos_embed")}
+    if "register_tokens" in params:
+        out["register_tokens"] = np.asarray(params["register_tokens"])
+    out["patch_embed.proj.weight"] = np.asarray(params["patch_embed"]["kernel"]).transpose(
+        3, 2, 0, 1
+    )
+    out["patch_embed.proj.bias"] = np.asarray(params["patch_embed"]["bias"])
+
+    def put(name, layer, kind):
+        kernel = np.asarray(layer[_KERNEL[kind]])
+        out[f"{name}.weight"] = np.ascontiguousarray(kernel.T) if kind == "linear" else kernel
+        if "bias" in layer:
+            out[f"{name}.bias"] = np.asarray(layer["bias"])
+
+    for i in range(sum(name.startswith("blocks_") for name in params)):
+        block = params[f"blocks_{i}"]
+        for name, path, kind in _BLOCK:
+            put(
+                f"blocks.{i}.{name}",
+                block[path[0]][path[1]] if len(path) == 2 else block[path[0]],
+                kind,
+            )
+        for j in (1, 2):
+            if f"gamma{j}" in block:
+                out[f"blocks.{i}.ls{j}.gamma"] = np.asarray(block[f"gamma{j}"])
+    put("norm", params["norm"], "norm")
+    return {name: np.ascontiguousarray(value) for name, value in out.items()}
+
+
+def dino_head_from_torch(state_dict) -> dict:
+    """Parameters of a `DINOHead` from the official head's state dict (prefix `head.` allowed).
+
+    `weight_g` is kept as it is; a head with norm_last_layer=True has no such parameter and ignores it.
+    """
+    weights = {re.sub(r"^head\.", "", k): v for k, v in _clean(state_dict).items()}
+    names = sorted(
+        (k[: -len(".weight")] for k in weights if re.fullmatch(r"mlp\.\d+\.weight", k)), key=_index
+    )
+    params = {f"mlp_{i}": _layer(weights, name, "linear") for i, name in enumerate(names)}
+    weight_v = _take(weights, "last_layer.weight_v")
+    weight_g = _take(weights, "last_layer.weight_g", (weight_v.shape[0], 1))
+    return params | {"last_layer": {"weight_v": weight_v, "weight_g": weight_g}}
+
+
+def barlow_projector_from_torch(state_dict) -> tuple[dict, dict]:
+    """(params, batch_stats) of a `BarlowProjector` from the official nn.Sequential's state dict."""
+    weights = {re.sub(r"^projector\.", "", k): v for k, v in _clean(state_dict).items()}
+    params, batch_stats = {}, {}
+    numbers = sorted({k.split(".")[0] for k in weights}, key=int)
+    for number in numbers:
+        if f"{number}.running_mean" in weights:
+            name = f"bn_{len(batch_stats)}"
+            params[name] = _layer(weights, number, "norm")
+            batch_stats[name] = {
+                "mean": _take(weights, f"{number}.running_mean"),
+                "var": _take(weights, f"{number}.running_var"),
+            }
+        else:
+            params[f"dense_{len(params) - len(batch_stats)}"] = _layer(weights, number, "linear")
+    return params, batch_stats
+
+
+def _index(name: str) -> int:
+    return int(name.split(".")[1])

@@ -1,0 +1,274 @@
+"""Vision Transformer (arXiv:2010.11929) with the conventions of the official DINO code.
+
+Axis letters: B batch, T tokens (prefix + patches), N patch tokens, D embed, H W C image.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# DINO truncates at +-2.0 absolute, a hundred standard deviations away: a plain normal. Its patch
+# convolution keeps PyTorch's default, uniform within 1 / sqrt(fan_in).
+dense_init = nn.initializers.normal(0.02)
+
+
+class ViTOutput(NamedTuple):
+    cls: jax.Array  # [B, D] class token after the final LayerNorm
+    patches: jax.Array  # [B, N, D] patch tokens after the final LayerNorm, row-major over the grid
+    attention: jax.Array | None  # f32[B, heads, T, T] softmax attention of the last block
+
+
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an int (square) or a pair."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def torch_uniform(fan_in: int):
+    """PyTorch's default initialiser of Linear and Conv: uniform within 1 / sqrt(fan_in)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / np.sqrt(fan_in)
+
+    return init
+
+
+def layer_norm(name: str | None = None) -> nn.LayerNorm:
+    # float32 whatever the compute dtype; the two-pass variance is what PyTorch computes.
+    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def bicubic_matrix(source: int, target: int, scale: float) -> np.ndarray:
+    """Rows of PyTorch's bicubic weights (a = -0.75, no antialias, edges repeated): f64[target, source]."""
+
+    def kernel(distance):
+        d, a = np.abs(distance), -0.75
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+    centers = (np.arange(target) + 0.5) / scale - 0.5
+    matrix = np.zeros((target, source))
+    for tap in range(-1, 3):
+        position = np.floor(centers) + tap
+        column = np.clip(position, 0, source - 1).astype(int)
+        np.add.at(matrix, (np.arange(target), column), kernel(centers - position))
+    return matrix
+
+
+def interpolate_pos_embed(
+    pos_embed: jax.Array, grid: tuple[int, int], target: tuple[int, int]
+) -> jax.Array:
+    """Position embedding for another patch grid.
+
+    Args:
+      pos_embed: f32[1, 1 + h * w, D], class position first.
+      grid: (h, w) that it was made for; target: (h', w') wanted.
+    Returns:
+      f32[1, 1 + h' * w', D]; the input itself when the grids agree.
+    Source: dino vision_transformer.py, interpolate_pos_encoding: the scale factor is (h' + 0.1) / h.
+    """
+    if grid == target:
+        return pos_embed
+    rows = jnp.asarray(bicubic_matrix(grid[0], target[0], (target[0] + 0.1) / grid[0]), jnp.float32)
+    columns = jnp.asarray(
+        bicubic_matrix(grid[1], target[1], (target[1] + 0.1) / grid[1]), jnp.float32
+    )
+    patches = pos_embed[0, 1:].reshape(*grid, -1)  # [h, w, D]
+    patches = jnp.einsum("ih,hwd->iwd", rows, patches, precision="highest")
+    patches = jnp.einsum("jw,iwd->ijd", columns, patches, precision="highest")
+    return jnp.concatenate(
+        [pos_embed[:, :1], patches.reshape(1, target[0] * target[1], -1)], axis=1
+    )
+
+
+def drop_path(x: jax.Array, key: jax.Array, rate: float, sample_ids: jax.Array) -> jax.Array:
+    """Zero a residual branch for whole samples, rescale the rest (stochastic depth, arXiv:1603.09382).
+
+    Each sample draws from (key, its id), so the mask does not depend on how the batch is split over
+    devices. x: [B, T, D]; sample_ids: i32[B]; rate: fraction dropped, [0, 1).
+    """
+    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(sample_ids)
+    keep = (draw >= rate).astype(x.dtype) / (1.0 - rate)
+    return x * keep[:, None, None]
+
+
+class PatchEmbed(nn.Module):
+    embed_dim: int
+    patch_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        B, H, W, C = images.shape
+        p = self.patch_size
+        kernel = self.param("kernel", torch_uniform(p * p * C), (p, p, C, self.embed_dim))
+        bias = self.param("bias", torch_uniform(p * p * C), (self.embed_dim,))
+        # One matmul over flattened patches: the same sums as the convolution, and faster on CPU.
+        x = (
+            images.astype(self.dtype)
+            .reshape(B, H // p, p, W // p, p, C)
+            .transpose(0, 1, 3, 2, 4, 5)
+        )
+        x = x.reshape(B, (H // p) * (W // p), p * p * C)  # [B, N, ppC]
+        return x @ kernel.reshape(-1, self.embed_dim).astype(self.dtype) + bias.astype(self.dtype)
+
+
+class Attention(nn.Module):
+    num_heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        B, T, D = x.shape
+        head_dim = D // self.num_heads
+        qkv = nn.Dense(3 * D, dtype=self.dtype, kernel_init=dense_init, name="qkv")(x)
+        qkv = qkv.reshape(B, T, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4)
+        q, k, v = qkv  # [B, heads, T, d]
+        logits = jnp.einsum("bhtd,bhsd->bhts", q * head_dim**-0.5, k)
+        attention = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+        y = jnp.einsum("bhts,bhsd->bhtd", attention.astype(self.dtype), v)
+        y = y.transpose(0, 2, 1, 3).reshape(B, T, D)
+        return nn.Dense(D, dtype=self.dtype, kernel_init=dense_init, name="proj")(y), attention
+
+
+class Mlp(nn.Module):
+    hidden_dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        D = x.shape[-1]
+        x = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=dense_init, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)  # PyTorch's default is the exact erf
+        return nn.Dense(D, dtype=self.dtype, kernel_init=dense_init, name="fc2")(x)
+
+
+class Block(nn.Module):
+    num_heads: int
+    mlp_ratio: float
+    drop_path_rate: float
+    layer_scale_init: float | None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, sample_ids: jax.Array, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        def residual(branch, scale_name):
+            if self.layer_scale_init is not None:
+                init = nn.initializers.constant(self.layer_scale_init)
+                branch = branch * self.param(scale_name, init, (x.shape[-1],)).astype(self.dtype)
+            if train and self.drop_path_rate > 0:
+                key = self.make_rng("drop_path")
+                branch = drop_path(branch, key, self.drop_path_rate, sample_ids)
+            return branch
+
+        y = layer_norm("norm1")(x).astype(self.dtype)
+        y, attention = Attention(self.num_heads, self.dtype, name="attn")(y)
+        x = x + residual(y, "gamma1")
+        y = layer_norm("norm2")(x).astype(self.dtype)
+        y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(y)
+        return x + residual(y, "gamma2"), attention
+
+
+class VisionTransformer(nn.Module):
+    """Pre-norm ViT: class token, learned positions, exact GELU, final LayerNorm.
+
+    Fields:
+      embed_dim, depth, num_heads, patch_size (pixels), image_size (pixels, int or (h, w); the grid
+      that the position embedding is stored for; any other grid is interpolated), mlp_ratio,
+      drop_path_rate (of the last block; a linear ramp from 0; only with train=True, which then needs
+      rngs={"drop_path": key}), num_register_tokens (arXiv:2309.16588, after the class token, without
+      position), layer_scale_init (None: no LayerScale), dtype (of compute; parameters, norms and
+      softmax stay float32).
+    Source: dino vision_transformer.py; registers and LayerScale as in dinov2.
+    """
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int = 16
+    image_size: int | tuple[int, int] = 224
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    num_register_tokens: int = 0
+    layer_scale_init: float | None = None
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
+            )
+        grid = self.grid(as_pair(self.image_size))
+        self.cls_token = self.param("cls_token", dense_init, (1, 1, self.embed_dim))
+        self.pos_embed = self.param(
+            "pos_embed", dense_init, (1, 1 + grid[0] * grid[1], self.embed_dim)
+        )
+        if self.num_register_tokens:
+            shape = (1, self.num_register_tokens, self.embed_dim)
+            self.register_tokens = self.param(
+                "register_tokens", nn.initializers.normal(1e-6), shape
+            )
+        self.patch_embed = PatchEmbed(self.embed_dim, self.patch_size, self.dtype)
+        rates = np.linspace(0.0, self.drop_path_rate, self.depth)
+        self.blocks = [
+            Block(self.num_heads, self.mlp_ratio, float(rate), self.layer_scale_init, self.dtype)
+            for rate in rates
+        ]
+        self.norm = layer_norm()
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Patch grid (rows, columns) of an image of `size` pixels; ValueError when patches do not fit."""
+        if size[0] % self.patch_size or size[1] % self.patch_size or min(size) < self.patch_size:
+            raise ValueError(
+                f"image size {size[0]}x{size[1]} is not a multiple of patch_size {self.patch_size}"
+            )
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
+    def _blocks(self, images, train, sample_ids):
+        """Token sequence [B, T, D] and attention [B, heads, T, T] after each block."""
+        if sample_ids is None:
+            sample_ids = jnp.arange(images.shape[0])
+        stored, grid = self.grid(as_pair(self.image_size)), self.grid(images.shape[1:3])
+        pos_embed = interpolate_pos_embed(self.pos_embed, stored, grid).astype(self.dtype)
+        x = self.patch_embed(images)  # [B, N, D]
+        cls = jnp.broadcast_to(self.cls_token.astype(self.dtype), (x.shape[0], 1, self.embed_dim))
+        x = jnp.concatenate([cls, x], axis=1) + pos_embed
+        if self.num_register_tokens:
+            registers = self.register_tokens.astype(self.dtype)
+            registers = jnp.broadcast_to(registers, (x.shape[0], *registers.shape[1:]))
+            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
+        for block in self.blocks:
+            x, attention = block(x, sample_ids, train)
+            yield x, attention
+
+    def _split(self, x):
+        x = self.norm(x)
+        return x[:, 0], x[:, 1 + self.num_register_tokens :]
+
+    def __call__(self, images, train=False, return_attention=False, sample_ids=None) -> ViTOutput:
+        """Features of a batch.
+
+        Args:
+          images: [B, H, W, 3], normalised; H and W multiples of patch_size, not necessarily equal.
+          train: apply drop path.
+          return_attention: also return the last block's attention.
+          sample_ids: i32[B] identity of each sample for drop path (default 0..B-1).
+        Returns:
+          ViTOutput, float32.
+        """
+        *_, (x, attention) = self._blocks(images, train, sample_ids)
+        cls, patches = self._split(x)
+        return ViTOutput(cls, patches, attention if return_attention else None)
+
+    def intermediate_layers(self, images, n=1) -> list[tuple[jax.Array, jax.Array]]:
+        """(cls [B, D], patches [B, N, D]) of the last n blocks, each after the final LayerNorm.
+
+        What the official linear evaluation concatenates. Call as apply(..., method="intermediate_layers").
+        """
+        outputs = [x for x, _ in self._blocks(images, False, None)]
+        return [self._split(x) for x in outputs[-n:]]

@@ -1,0 +1,186 @@
+"""Backbones, heads and their PyTorch names against the official code's numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_files import assert_close, assert_trees_close, load, subset
+
+from dinotwins_jax.models import VARIANTS, create_vit
+from dinotwins_jax.models.heads import BarlowProjector, DINOHead, l2_normalise
+from dinotwins_jax.models.torch_weights import (
+    barlow_projector_from_torch,
+    dino_head_from_torch,
+    vit_from_torch,
+    vit_to_torch,
+)
+from dinotwins_jax.models.vit import VisionTransformer, drop_path
+
+TINY = dict(embed_dim=48, depth=3, num_heads=3, patch_size=4, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def golden_vit():
+    golden = load("vit_forward")
+    return golden, vit_from_torch(subset(golden, "w:"))
+
+
+@pytest.mark.parametrize("size", ["native", "local", "rect"])
+def test_vit_forward_equals_official(golden_vit, size):
+    golden, params = golden_vit
+    out = VisionTransformer(**TINY).apply(
+        {"params": params}, golden[f"x_{size}"], return_attention=True
+    )
+    assert_close(out.cls, golden[f"cls_{size}"])
+    tokens = np.concatenate([out.cls[:, None], out.patches], axis=1)
+    assert_close(tokens, golden[f"tokens_{size}"])
+    assert_close(out.attention, golden[f"attn_{size}"])
+
+
+def test_vit_gradients_equal_official(golden_vit):
+    golden, params = golden_vit
+    vit = VisionTransformer(**TINY)
+
+    def f(p):
+        return jnp.sum(vit.apply({"params": p}, golden["x_native"]).cls ** 2)
+
+    grads = vit_to_torch(jax.grad(f)(params))
+    for name in subset(golden, "grad_"):
+        assert_close(grads[name], golden[f"grad_{name}"], 1e-5, name)
+
+
+def test_torch_names_round_trip(golden_vit):
+    golden, params = golden_vit
+    weights = subset(golden, "w:")
+    back = vit_to_torch(params)
+    assert back.keys() == weights.keys()
+    for name, value in weights.items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+    wrapped = {f"module.backbone.{k}": v for k, v in weights.items()}
+    assert_trees_close(vit_from_torch(wrapped), params, 0.0)
+
+
+def test_registers_and_layer_scale_round_trip_and_keep_patches_in_place():
+    vit = VisionTransformer(**TINY, num_register_tokens=4, layer_scale_init=1e-5)
+    images = jnp.ones((2, 16, 16, 3))
+    params = vit.init(jax.random.key(0), images)["params"]
+    out = vit.apply({"params": params}, images, return_attention=True)
+    assert out.patches.shape == (2, 16, 48) and out.attention.shape == (2, 3, 21, 21)
+    assert_trees_close(vit_from_torch(vit_to_torch(params)), params, 0.0)
+
+
+def test_torch_weights_name_what_is_wrong(golden_vit):
+    weights = subset(golden_vit[0], "w:")
+    missing = {k: v for k, v in weights.items() if k != "blocks.1.mlp.fc1.weight"}
+    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc1\.weight"):
+        vit_from_torch(missing)
+    with pytest.raises(ValueError, match="rope"):
+        vit_from_torch(weights | {"rope.periods": np.ones(3)})
+    with pytest.raises(ValueError, match=r"cls_token.*\(1, 1, 7\)"):
+        vit_from_torch(weights | {"cls_token": np.ones((1, 1, 7))})
+
+
+@pytest.mark.parametrize("norm_last_layer", [True, False])
+def test_dino_head_equals_official(norm_last_layer):
+    golden = load(f"dino_head_norm_last_{norm_last_layer}")
+    params = dino_head_from_torch(subset(golden, "w:"))
+    sizes = [int(golden[n]) for n in ("out_dim", "hidden_dim", "bottleneck_dim")]
+    head = DINOHead(*sizes, norm_last_layer=norm_last_layer)
+    logits, pullback = jax.vjp(lambda p, x: head.apply({"params": p}, x), params, golden["x"])
+    assert_close(logits, golden["logits"])
+    grads, grad_x = pullback(jnp.asarray(golden["upstream"]))
+    assert_close(grad_x, golden["grad_x"])
+    assert_close(grads["last_layer"]["weight_v"], golden["grad_weight_v"])
+
+
+def test_dino_head_has_no_weight_g_unless_it_is_trained():
+    def names(norm_last_layer):
+        head = DINOHead(8, 8, 8, norm_last_layer=norm_last_layer)
+        return set(head.init(jax.random.key(0), jnp.ones((1, 4)))["params"]["last_layer"])
+
+    assert names(True) == {"weight_v"} and names(False) == {"weight_v", "weight_g"}
+
+
+def test_barlow_projector_equals_official():
+    golden = load("barlow_projector")
+    params, stats = barlow_projector_from_torch(subset(golden, "w:"))
+    projector = BarlowProjector((48, 48, 48))
+
+    def run(x):
+        variables = {"params": params, "batch_stats": stats}
+        return projector.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    y, pullback, updated = jax.vjp(run, golden["x"], has_aux=True)
+    assert_close(y, golden["y"])
+    assert_close(pullback(jnp.asarray(golden["upstream"]))[0], golden["grad_x"])
+    after = updated["batch_stats"]["bn_0"]
+    assert_close(after["mean"], golden["running_mean_after"])
+    assert_close(after["var"], golden["running_var_after"])
+
+
+def test_l2_normalise_of_zero_has_a_finite_gradient():
+    grad = jax.grad(lambda x: jnp.sum(l2_normalise(x)))(jnp.zeros((2, 3)))
+    assert np.all(np.isfinite(grad))
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    x = jnp.ones((4000, 2, 3))
+    y = np.asarray(drop_path(x, jax.random.key(1), 0.25, jnp.arange(4000)))
+    per_sample = y.reshape(4000, -1)
+    assert np.all((per_sample == 0).all(1) | np.isclose(per_sample, 1 / 0.75).all(1))
+    # 4,000 draws: the standard deviation of the kept fraction is 0.007.
+    assert abs((per_sample[:, 0] > 0).mean() - 0.75) < 0.03
+
+
+def test_drop_path_of_a_sample_does_not_depend_on_its_batch():
+    x = jnp.ones((8, 1, 1))
+    whole = drop_path(x, jax.random.key(0), 0.5, jnp.arange(8))
+    halves = [drop_path(x[:4], jax.random.key(0), 0.5, jnp.arange(4) + o) for o in (0, 4)]
+    np.testing.assert_array_equal(whole, jnp.concatenate(halves))
+
+
+def test_drop_path_acts_in_training_only_and_ramps_linearly():
+    vit = VisionTransformer(**TINY, drop_path_rate=0.9)
+    images = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))
+    params = vit.init(jax.random.key(1), images)["params"]
+    quiet = vit.apply({"params": params}, images).cls
+    rngs = {"drop_path": jax.random.key(2)}
+    noisy = vit.apply({"params": params}, images, train=True, rngs=rngs).cls
+    assert float(jnp.max(jnp.abs(quiet - noisy))) > 1e-3
+    assert [b.drop_path_rate for b in vit.bind({"params": params}).blocks] == [0.0, 0.45, 0.9]
+
+
+def test_intermediate_layers_end_with_the_output(golden_vit):
+    golden, params = golden_vit
+    vit = VisionTransformer(**TINY)
+    layers = vit.apply(
+        {"params": params}, golden["x_native"], n=2, method="intermediate_layers"
+    )
+    assert len(layers) == 2
+    assert_close(layers[-1][0], golden["cls_native"])
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_outputs(golden_vit):
+    golden, params = golden_vit
+    vit = VisionTransformer(**TINY, dtype=jnp.bfloat16)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(vit.init(jax.random.key(0), golden["x_native"])))
+    out = vit.apply({"params": params}, golden["x_native"], return_attention=True)
+    assert out.cls.dtype == out.attention.dtype == jnp.float32
+    assert_close(out.cls, golden["cls_native"], 3e-2)  # 8 bits of mantissa, three blocks
+
+
+def test_sizes_that_do_not_fit_are_named():
+    vit = VisionTransformer(**TINY)
+    with pytest.raises(ValueError, match=r"18x16 is not a multiple of patch_size 4"):
+        vit.init(jax.random.key(0), jnp.ones((1, 18, 16, 3)))
+    with pytest.raises(ValueError, match=r"vit_smal.*vit_small"):
+        create_vit("vit_smal")
+
+
+@pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8), ("vit_large", 303.3)])
+def test_variants_have_the_published_sizes(name, millions):
+    vit = create_vit(name)
+    assert set(VARIANTS[name]) == {"embed_dim", "depth", "num_heads"}
+    shapes = jax.eval_shape(vit.init, jax.random.key(0), jnp.ones((1, 224, 224, 3)))
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert abs(count / 1e6 - millions) < 0.06

@@ -1,0 +1,134 @@
+"""Schedules and optimisers against the official arrays, and AdamW against a plain loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import refs
+from golden_files import assert_close, load
+
+from dinotwins_jax.optim import (
+    adamw,
+    clip_per_parameter,
+    decay_mask,
+    lars,
+    last_layer_labels,
+    make_optimizer,
+)
+from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_cosine_schedule_equals_the_official_array(i):
+    golden = load("schedules")
+    base, final, total, warmup, start = golden[f"args_{i}"]
+    schedule = cosine_schedule(base, final, int(total), int(warmup), start)
+    values = jax.vmap(schedule)(jnp.arange(int(total)))
+    np.testing.assert_allclose(values, golden[f"values_{i}"], rtol=1e-7, atol=1e-12)
+    assert float(schedule(10**6)) == float(values[-1])
+
+
+def test_teacher_temp_warms_up_linearly_then_stays():
+    per_step = teacher_temp_schedule(0.04, 0.07, 4)
+    expected = [0.04, 0.05, 0.06, 0.07, 0.07, 0.07]
+    np.testing.assert_allclose([per_step(s) for s in range(6)], expected, rtol=1e-6)
+    per_epoch = teacher_temp_schedule(0.04, 0.07, 8, steps_per_update=2)
+    np.testing.assert_allclose([per_epoch(s) for s in range(10)], np.repeat(expected[:5], 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cosine_schedule(1, 0, 10, 11), "warmup_steps 11.*total_steps 10"),
+        (lambda: cosine_schedule(1, 0, 0), "total_steps 0"),
+        (lambda: teacher_temp_schedule(0.0, 0.07, 3), "must be positive"),
+        (lambda: make_optimizer("adam"), "unknown optimizer 'adam'"),
+        (lambda: make_optimizer(clip_mode="norm"), "unknown clip_mode 'norm'"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_lars_equals_official_over_five_steps():
+    golden = load("lars")
+    tx = lars(float(golden["momentum"]), float(golden["eta"]), float(golden["lr_bias"] / golden["lr_kernel"]))
+    params = {"kernel": jnp.asarray(golden["kernel_0"]), "bias": jnp.asarray(golden["bias_0"])}
+    state = tx.init(params)
+    for i in range(5):
+        grads = {"kernel": golden[f"grad_kernel_{i}"], "bias": golden[f"grad_bias_{i}"]}
+        decay = float(golden["weight_decay"])
+        updates, state = tx.update(
+            grads, state, params, lr=float(golden["lr_kernel"]), weight_decay=decay
+        )
+        params = optax.apply_updates(params, updates)
+        assert_close(params["kernel"], golden[f"kernel_{i + 1}"])
+        assert_close(params["bias"], golden[f"bias_{i + 1}"])
+
+
+def random_tree(seed):
+    rng = np.random.default_rng(seed)
+    shapes = {"fc": {"kernel": (4, 3), "bias": (3,)}, "norm": {"scale": (4,)}}
+    shapes |= {"cls_token": (1, 1, 4), "head": {"last_layer": {"weight_v": (5, 2), "weight_g": (5, 1)}}}
+    return jax.tree.map(lambda s: jnp.float32(rng.normal(size=s)), shapes, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def test_adamw_equals_the_plain_loop():
+    params, reference = random_tree(0), jax.tree.map(np.float64, random_tree(0))
+    tx = adamw()
+    state, memory = tx.init(params), {}
+    for i in range(4):
+        grads, lr, decay = random_tree(i + 1), 0.01 * (i + 1), 0.1 * i
+        updates, state = tx.update(grads, state, params, lr=lr, weight_decay=decay)
+        params = optax.apply_updates(params, updates)
+        mask = decay_mask(reference)
+        reference = refs.adamw_step(reference, grads, mask, memory, i + 1, lr, decay)
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(reference), strict=True):
+        assert_close(ours, theirs, 1e-5)
+
+
+def test_decay_leaves_out_biases_and_vectors_only():
+    assert decay_mask(random_tree(0)) == {
+        "fc": {"kernel": True, "bias": False},
+        "norm": {"scale": False},
+        "cls_token": True,
+        "head": {"last_layer": {"weight_v": True, "weight_g": True}},
+    }
+    labels = last_layer_labels(random_tree(0))
+    assert set(jax.tree.leaves(labels["head"])) == {"last_layer"} and labels["cls_token"] == "rest"
+
+
+def test_clip_is_per_tensor_and_leaves_small_ones_alone():
+    grads = {"big": jnp.full((4,), 3.0), "small": jnp.full((4,), 0.1)}  # norms 6 and 0.2
+    clipped, _ = clip_per_parameter(3.0).update(grads, optax.EmptyState())
+    assert_close(clipped["big"], np.full(4, 3.0 * 3 / (6 + 1e-6)), 1e-6)
+    np.testing.assert_array_equal(clipped["small"], grads["small"])
+    both, _ = make_optimizer(clip=3.0, clip_mode="global").update(
+        grads, make_optimizer(clip=3.0, clip_mode="global").init(grads), grads, lr=1.0, weight_decay=0.0
+    )
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(both))
+
+
+def test_global_clip_scales_all_tensors_alike():
+    grads = {"a": jnp.full((4,), 3.0), "b": jnp.full((4,), 4.0)}  # global norm 10
+    tx = make_optimizer("lars", clip=5.0, clip_mode="global", momentum=0.0, bias_lr_ratio=1.0)
+    updates, _ = tx.update(grads, tx.init(grads), grads, lr=1.0, weight_decay=0.0)
+    assert_close(updates["a"], -0.5 * grads["a"], 1e-5)
+    assert_close(updates["b"], -0.5 * grads["b"], 1e-5)
+
+
+def test_frozen_last_layer_is_skipped_wholly():
+    """While frozen: no update, no decay. After: bias correction starts from its own first step."""
+    tx = make_optimizer(clip=0.0, freeze_last_layer_steps=2)
+    params, state = random_tree(0), None
+    state = tx.init(params)
+    for i in range(3):
+        updates, state = tx.update(random_tree(9), state, params, lr=0.1, weight_decay=0.5)
+        moved = float(jnp.abs(updates["head"]["last_layer"]["weight_v"]).max())
+        assert (moved > 0) == (i == 2)
+        assert float(jnp.abs(updates["fc"]["kernel"]).max()) > 0
+    grads = random_tree(9)["head"]["last_layer"]["weight_v"]
+    first_step = -0.1 * (np.sign(grads) + 0.5 * params["head"]["last_layer"]["weight_v"])
+    assert_close(updates["head"]["last_layer"]["weight_v"], first_step, 1e-4)
