@@ -28,7 +28,9 @@ def test_dino_loss_equals_the_plain_loop(views, student_temp):
     rng = np.random.default_rng(views)
     student, teacher = rng.normal(size=(3, views, 7)), rng.normal(size=(3, 2, 7))
     center = rng.normal(size=7)
-    ours = dino_loss(jnp.float32(student), jnp.float32(teacher), jnp.float32(center), student_temp, 0.07)
+    ours = dino_loss(
+        jnp.float32(student), jnp.float32(teacher), jnp.float32(center), student_temp, 0.07
+    )
     assert_close(ours, refs.dino_loss(student, teacher, center, student_temp, 0.07))
 
 
@@ -43,7 +45,9 @@ def test_barlow_twins_equals_official():
     golden = load("barlow_loss")
     z_a, z_b, lambd = golden["z_a"], golden["z_b"], float(golden["lambd"])
     assert_close(cross_correlation(z_a, z_b), golden["c"])
-    (loss, terms), grads = jax.value_and_grad(barlow_twins_loss, argnums=(0, 1), has_aux=True)(z_a, z_b, lambd)
+    (loss, terms), grads = jax.value_and_grad(barlow_twins_loss, argnums=(0, 1), has_aux=True)(
+        z_a, z_b, lambd
+    )
     assert_close(loss, golden["loss"])
     assert_close(terms["on_diag"], golden["on_diag"])
     assert_close(terms["off_diag"], golden["off_diag"])
@@ -78,8 +82,14 @@ def test_barlow_twins_of_equal_decorrelated_views_is_zero():
 
 def outputs(views=4, batch=8, seed=0):
     rng = np.random.default_rng(seed)
-    student = {"dino": rng.normal(size=(batch, views, 16)), "barlow_twins": rng.normal(size=(batch, views, 6))}
-    teacher = {"dino": rng.normal(size=(batch, 2, 16)), "barlow_twins": rng.normal(size=(batch, 2, 6))}
+    student = {
+        "dino": rng.normal(size=(batch, views, 16)),
+        "barlow_twins": rng.normal(size=(batch, views, 6)),
+    }
+    teacher = {
+        "dino": rng.normal(size=(batch, 2, 16)),
+        "barlow_twins": rng.normal(size=(batch, 2, 6)),
+    }
     return jax.tree.map(jnp.float32, (student, teacher))
 
 
@@ -90,7 +100,9 @@ def test_hybrid_is_the_weighted_sum_with_every_term_in_the_metrics():
     student, teacher = outputs()
     student["barlow_twins"] = student["barlow_twins"][:, :2]
     parts = {"dino": {"out_dim": 16}, "barlow_twins": {"hidden_dims": (6,)}}
-    hybrid = make_loss({"dino": parts["dino"], "barlow_twins": {"weight": 0.3, **parts["barlow_twins"]}})
+    hybrid = make_loss(
+        {"dino": parts["dino"], "barlow_twins": {"weight": 0.3, **parts["barlow_twins"]}}
+    )
     total, state, metrics = hybrid.apply(hybrid.init(), student, teacher, HPARAMS)
     alone = []
     for name, args in parts.items():
@@ -141,7 +153,9 @@ def test_diagnostics_name_the_two_collapses():
     assert float(flat["kl"]) < 1e-6
     _, _, peaked = loss.apply(loss.init(), student, one, HPARAMS)
     assert float(peaked["teacher_entropy"]) < 1e-6 and float(peaked["marginal_entropy"]) < 1e-6
-    _, _, spread = loss.apply(loss.init(), student, {"dino": 9 * jnp.eye(16)[:16].reshape(8, 2, 16)}, HPARAMS)
+    _, _, spread = loss.apply(
+        loss.init(), student, {"dino": 9 * jnp.eye(16)[:16].reshape(8, 2, 16)}, HPARAMS
+    )
     assert_close(spread["marginal_entropy"], 1.0)
 
 

@@ -153,9 +153,7 @@ def test_drop_path_acts_in_training_only_and_ramps_linearly():
 def test_intermediate_layers_end_with_the_output(golden_vit):
     golden, params = golden_vit
     vit = VisionTransformer(**TINY)
-    layers = vit.apply(
-        {"params": params}, golden["x_native"], n=2, method="intermediate_layers"
-    )
+    layers = vit.apply({"params": params}, golden["x_native"], n=2, method="intermediate_layers")
     assert len(layers) == 2
     assert_close(layers[-1][0], golden["cls_native"])
 
@@ -163,7 +161,10 @@ def test_intermediate_layers_end_with_the_output(golden_vit):
 def test_bfloat16_compute_keeps_float32_parameters_and_outputs(golden_vit):
     golden, params = golden_vit
     vit = VisionTransformer(**TINY, dtype=jnp.bfloat16)
-    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(vit.init(jax.random.key(0), golden["x_native"])))
+    assert all(
+        p.dtype == jnp.float32
+        for p in jax.tree.leaves(vit.init(jax.random.key(0), golden["x_native"]))
+    )
     out = vit.apply({"params": params}, golden["x_native"], return_attention=True)
     assert out.cls.dtype == out.attention.dtype == jnp.float32
     assert_close(out.cls, golden["cls_native"], 3e-2)  # 8 bits of mantissa, three blocks
@@ -177,7 +178,10 @@ def test_sizes_that_do_not_fit_are_named():
         create_vit("vit_smal")
 
 
-@pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8), ("vit_large", 303.3)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8), ("vit_large", 303.3)],
+)
 def test_variants_have_the_published_sizes(name, millions):
     vit = create_vit(name)
     assert set(VARIANTS[name]) == {"embed_dim", "depth", "num_heads"}

@@ -34,7 +34,9 @@ def test_teacher_temp_warms_up_linearly_then_stays():
     expected = [0.04, 0.05, 0.06, 0.07, 0.07, 0.07]
     np.testing.assert_allclose([per_step(s) for s in range(6)], expected, rtol=1e-6)
     per_epoch = teacher_temp_schedule(0.04, 0.07, 8, steps_per_update=2)
-    np.testing.assert_allclose([per_epoch(s) for s in range(10)], np.repeat(expected[:5], 2), rtol=1e-6)
+    np.testing.assert_allclose(
+        [per_epoch(s) for s in range(10)], np.repeat(expected[:5], 2), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,11 @@ def test_bad_arguments_are_named(call, message):
 
 def test_lars_equals_official_over_five_steps():
     golden = load("lars")
-    tx = lars(float(golden["momentum"]), float(golden["eta"]), float(golden["lr_bias"] / golden["lr_kernel"]))
+    tx = lars(
+        float(golden["momentum"]),
+        float(golden["eta"]),
+        float(golden["lr_bias"] / golden["lr_kernel"]),
+    )
     params = {"kernel": jnp.asarray(golden["kernel_0"]), "bias": jnp.asarray(golden["bias_0"])}
     state = tx.init(params)
     for i in range(5):
@@ -71,8 +77,13 @@ def test_lars_equals_official_over_five_steps():
 def random_tree(seed):
     rng = np.random.default_rng(seed)
     shapes = {"fc": {"kernel": (4, 3), "bias": (3,)}, "norm": {"scale": (4,)}}
-    shapes |= {"cls_token": (1, 1, 4), "head": {"last_layer": {"weight_v": (5, 2), "weight_g": (5, 1)}}}
-    return jax.tree.map(lambda s: jnp.float32(rng.normal(size=s)), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    shapes |= {
+        "cls_token": (1, 1, 4),
+        "head": {"last_layer": {"weight_v": (5, 2), "weight_g": (5, 1)}},
+    }
+    return jax.tree.map(
+        lambda s: jnp.float32(rng.normal(size=s)), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
 
 
 def test_adamw_equals_the_plain_loop():
@@ -106,7 +117,11 @@ def test_clip_is_per_tensor_and_leaves_small_ones_alone():
     assert_close(clipped["big"], np.full(4, 3.0 * 3 / (6 + 1e-6)), 1e-6)
     np.testing.assert_array_equal(clipped["small"], grads["small"])
     both, _ = make_optimizer(clip=3.0, clip_mode="global").update(
-        grads, make_optimizer(clip=3.0, clip_mode="global").init(grads), grads, lr=1.0, weight_decay=0.0
+        grads,
+        make_optimizer(clip=3.0, clip_mode="global").init(grads),
+        grads,
+        lr=1.0,
+        weight_decay=0.0,
     )
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(both))
 

@@ -36,7 +36,9 @@ def split_params(weights):
     del params["heads"]["dino"]["last_layer"]["weight_g"]  # norm_last_layer: fixed at 1
     stats = {}
     if projector := subset(weights, "projector."):
-        params["heads"]["barlow_twins"], stats["barlow_twins"] = barlow_projector_from_torch(projector)
+        params["heads"]["barlow_twins"], stats["barlow_twins"] = barlow_projector_from_torch(
+            projector
+        )
     return jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, stats)
 
 
@@ -57,10 +59,14 @@ def trajectory(name):
     params, stats = split_params(golden_network(golden, "student", "0"))
     terms = {"dino": {"out_dim": 96, "hidden_dim": 64, "bottleneck_dim": 32}}
     if "barlow_twins" in params["heads"]:
-        widths = tuple(k["kernel"].shape[1] for n, k in params["heads"]["barlow_twins"].items() if "dense" in n)
+        widths = tuple(
+            k["kernel"].shape[1] for n, k in params["heads"]["barlow_twins"].items() if "dense" in n
+        )
         terms["barlow_twins"] = {"weight": float(golden["barlow_weight"]), "hidden_dims": widths}
     loss = make_loss(terms)
-    tx = make_optimizer(clip=float(golden["clip"]), freeze_last_layer_steps=int(golden["freeze_steps"]))
+    tx = make_optimizer(
+        clip=float(golden["clip"]), freeze_last_layer_steps=int(golden["freeze_steps"])
+    )
     schedules = {
         "lr": table(golden["lr"]),
         "weight_decay": table(golden["wd"]),
@@ -69,7 +75,12 @@ def trajectory(name):
     }
     step = jax.jit(
         make_train_step(
-            backbone=VIT, loss=loss, views=lambda batch, keys: batch, tx=tx, schedules=schedules, seed=0
+            backbone=VIT,
+            loss=loss,
+            views=lambda batch, keys: batch,
+            tx=tx,
+            schedules=schedules,
+            seed=0,
         )
     )
     state = create_state(VIT, loss, tx, jax.random.key(0))
@@ -98,9 +109,15 @@ def golden_network(golden, network, moment):
 @pytest.mark.parametrize("name", ["dino_trajectory", "hybrid_trajectory"])
 def test_trajectory_equals_official(name):
     golden, metrics, centers, state = trajectory(name)
-    for key, ours in {"losses": "loss", "dino_losses": "dino/loss", "barlow_losses": "barlow_twins/loss"}.items():
+    for key, ours in {
+        "losses": "loss",
+        "dino_losses": "dino/loss",
+        "barlow_losses": "barlow_twins/loss",
+    }.items():
         if len(golden[key]):
-            np.testing.assert_allclose([m[ours] for m in metrics], golden[key], rtol=1e-4, err_msg=key)
+            np.testing.assert_allclose(
+                [m[ours] for m in metrics], golden[key], rtol=1e-4, err_msg=key
+            )
     assert_close(centers[-1], golden["centers"][-1], 1e-4)
     assert_close(centers[0], golden["centers"][0], 1e-5)
     for network, ours in {"student": state.params, "teacher": state.teacher_params}.items():
@@ -124,7 +141,9 @@ def test_teacher_follows_the_updated_student():
     golden = load("dino_trajectory")
     _, _, _, state = small_step(golden, momentum=0.0)
     for ours, theirs in zip(
-        jax.tree.leaves(state.teacher_params["backbone"]), jax.tree.leaves(state.params["backbone"]), strict=True
+        jax.tree.leaves(state.teacher_params["backbone"]),
+        jax.tree.leaves(state.params["backbone"]),
+        strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -139,7 +158,11 @@ def small_step(golden, momentum):
     )
     before = create_state(VIT, loss, tx, jax.random.key(0))
     crops = {"global_crops": golden["global_0"], "local_crops": golden["local_0"]}
-    after, metrics = jax.jit(step)(before, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), crops))
-    moved = relative_error(after.params["backbone"]["cls_token"], before.params["backbone"]["cls_token"])
+    after, metrics = jax.jit(step)(
+        before, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), crops)
+    )
+    moved = relative_error(
+        after.params["backbone"]["cls_token"], before.params["backbone"]["cls_token"]
+    )
     assert moved > 1e-3
     return step, metrics, before, after

@@ -1,0 +1,1 @@
+"""What to train. base.py holds every key; the other files state differences only."""

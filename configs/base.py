@@ -1,0 +1,137 @@
+"""Every key, with the official defaults: DINO ViT-S/16 at 224 (arXiv:2104.14294) on COCO.
+
+Not run by itself: hybrid.py, dino.py and barlow_twins.py start from it, each with presets after a
+colon (demo, coco, cifar10). Any key can be set on the command line: --config.optim.lr=0.001
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # of everything: initial weights, data order, crops, drop path
+    c.parallel = "jit"  # jit: global arrays over a mesh of all devices | pmap: local devices
+    c.batch_size = 256  # global; must divide by the number of devices
+    c.total_epochs = 100.0  # all durations below are parts of it
+    c.total_steps = 0  # 0: from total_epochs; else the run's length, and every duration shrinks or grows with it
+
+    c.model = ConfigDict()
+    c.model.name = "vit_small"  # vit_tiny | vit_small | vit_base | vit_large
+    c.model.patch_size = 16  # pixels
+    c.model.drop_path_rate = 0.1  # student only, linear over the blocks
+    c.model.num_register_tokens = (
+        0  # 4 removes high-norm artefacts from attention maps (arXiv:2309.16588)
+    )
+    c.model.layer_scale_init = config_dict.placeholder(float)  # e.g. 1e-5; unset: no LayerScale
+    c.model.dtype = "float32"  # of compute: float32 | bfloat16; parameters, norms, softmax and losses stay float32
+
+    c.data = ConfigDict()
+    c.data.source = "coco"  # scenes | coco | folder | cifar10 | "pkg.module:factory"
+    c.data.dir = ""  # where the images are; scenes need none
+    c.data.canvas_size = 0  # pixels: images travel to the device in this square, larger ones are shrunk; 0: the source's choice
+    c.data.num_workers = 0  # decoding processes; 0: threads of this one
+    # Arguments of one source each; only those of data.source are used.
+    c.data.scenes = ConfigDict({"num_train": 8000, "num_test": 2000, "size": 64, "seed": 0})
+    c.data.coco = ConfigDict(
+        {"pretrain_splits": ("train2017",), "train_split": "train2017", "test_split": "val2017"}
+    )
+    c.data.folder = ConfigDict(
+        {"test_fraction": 0.2, "seed": 0}
+    )  # held out when there is no val/ or test/
+
+    c.views = (
+        ConfigDict()
+    )  # multi-crop, on the device; triples are (global 0, global 1, each local)
+    c.views.global_size = 224  # pixels; also the size that the position embedding is made for
+    c.views.global_scale = (0.4, 1.0)  # area of the crop / area of the image
+    c.views.local_size = 96
+    c.views.local_scale = (0.05, 0.4)
+    c.views.num_local = 8  # 0: two views; then widen global_scale to (0.14, 1.0)
+    c.views.flip = 0.5
+    c.views.jitter_prob = 0.8
+    c.views.brightness = 0.4
+    c.views.contrast = 0.4
+    c.views.saturation = 0.2
+    c.views.hue = 0.1
+    c.views.grayscale_prob = 0.2
+    c.views.blur_prob = (1.0, 0.1, 0.5)
+    c.views.blur_radius = (0.1, 2.0)  # pixels of the crop
+    c.views.solarize_prob = (0.0, 0.2, 0.0)
+
+    # Terms of the loss: name -> {fn: name or "module:factory" (default: the term's name), weight,
+    # and the factory's own arguments, listed in losses/<name>.py}. Their weighted sum is trained.
+    c.loss = ConfigDict()
+
+    c.teacher = ConfigDict()
+    c.teacher.momentum = (
+        0.996  # kept fraction of the EMA at the start; a cosine takes it to final_momentum
+    )
+    c.teacher.final_momentum = 1.0
+    # Too high and the teacher turns uniform, too low and training turns unstable: 0.04 to 0.07.
+    c.teacher.temp = 0.04
+    c.teacher.warmup_temp = 0.04
+    c.teacher.warmup_temp_epochs = 0.0
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"  # adamw | lars (the official one of Barlow Twins)
+    c.optim.lr = 5e-4  # for a batch of 256; scaled linearly with batch_size
+    c.optim.final_lr = 1e-6  # not scaled
+    c.optim.warmup_epochs = 10.0
+    c.optim.weight_decay = (
+        0.04  # not on biases and 1-D tensors; a cosine takes it to final_weight_decay
+    )
+    c.optim.final_weight_decay = 0.4
+    c.optim.clip = 3.0  # largest gradient norm; 0: none
+    c.optim.clip_mode = "per_parameter"  # per_parameter (DINO) | global
+    c.optim.freeze_last_layer_epochs = 1.0  # the prototypes wait; helps DINO to get going
+
+    c.log = ConfigDict()
+    c.log.every_steps = 50
+    c.log.collapse_warnings = True  # one plain warning when the diagnostics say collapse
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_epochs = 5.0
+    c.checkpoint.keep = 2
+
+    c.evals = ConfigDict()  # after training, on frozen features of the teacher
+    c.evals.batch_size = 256
+    c.evals.resize = 256  # short side, then a central crop of views.global_size
+    c.evals.n_last_blocks = 4  # class tokens that are concatenated (DINO: 4 for ViT-S, 1 for ViT-B)
+    c.evals.mean_patch = False  # append the mean patch token of the last block (DINO: for ViT-B)
+    c.evals.label_fraction = 0.1  # of the training labels, stratified
+    c.evals.split_seeds = (0, 1, 2, 3, 4)  # one draw of the labels each
+    c.evals.knn_k = (10, 20)
+    c.evals.knn_temp = 0.07
+    c.evals.attention_size = 448  # side of the pictures in attention.png
+    c.evals.attention_images = 8
+    return c
+
+
+def dino_terms(
+    out_dim: int = 65536, hidden_dim: int = 2048, bottleneck_dim: int = 256
+) -> ConfigDict:
+    """The DINO term with the official head; all its arguments are in losses/dino.py."""
+    return ConfigDict(
+        {
+            "weight": 1.0,
+            "out_dim": out_dim,  # prototypes K
+            "hidden_dim": hidden_dim,
+            "bottleneck_dim": bottleneck_dim,
+            "norm_last_layer": True,
+            "student_temp": 0.1,
+            "center_momentum": 0.9,
+        }
+    )
+
+
+def barlow_twins_terms(dim: int = 8192) -> ConfigDict:
+    """The Barlow Twins term; all its arguments are in losses/barlow_twins.py."""
+    return ConfigDict(
+        {
+            "weight": 1.0,
+            "hidden_dims": (dim, dim, dim),
+            "lambd": 0.0051,
+            "pair": "student_student",
+            "views": "global",
+        }
+    )

@@ -1,0 +1,61 @@
+"""Image sources by name, and the host pipeline that turns one into batches. No jax here."""
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+from dinotwins_jax.data.base import Source, check_split
+
+SOURCES = {
+    "scenes": "dinotwins_jax.data.scenes:Scenes",
+    "coco": "dinotwins_jax.data.coco:Coco",
+    "folder": "dinotwins_jax.data.folder:Folder",
+    "cifar10": "dinotwins_jax.data.cifar10:Cifar10",
+}
+
+
+def make_source(name: str, split: str, *, dir: str = "", **kwargs: Any) -> Source:
+    """The image source called `name`.
+
+    Args:
+      name: a key of SOURCES, or "pkg.module:factory" for one's own; the factory takes (split, *,
+        dir, ...).
+      split: "pretrain" (labels may be missing), "train" or "test".
+      dir: the data's directory; "" where the source needs none.
+      kwargs: the source's own arguments.
+    Raises:
+      ValueError: unknown name or split, no such module or factory, or arguments that it does not
+        take.
+    """
+    check_split(split)
+    factory = _find(name)
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(split, dir=dir, **kwargs)
+    except TypeError as err:
+        raise ValueError(f"data source {name!r}: {err}; it takes {signature}") from None
+    return factory(split, dir=dir, **kwargs)
+
+
+def _find(name: str) -> Any:
+    target = SOURCES.get(name, name)
+    module_name, colon, attribute = target.partition(":")
+    if not (module_name and colon and attribute):
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known = f'{", ".join(SOURCES)}, or "pkg.module:factory"'
+        raise ValueError(f"unknown data source {name!r}: known are {known}{hint}")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as err:
+        # A module that is there but lacks one of its own imports is another fault: let it show
+        # itself.
+        if err.name is None or not f"{module_name}.".startswith(f"{err.name}."):
+            raise
+        raise ValueError(f"data source {name!r}: no module named {err.name!r}") from None
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"data source {name!r}: module {module_name} has no {attribute!r}{hint}")
+    return getattr(module, attribute)

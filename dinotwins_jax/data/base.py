@@ -1,0 +1,165 @@
+"""What an image source is, and how one image file becomes pixels."""
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SPLITS = ("pretrain", "train", "test")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class BadImage(Exception):
+    """A record that cannot be read: `name` says which (a file's path), `reason` why."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # both, so that it survives pickling out of a worker process
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class Source(Protocol):
+    """Random access to images. Must pickle when worker processes are used.
+
+    Optional methods:
+      read(i, max_side) -> u8[H, W, 3]: as [i], but free to come smaller, with a longer side of at
+        least max_side (pixels). The pipeline uses it where it is there.
+      masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
+        class_names.
+    """
+
+    class_names: tuple[str, ...]  # () when unlabelled
+    labels: np.ndarray | None  # i32[len(self)], dominant category of each image, -1 for none
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """u8[H, W, 3] RGB at its own size. Raises BadImage if unreadable."""
+        ...
+
+    def name(self, i: int) -> str:
+        """What to call record i in messages: its path, or such as "scenes/train/12"."""
+        ...
+
+    def default_canvas(self, global_size: int) -> int:
+        """Canvas side (pixels) for global crops of global_size, where the config says "auto"."""
+        ...
+
+
+class ImageFiles:
+    """A Source over a list of image files; subclasses fill in paths, labels and class_names."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        labels: np.ndarray | None = None,
+        class_names: tuple[str, ...] = (),
+    ):
+        self.paths = list(paths)
+        self.labels = labels
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return decode_image(self.paths[i])
+
+    def read(self, i: int, max_side: int) -> np.ndarray:
+        """u8[H, W, 3], perhaps reduced while decoding, the longer side still at least max_side."""
+        return decode_image(self.paths[i], max_side=max_side)
+
+    def name(self, i: int) -> str:
+        return self.paths[i]
+
+    def default_canvas(self, global_size: int) -> int:
+        return canvas_for_photos(global_size)
+
+
+def check_split(split: str) -> None:
+    """Raises ValueError unless split is one of SPLITS."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
+
+
+def check_dir(source: str, dir: str | os.PathLike) -> Path:
+    """The data directory. Raises ValueError if none is given, FileNotFoundError if not there."""
+    if not dir:
+        raise ValueError(f"data source {source!r} needs dir, the directory of its files")
+    root = Path(dir).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"data source {source!r}: no such directory: {root}")
+    return root
+
+
+def canvas_for_photos(global_size: int) -> int:
+    """Smallest multiple of 32 >= global_size * 20 / 7 pixels: 224 -> 640, COCO's own; 32 -> 96."""
+    return -(-global_size * 20 // (7 * 32)) * 32
+
+
+def decode_image(
+    file: str | os.PathLike | bytes, *, name: str = "", max_side: int | None = None
+) -> np.ndarray:
+    """Decodes an image of any format and mode that PIL reads.
+
+    EXIF rotation is applied, an alpha channel dropped, 16-bit grey scaled to 8 bits, and of an
+    animation the first frame taken.
+
+    Args:
+      file: a path, or the encoded bytes themselves.
+      name: what to call it in an error, by default its path.
+      max_side: pixels. A JPEG that is at least twice as large is then decoded at 1/2, 1/4 or 1/8 of
+        its size, which is cheaper; its longer side stays >= max_side.
+    Returns:
+      u8[H, W, 3] RGB, read-only.
+    Raises:
+      BadImage: missing, empty, truncated, no image, or more than PIL.Image.MAX_IMAGE_PIXELS pixels.
+    """
+    name = name or (repr(file[:8]) if isinstance(file, bytes) else os.fspath(file))
+    try:
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+    except OSError as err:
+        raise BadImage(name, err.strerror or str(err)) from err
+    if not data:
+        raise BadImage(name, "empty, 0 bytes")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _to_rgb(image, max_side)
+    except MemoryError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BadImage(name, f"not an image that PIL can read ({len(data)} bytes)") from None
+    except Exception as err:  # PIL's decoders raise nearly every built-in exception on broken files
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise BadImage(name, reason) from err
+
+
+def _to_rgb(image: Image.Image, max_side: int | None) -> np.ndarray:
+    width, height = image.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(f"{width} x {height} pixels, more than PIL's limit of {limit}")
+    longer = max(width, height)
+    if max_side is not None and longer >= 2 * max_side:
+        # draft() keeps both sides at or above what it is asked for, so ask in the picture's own
+        # aspect.
+        image.draft(None, (-(-width * max_side // longer), -(-height * max_side // longer)))
+    image.load()
+    with contextlib.suppress(Exception):  # a broken EXIF block does not spoil the pixels
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):  # "I;16" and its byte orders; "I" in older PIL
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))

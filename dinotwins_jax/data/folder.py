@@ -1,0 +1,100 @@
+"""Any tree of image files."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dinotwins_jax.data.base import EXTENSIONS, ImageFiles, check_dir, check_split
+
+
+class Folder(ImageFiles):
+    """All images under `dir`, sorted by path; labelled when they lie in class folders.
+
+    Splits: if dir holds train/ and val/ (or test/), these are they, and "pretrain" is train/.
+      Otherwise a
+    labelled tree holds out test_fraction of its files, chosen by a hash of (seed, path), as "test",
+    and "pretrain" and "train" are the rest; an unlabelled tree is the same in every split.
+    Labels: the first-level folder's name, if every image lies in a folder and there are two or
+      more.
+    Hidden files and folders are passed over.
+
+    Args:
+      split: "pretrain", "train" or "test".
+      dir: the root.
+      test_fraction: in (0, 1), of the files.
+      seed: of the hold-out; the same for every split of a run.
+    Raises:
+      FileNotFoundError: no such directory, or no images in it.
+      ValueError: bad test_fraction, or a class in the test folder that train/ does not have.
+    """
+
+    def __init__(self, split: str, *, dir: str = "", test_fraction: float = 0.2, seed: int = 0):
+        check_split(split)
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"test_fraction is {test_fraction}: it must lie between 0 and 1")
+        root = check_dir("folder", dir)
+        test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+        if test is not None and (root / "train").is_dir():
+            files = _given_split(root / "train", test, split)
+        else:
+            files = _held_out_split(root, split, test_fraction, seed)
+        root, names, labels, class_names = files
+        super().__init__([str(root / n) for n in names], labels=labels, class_names=class_names)
+
+
+# A split: the root, the files' names below it, their labels, the classes' names.
+_Files = tuple[Path, list[str], np.ndarray | None, tuple[str, ...]]
+
+
+def _given_split(train: Path, test: Path, split: str) -> _Files:
+    train_names = _image_names(train)
+    class_names = _class_names(train_names)
+    if split != "test":
+        return train, train_names, _labels(train_names, class_names), class_names
+    names = _image_names(test)
+    if not class_names or not all("/" in n for n in names):
+        return test, names, None, ()
+    unknown = sorted({n.split("/")[0] for n in names} - set(class_names))
+    if unknown:
+        raise ValueError(f"class folder {unknown[0]!r} is in {test} but not in {train}")
+    return test, names, _labels(names, class_names), class_names
+
+
+def _held_out_split(root: Path, split: str, test_fraction: float, seed: int) -> _Files:
+    names = _image_names(root)
+    class_names = _class_names(names)
+    if not class_names:
+        return root, names, None, ()
+    # By hash of the name and not by position: a file added later moves few others across.
+    ranked = sorted(names, key=lambda n: hashlib.sha256(f"{seed}/{n}".encode()).digest())
+    num_test = min(max(1, round(test_fraction * len(names))), len(names) - 1)
+    kept = sorted(ranked[:num_test] if split == "test" else ranked[num_test:])
+    return root, kept, _labels(kept, class_names), class_names
+
+
+def _image_names(root: Path) -> list[str]:
+    names, visited = [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # a link back up the tree
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
+        found = [f for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
+        names += [Path(folder, f).relative_to(root).as_posix() for f in found]
+    if not names:
+        raise FileNotFoundError(f"no images under {root}; looked for {' '.join(EXTENSIONS)}")
+    return sorted(names)
+
+
+def _class_names(names: list[str]) -> tuple[str, ...]:
+    folders = {n.split("/")[0] for n in names}
+    return tuple(sorted(folders)) if all("/" in n for n in names) and len(folders) > 1 else ()
+
+
+def _labels(names: list[str], class_names: tuple[str, ...]) -> np.ndarray | None:
+    index = {c: k for k, c in enumerate(class_names)}
+    return np.array([index[n.split("/")[0]] for n in names], np.int32) if class_names else None

@@ -1,0 +1,242 @@
+"""Linear probe on cached frozen features, every learning rate in one pass.
+
+Letters: M labelled training images, N test images, D features, C classes, L learning rates, S steps,
+B batch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinotwins_jax.evals.knn import top_k_accuracy
+from dinotwins_jax.evals.splits import check_labels, holdout, stratified_indices
+
+PROTOCOL = "linear-sgd-cached-v1"  # change it with anything that changes a score
+# DINOv2's 13 rates (1e-5 ... 0.1), ten times up: standardised features, and 1000 steps, not 12500.
+LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
+
+_EXACT = jax.lax.Precision.HIGHEST  # the score must not depend on the device's matmul default
+
+
+class LinearProbe(NamedTuple):
+    """logits = ((x - mean) * scale) @ weight + bias, and how it was chosen."""
+
+    weight: np.ndarray  # f32[D, C]
+    bias: np.ndarray  # f32[C]
+    mean: np.ndarray  # f32[D]
+    scale: np.ndarray  # f32[D], 0 for a dimension that is constant over the training images
+    learning_rate: float  # per 256 images
+    holdout_top1: float | None  # per cent; None when no class had an image to spare
+
+
+@jax.jit
+def sgd(features, labels, order, weight, rates, momentum) -> tuple[jax.Array, jax.Array]:
+    """Softmax regression by SGD with momentum and a cosine to 0, one classifier a learning rate.
+
+    g = d/dw mean cross-entropy of batch t;  v = momentum v + g;  w -= rate (1 + cos(pi t / S)) / 2 v
+
+    Args:
+      features: f32[M, D], labels: i32[M].
+      order: i32[S, B] images of each step.
+      weight: f32[D, C] initial weight of every classifier; biases start at 0.
+      rates: f32[L] peak learning rates.
+      momentum: f32[].
+    Returns:
+      f32[D, L, C] weights and f32[L, C] biases.
+    """
+    (D, C), (S, B), L = weight.shape, order.shape, len(rates)
+    decay = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.arange(S) / S))
+
+    def step(carry, now):
+        params, velocity = carry
+        batch, factor = now
+        x = features[batch]  # [B, D]
+        # D leads and (L, C) are joined: all classifiers are one matrix product.
+        logits = jnp.matmul(x, params[0], precision=_EXACT) + params[1]
+        error = jax.nn.softmax(logits.reshape(B, L, C)) - jax.nn.one_hot(labels[batch], C)[:, None]
+        error = error.reshape(B, L * C) / B
+        gradient = (jnp.matmul(x.T, error, precision=_EXACT), error.sum(axis=0))
+        velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, gradient)
+        step_size = jnp.repeat(rates * factor, C)
+        params = jax.tree.map(lambda p, v: p - step_size * v, params, velocity)
+        return (params, velocity), None
+
+    params = (jnp.tile(weight, (1, L)), jnp.zeros(L * C))
+    still = jax.tree.map(jnp.zeros_like, params)
+    ((weights, biases), _), _ = jax.lax.scan(step, (params, still), (order, decay))
+    return weights.reshape(D, L, C), biases.reshape(L, C)
+
+
+@jax.jit
+def probe_logits(features, weight, bias, mean, scale) -> jax.Array:
+    """f32[N, D] features -> f32[N, C] logits of a fitted LinearProbe's arrays."""
+    return jnp.matmul((features - mean) * scale, weight, precision=_EXACT) + bias
+
+
+def batch_order(indices: np.ndarray, steps: int, batch_size: int, seed: int) -> np.ndarray:
+    """i32[steps, batch_size]: endless shuffled passes over `indices`, cut into full batches."""
+    rng = np.random.RandomState(seed)
+    passes = -(-steps * batch_size // len(indices))
+    order = np.concatenate([rng.permutation(indices) for _ in range(passes)])
+    return order[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+
+
+def fit_linear_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    learning_rates: tuple[float, ...] = LEARNING_RATES,
+    epochs: int = 100,
+    max_steps: int = 1000,
+    batch_size: int = 128,
+    momentum: float = 0.9,
+    holdout_fraction: float = 0.2,
+    seed: int = 0,
+) -> LinearProbe:
+    """Selects the learning rate on held-out training images, then fits on all of them.
+
+    It sees no test image. Equal held-out accuracies go to the smaller rate; when every class has a
+    single image, nothing can be held out and the images themselves decide. Arguments, errors and
+    sources: see `linear_probe`.
+    """
+    features, labels = np.asarray(features, np.float32), np.asarray(labels, np.int32)
+    check_labels(features, labels, num_classes, name="training set")
+    rates = np.sort(np.asarray(learning_rates, np.float64))
+    if not rates.size or rates[0] <= 0 or min(epochs, max_steps, batch_size) < 1:
+        raise ValueError(
+            f"learning_rates={tuple(learning_rates)} must be positive and not empty, epochs={epochs}, "
+            f"max_steps={max_steps} and batch_size={batch_size} at least 1"
+        )
+    fit, held = holdout(labels, np.arange(len(labels)), holdout_fraction, seed)
+    everything = np.union1d(fit, held)
+    mean = features[everything].mean(axis=0, dtype=np.float64).astype(np.float32)
+    std = np.sqrt(np.square(features[everything] - mean).mean(axis=0, dtype=np.float64))
+    alive = std > 1e-6
+    scale = np.where(alive, 1.0 / np.where(alive, std, 1.0), 0.0).astype(np.float32)
+    x, y = jnp.asarray((features - mean) * scale), jnp.asarray(labels)
+    rng = np.random.RandomState(seed)
+    weight = jnp.asarray(rng.normal(0.0, 0.01, (x.shape[1], num_classes)), jnp.float32)
+
+    def train(indices, some_rates):
+        B = min(batch_size, len(indices))
+        steps = min(epochs * -(-len(indices) // B), max_steps)
+        order = jnp.asarray(batch_order(indices, steps, B, seed))
+        peaks = jnp.asarray(some_rates * B / 256, jnp.float32)
+        return sgd(x, y, order, weight, peaks, jnp.float32(momentum))
+
+    weights, biases = map(np.asarray, train(fit, rates))
+    judges = held if held.size else fit
+    accuracies = []
+    for rate in range(len(rates)):
+        logits = probe_logits(features[judges], weights[:, rate], biases[rate], mean, scale)
+        accuracies.append(top_k_accuracy(logits, labels[judges], 1))
+    best = int(np.argmax(accuracies))
+    weights, biases = train(everything, rates[best : best + 1])
+    return LinearProbe(
+        weight=np.asarray(weights[:, 0]),
+        bias=np.asarray(biases[0]),
+        mean=mean,
+        scale=scale,
+        learning_rate=float(rates[best]),
+        holdout_top1=accuracies[best] if held.size else None,
+    )
+
+
+def linear_probe(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    **settings,
+) -> dict:
+    """Accuracy of a linear classifier trained on frozen features.
+
+    Args:
+      train_features: f32[M, D], train_labels: i32[M] in [0, C); images labelled -1 are left out.
+      test_features: f32[N, D], test_labels: i32[N]; only the final score reads them.
+      num_classes: C; classes without an image are fine.
+      **settings: of `fit_linear_probe`: learning_rates (per 256 images, scaled by batch / 256),
+        epochs, max_steps (whichever ends first), batch_size (images, at most those there are),
+        momentum, holdout_fraction (of the training images, to select the rate), seed.
+    Returns:
+      {"top1", "top5", "holdout_top1"} in per cent, {"learning_rate"} selected, {"protocol"},
+      {"num_train", "num_test"} labelled images. holdout_top1 is None when no class has two images.
+    Raises:
+      ValueError: no labelled images, shapes or labels or settings that do not fit.
+    Source: DINO, arXiv:2104.14294, eval_linear.py (SGD, momentum 0.9, no weight decay, N(0, 0.01)
+      weights, cosine to 0); the grid of rates: DINOv2, arXiv:2304.07193, eval/linear.py.
+    Differs: features are computed once, so no crop or flip augments them; each dimension is standardised
+      with the training images' mean and standard deviation (a fixed batch norm without affine);
+      the cosine falls by step, not by epoch; at most max_steps; the rate is selected on training
+      images and the test set scored once, where the official codes report the best epoch or the
+      best head on the test set. Scores compare only under the same `protocol`.
+    """
+    test_features, test_labels = np.asarray(test_features, np.float32), np.asarray(test_labels)
+    check_labels(test_features, test_labels, num_classes, name="test set")
+    probe = fit_linear_probe(train_features, train_labels, num_classes=num_classes, **settings)
+    logits = np.asarray(probe_logits(test_features, *probe[:4]))
+    return {
+        "top1": top_k_accuracy(logits, test_labels, 1),
+        "top5": top_k_accuracy(logits, test_labels, 5),
+        "learning_rate": probe.learning_rate,
+        "holdout_top1": probe.holdout_top1,
+        "protocol": PROTOCOL,
+        "num_train": int((np.asarray(train_labels) >= 0).sum()),
+        "num_test": int((test_labels >= 0).sum()),
+    }
+
+
+def linear_probe_splits(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    fraction: float,
+    split_seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    **settings,
+) -> dict:
+    """`linear_probe` with `fraction` of the labels, over several draws of which images keep theirs.
+
+    Stratified draws have the same shapes, so all of them run the same compiled functions.
+
+    Args:
+      fraction: of each class's labels, in (0, 1], at least one image a class.
+      split_seeds: one draw each, see `splits.stratified_indices`.
+      Others: as in `linear_probe`.
+    Returns:
+      {"top1_mean", "top1_std" (over draws, n - 1; 0 for one), "top5_mean", "fraction", "protocol",
+      "splits": one `linear_probe` result a draw with its "split_seed"}.
+    Raises:
+      ValueError: as `linear_probe`; fraction outside (0, 1]; no split seeds.
+    """
+    if not split_seeds:
+        raise ValueError("split_seeds is empty: give at least one seed")
+    train_features, train_labels = np.asarray(train_features), np.asarray(train_labels)
+    splits = []
+    for split_seed in split_seeds:
+        kept = stratified_indices(train_labels, fraction, split_seed)
+        result = linear_probe(
+            train_features[kept],
+            train_labels[kept],
+            test_features,
+            test_labels,
+            num_classes=num_classes,
+            **settings,
+        )
+        splits.append({"split_seed": split_seed, **result})
+    top1 = [result["top1"] for result in splits]
+    return {
+        "top1_mean": float(np.mean(top1)),
+        "top1_std": float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0,
+        "top5_mean": float(np.mean([result["top5"] for result in splits])),
+        "fraction": fraction,
+        "protocol": PROTOCOL,
+        "splits": splits,
+    }

@@ -1,0 +1,171 @@
+"""The log: running means, what they say about collapse, and where they are written."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is NaN or infinite; the message names the step that made it."""
+
+
+class Interval:
+    """Metrics since the last log. They stay on the device until somebody asks."""
+
+    def __init__(self):
+        self._steps: list[tuple[int, dict]] = []
+        self._start, self.wait_s, self.images = time.perf_counter(), 0.0, 0
+
+    def add(self, step: int, metrics: dict, images: int, wait_s: float) -> None:
+        """metrics: f32[] on the device; wait_s: seconds that the device waited for this batch."""
+        self._steps.append((step, metrics))
+        self.images += images
+        self.wait_s += wait_s
+
+    def fetch(self) -> dict[str, float]:
+        """Means over the interval, with images_per_s and data_wait (fraction of the time).
+
+        Raises:
+          NonFiniteError: the first step whose loss or gradient norm is not finite.
+        """
+        steps = jax.device_get(self._steps)
+        for step, metrics in steps:
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(metrics[name]):
+                    raise NonFiniteError(f"{name} is {float(metrics[name])} at step {step}")
+        if not steps:
+            return {}
+        seconds = time.perf_counter() - self._start
+        means = {name: float(np.mean([m[name] for _, m in steps])) for name in steps[0][1]}
+        return means | {
+            "images_per_s": self.images / seconds,
+            "data_wait": self.wait_s / seconds,
+        }
+
+
+# name of the state, (metric, "<" or ">", threshold) all of which must hold, the knob to try
+_COLLAPSE = [
+    (
+        "uniform collapse: the teacher gives every prototype the same probability",
+        [("dino/teacher_entropy", ">", 0.995), ("dino/kl", "<", 1e-3)],
+        "lower teacher.temp and teacher.warmup_temp, or raise loss.dino.center_momentum",
+    ),
+    (
+        "one-prototype collapse: the teacher gives all images the same prototype",
+        [("dino/marginal_entropy", "<", 0.05)],
+        "raise teacher.warmup_temp, lower loss.dino.center_momentum, or freeze the last layer longer",
+    ),
+    (
+        "dimensional collapse: the backbone's features lie on a line",
+        [("effective_rank", "<", 1.1)],
+        "lower optim.lr or lengthen optim.warmup_epochs; with Barlow Twins raise its weight",
+    ),
+    (
+        "constant features: all images have nearly the same feature",
+        [("feature_std", "<", 0.01)],
+        "lower optim.lr or lengthen optim.warmup_epochs",
+    ),
+    (
+        "views that share nothing: Barlow Twins' diagonal stays near zero",
+        [("barlow_twins/diag_mean", "<", 0.02)],
+        "raise optim.lr or weaken the crops (views.global_scale)",
+    ),
+    (
+        "redundant projection: Barlow Twins' features are copies of each other",
+        [("barlow_twins/off_diag_rms", ">", 0.95)],
+        "raise loss.barlow_twins.lambd or the batch size",
+    ),
+]
+
+
+class CollapseWatch:
+    """Says once, in plain words, that a run has collapsed and what to try.
+
+    A state counts when it held for `patience` logs in a row after step `from_step` (warm-up).
+    """
+
+    def __init__(self, from_step: int, patience: int = 3):
+        self._from_step, self._patience = from_step, patience
+        self._held = dict.fromkeys((name for name, _, _ in _COLLAPSE), 0)
+
+    def check(self, step: int, means: dict[str, float]) -> list[str]:
+        """Warnings that became due with this log."""
+        due = []
+        for name, conditions, knob in _COLLAPSE:
+            known = step >= self._from_step and all(metric in means for metric, _, _ in conditions)
+            holds = known and all(
+                means[metric] < bound if sign == "<" else means[metric] > bound
+                for metric, sign, bound in conditions
+            )
+            self._held[name] = self._held[name] + 1 if holds else 0
+            if self._held[name] == self._patience:
+                values = ", ".join(f"{metric} = {means[metric]:.4g}" for metric, _, _ in conditions)
+                due.append(f"step {step}: {name} ({values}). To try: {knob}.")
+        return due
+
+
+class JsonLines:
+    """Appends one JSON object a line; a resumed run forgets the lines after its checkpoint."""
+
+    def __init__(self, path: Path, from_step: int):
+        self._path = Path(path)
+        if self._path.exists():
+            lines = self._path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= from_step]
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            temporary.replace(self._path)
+
+    def write(self, step: int, values: dict) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """Step of a log line; a line cut off by a crash counts as after everything."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf
+
+
+class Progress:
+    """A bar with step, losses, images/s and time left; plain lines where there is no terminal."""
+
+    def __init__(self, total: int, done: int):
+        self._bar = tqdm(
+            total=total, initial=done, unit="step", dynamic_ncols=True, mininterval=0.5
+        )
+        self._plain = not self._bar.fp.isatty() if hasattr(self._bar, "fp") else False
+        self._total, self._start, self._done = total, time.perf_counter(), done
+        if self._plain:
+            self._bar.disable = True
+
+    def advance(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def show(self, step: int, means: dict[str, float]) -> None:
+        """Refresh the figures: losses as means since the last log."""
+        losses = {
+            k.removesuffix("/loss"): f"{v:.3f}" for k, v in means.items() if k.endswith("loss")
+        }
+        figures = losses | {"img/s": f"{means['images_per_s']:.0f}"}
+        if not self._plain:
+            self._bar.set_postfix(figures)
+            return
+        rate = (time.perf_counter() - self._start) / max(step - self._done, 1)
+        left = time.strftime("%H:%M:%S", time.gmtime(rate * (self._total - step)))
+        shown = "  ".join(f"{k} {v}" for k, v in figures.items())
+        print(f"step {step}/{self._total}  {shown}  left {left}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        tqdm.write(text)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,279 @@
+"""Builds all parts from the config, restores, runs the loop, evaluates. Nothing below sees `config`."""
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dinotwins_jax.augment import make_multi_crop
+from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
+from dinotwins_jax.data import make_source
+from dinotwins_jax.data.pipeline import BadImageLog, train_batches
+from dinotwins_jax.evals.features import make_backbone_embed, make_pixel_embed
+from dinotwins_jax.evals.report import draw_attention, score_features, score_table
+from dinotwins_jax.losses import Loss, make_loss
+from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, NonFiniteError, Progress
+from dinotwins_jax.models import create_vit
+from dinotwins_jax.models.vit import VisionTransformer, as_pair
+from dinotwins_jax.optim import make_optimizer
+from dinotwins_jax.parallel import Placement, make_placement
+from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
+from dinotwins_jax.state import TrainState, create_state
+from dinotwins_jax.step import INIT, make_train_step
+
+
+class Run(NamedTuple):
+    """All parts of a run, built and checked, before anything is compiled or written."""
+
+    source: object
+    canvas_size: int
+    backbone: VisionTransformer
+    loss: Loss
+    placement: Placement
+    total_steps: int
+    warmup_steps: int
+    checkpoint_steps: int
+    train_step: object
+    fresh_state: object  # () -> TrainState
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict:
+    """Pretrains, evaluates, and leaves everything in `workdir`.
+
+    A second call with the same config goes on from the last checkpoint.
+
+    Returns:
+      the scores, as in WORKDIR/scores.json ({} when the data has no labels).
+    Raises:
+      ValueError, OSError: bad config or data; the message is one line.
+      NonFiniteError: the loss or a gradient is NaN; the last good checkpoint stays.
+    """
+    start = time.perf_counter()
+    run = build(config)
+    workdir = Path(workdir)
+    claim_workdir(workdir, config.to_dict())
+    state = fit(run, config, workdir)
+    trained = time.perf_counter() - start
+    scores = evaluate(run, config, state, workdir)
+    total = time.perf_counter() - start
+    print(f"{total:.0f} s in all, {trained:.0f} s of them until the end of training. In {workdir}:")
+    for name, what in _FILES.items():
+        if (workdir / name).exists():
+            print(f"  {name:<16} {what}")
+    return scores
+
+
+_FILES = {
+    "scores.json": "all scores",
+    "attention.png": "attention of the last block on test images",
+    "metrics.jsonl": "losses, schedules, collapse diagnostics and speed by step",
+    "checkpoints": "state and data position; the same command goes on from here",
+    "config.json": "the config of this run",
+}
+
+
+def build(config: ConfigDict) -> Run:
+    """Turns config into parts; every mistake that can be seen without compiling is raised here."""
+    views = config.views.to_dict()
+    placement = make_placement(config.parallel, config.batch_size)
+    backbone = make_backbone(config)
+    for name in ("global_size", "local_size"):
+        if name == "global_size" or views["num_local"]:
+            _check_crop(name, views[name], backbone.patch_size)
+    loss = make_loss({name: term.to_dict() for name, term in config.loss.items()})
+    source = _source(config, "pretrain")
+    steps_per_epoch = max(len(source) // config.batch_size, 1)
+    total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
+    # Every duration is stated in epochs of total_epochs, and keeps its share when total_steps is set.
+    steps = _durations(config, total_steps)
+    tx = make_optimizer(
+        config.optim.name,
+        clip=config.optim.clip,
+        clip_mode=config.optim.clip_mode,
+        freeze_last_layer_steps=steps["freeze_last_layer"],
+    )
+    train_step = make_train_step(
+        backbone=backbone,
+        loss=loss,
+        views=_make_views(views),
+        tx=tx,
+        schedules=make_schedules(config, total_steps, steps),
+        seed=config.seed,
+        axis_name=placement.axis_name,
+    )
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT)
+    return Run(
+        source=source,
+        canvas_size=config.data.canvas_size
+        or source.default_canvas(max(as_pair(views["global_size"]))),
+        backbone=backbone,
+        loss=loss,
+        placement=placement,
+        total_steps=total_steps,
+        warmup_steps=steps["warmup"],
+        checkpoint_steps=max(steps["checkpoint"], 1),
+        train_step=train_step,
+        fresh_state=lambda: create_state(backbone, loss, tx, key),
+    )
+
+
+def make_backbone(config: ConfigDict) -> VisionTransformer:
+    """The ViT of config.model; its positions are stored for the grid of the global crops."""
+    fields = config.model.to_dict()
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if fields["dtype"] not in dtypes:
+        raise ValueError(f"config.model.dtype is '{fields['dtype']}': choose {' or '.join(dtypes)}")
+    fields["dtype"] = dtypes[fields["dtype"]]
+    return create_vit(fields.pop("name"), image_size=config.views.global_size, **fields)
+
+
+def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) -> dict:
+    """lr, weight_decay, teacher_momentum and teacher_temp, each step -> f32[]."""
+    optim, teacher = config.optim, config.teacher
+    peak = optim.lr * config.batch_size / 256
+    return {
+        "lr": cosine_schedule(peak, optim.final_lr, total_steps, steps["warmup"]),
+        "weight_decay": cosine_schedule(optim.weight_decay, optim.final_weight_decay, total_steps),
+        "teacher_momentum": cosine_schedule(teacher.momentum, teacher.final_momentum, total_steps),
+        "teacher_temp": teacher_temp_schedule(
+            teacher.warmup_temp, teacher.temp, steps["warmup_temp"]
+        ),
+    }
+
+
+def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
+    epochs = {
+        "warmup": config.optim.warmup_epochs,
+        "warmup_temp": config.teacher.warmup_temp_epochs,
+        "freeze_last_layer": config.optim.freeze_last_layer_epochs,
+        "checkpoint": config.checkpoint.every_epochs,
+    }
+    if config.total_epochs <= 0:
+        raise ValueError(f"config.total_epochs is {config.total_epochs}: it must be positive")
+    return {
+        name: round(value / config.total_epochs * total_steps) for name, value in epochs.items()
+    }
+
+
+def _make_views(recipe: dict):
+    multi_crop = make_multi_crop(**recipe)
+    return lambda batch, keys: multi_crop(batch["image"], batch["size"], keys)
+
+
+def _check_crop(name: str, size, patch_size: int) -> None:
+    if any(side % patch_size for side in as_pair(size)):
+        raise ValueError(
+            f"config.views.{name} {size} is not a multiple of config.model.patch_size {patch_size}"
+        )
+
+
+def _source(config: ConfigDict, split: str):
+    data = config.data
+    options = data[data.source].to_dict() if data.source in data else {}
+    return make_source(data.source, split, dir=data.dir, **options)
+
+
+def fit(run: Run, config: ConfigDict, workdir: Path) -> TrainState:
+    """The training loop: restore, step, log, save."""
+    state = run.placement.put_state(run.fresh_state())
+    batches = train_batches(
+        run.source,
+        batch_size=config.batch_size,
+        canvas_size=run.canvas_size,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    try:
+        if checkpoints.latest() is not None:
+            state, position = checkpoints.restore(state)
+            batches.set_state(position)
+        return _loop(run, config, workdir, state, batches, checkpoints)
+    finally:
+        checkpoints.close()
+        batches.close()
+
+
+def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
+    step = first = int(state.step)
+    train_step = run.placement.compile(run.train_step)
+    log = JsonLines(workdir / "metrics.jsonl", from_step=first)
+    bad_images, watch = BadImageLog(run.source), CollapseWatch(run.warmup_steps)
+    progress, interval = Progress(run.total_steps, first), Interval()
+    try:
+        while step < run.total_steps:
+            waiting = time.perf_counter()
+            batch = next(batches)
+            bad_images.add(batch)
+            batch = run.placement.put_batch({name: batch[name] for name in ("image", "size")})
+            waited = time.perf_counter() - waiting
+            state, metrics = train_step(state, batch)
+            step += 1
+            interval.add(step, metrics, config.batch_size, waited)
+            progress.advance(step)
+            last = step == run.total_steps
+            due = last or step % run.checkpoint_steps == 0
+            if due or step % config.log.every_steps == 0:
+                means = interval.fetch()
+                interval = Interval()
+                log.write(step, means)
+                progress.show(step, means)
+                if config.log.collapse_warnings:
+                    for warning in watch.check(step, means):
+                        progress.say(f"WARNING {warning}")
+            if due:  # after the fetch, so that what is saved is known to be finite
+                checkpoints.save(state, batches.get_state())
+    except NonFiniteError as error:
+        kept = checkpoints.latest()
+        where = (
+            "no checkpoint was due yet"
+            if kept is None
+            else f"the checkpoint of step {kept} is kept"
+        )
+        advice = "to try: a lower optim.lr, a longer optim.warmup_epochs, or float32"
+        raise NonFiniteError(f"stopped: {error}; {where} in {workdir}; {advice}") from None
+    finally:
+        progress.close()
+    return state
+
+
+def evaluate(run: Run, config: ConfigDict, state: TrainState, workdir: Path) -> dict:
+    """Scores of the teacher, of random weights and of raw pixels; writes scores.json and a picture."""
+    options = config.evals.to_dict()
+    crop = config.views.global_size
+    view = {"resize": max(options.pop("resize"), *as_pair(crop)), "crop": crop}
+    heads = {name: options.pop(name) for name in ("n_last_blocks", "mean_patch")}
+    size, count = options.pop("attention_size"), options.pop("attention_images")
+    train, test = _source(config, "train"), _source(config, "test")
+    teacher = state.teacher_params["backbone"]
+    if count:
+        draw_attention(
+            workdir / "attention.png",
+            run.backbone,
+            teacher,
+            test,
+            size=size,
+            count=count,
+            canvas_size=run.canvas_size,
+        )
+    if train.labels is None or test.labels is None:
+        print("the data has no labels: no probe and no k-NN")
+        return {}
+    random = run.fresh_state().params["backbone"]
+    embeds = {
+        "teacher": make_backbone_embed(run.backbone, teacher, **view, **heads),
+        "random weights": make_backbone_embed(run.backbone, random, **view, **heads),
+        "raw pixels": make_pixel_embed(**view),
+    }
+    scores = score_features(embeds, train, test, canvas_size=run.canvas_size, **options)
+    temporary = workdir / "scores.tmp"
+    temporary.write_text(json.dumps({"step": int(state.step), "scores": scores}, indent=2) + "\n")
+    temporary.replace(workdir / "scores.json")
+    print(score_table(scores))
+    return scores
