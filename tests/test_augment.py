@@ -325,7 +325,7 @@ def test_padding_never_leaks():
 
 def test_views_differ_among_views_images_and_keys(default_crop):
     images = jnp.broadcast_to(random_images(1, 16), (6, 16, 16, 3))
-    crops = default_crop(images, jnp.full((6, 2), 16), keys_of(6))
+    crops = default_crop(images, jnp.full((6, 2), 16, jnp.int32), keys_of(6))
     for group in crops.values():
         views = np.asarray(group).reshape(12, -1)
         gaps = np.abs(views[:, None] - views[None]).max(axis=-1)
@@ -395,7 +395,7 @@ def test_bad_recipes_are_refused(option, value, message, num_local):
 
 def test_bad_images_and_crops_are_refused():
     multi_crop = augment.make_multi_crop(**TINY)
-    with pytest.raises(ValueError, match="uint8 .* got float32"):
+    with pytest.raises(ValueError, match=r"uint8 .* got float32"):
         multi_crop(jnp.zeros((1, 8, 8, 3)), jnp.full((1, 2), 8), keys_of(1))
     with pytest.raises(ValueError, match="crop must be from 1 to resize = 8"):
         augment.center_view(random_images(1, 8), jnp.full((1, 2), 8), resize=8, crop=9)

@@ -142,11 +142,10 @@ class Scenes:
 
 
 def _two_colours(rng) -> np.ndarray:
-    """Two colours that differ enough in brightness for a pattern to be seen: f32[2, 3]."""
-    while True:
-        colours = rng.uniform(0, 255, (2, 3))
-        if abs(np.diff(colours @ [0.299, 0.587, 0.114])[0]) > 60:
-            return colours.astype(np.float32)
+    """Two muted colours that differ enough in brightness for a pattern to be seen: f32[2, 3]."""
+    middle, half = rng.uniform(80, 175), rng.uniform(35, 70) * rng.choice([-1, 1])
+    grey = np.array([[middle - half], [middle + half]])
+    return (grey + rng.uniform(-30, 30, (2, 3))).astype(np.float32)
 
 
 def _background(rng, size) -> np.ndarray:

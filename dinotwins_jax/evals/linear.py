@@ -21,9 +21,9 @@ _EXACT = jax.lax.Precision.HIGHEST  # the score must not depend on the device's 
 
 
 class LinearProbe(NamedTuple):
-    """logits = ((x - mean) * scale) @ weight + bias, and how it was chosen."""
+    """logits = weight @ ((x - mean) * scale) + bias, and how it was chosen."""
 
-    weight: np.ndarray  # f32[D, C]
+    weight: np.ndarray  # f32[C, D]
     bias: np.ndarray  # f32[C]
     mean: np.ndarray  # f32[D]
     scale: np.ndarray  # f32[D], 0 for a dimension that is constant over the training images
@@ -40,39 +40,43 @@ def sgd(features, labels, order, weight, rates, momentum) -> tuple[jax.Array, ja
     Args:
       features: f32[M, D], labels: i32[M].
       order: i32[S, B] images of each step.
-      weight: f32[D, C] initial weight of every classifier; biases start at 0.
+      weight: f32[C, D] initial weight of every classifier; biases start at 0.
       rates: f32[L] peak learning rates.
       momentum: f32[].
     Returns:
-      f32[D, L, C] weights and f32[L, C] biases.
+      f32[L, C, D] weights and f32[L, C] biases.
     """
-    (D, C), (S, B), L = weight.shape, order.shape, len(rates)
+    (C, D), (S, B), L = weight.shape, order.shape, len(rates)
     decay = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.arange(S) / S))
 
     def step(carry, now):
         params, velocity = carry
         batch, factor = now
         x = features[batch]  # [B, D]
-        # D leads and (L, C) are joined: all classifiers are one matrix product.
-        logits = jnp.matmul(x, params[0], precision=_EXACT) + params[1]
+        # (L, C) are joined, so all classifiers are one matrix product; with D last the CPU backend
+        # took 1.7 ms a step instead of 3.5 (D = 3072, L = 13, C = 10, two cores).
+        logits = jnp.matmul(x, params[0].T, precision=_EXACT) + params[1]
         error = jax.nn.softmax(logits.reshape(B, L, C)) - jax.nn.one_hot(labels[batch], C)[:, None]
         error = error.reshape(B, L * C) / B
-        gradient = (jnp.matmul(x.T, error, precision=_EXACT), error.sum(axis=0))
+        gradient = (jnp.matmul(error.T, x, precision=_EXACT), error.sum(axis=0))
         velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, gradient)
         step_size = jnp.repeat(rates * factor, C)
-        params = jax.tree.map(lambda p, v: p - step_size * v, params, velocity)
+        params = (
+            params[0] - step_size[:, None] * velocity[0],
+            params[1] - step_size * velocity[1],
+        )
         return (params, velocity), None
 
-    params = (jnp.tile(weight, (1, L)), jnp.zeros(L * C))
+    params = (jnp.tile(weight, (L, 1)), jnp.zeros(L * C))
     still = jax.tree.map(jnp.zeros_like, params)
     ((weights, biases), _), _ = jax.lax.scan(step, (params, still), (order, decay))
-    return weights.reshape(D, L, C), biases.reshape(L, C)
+    return weights.reshape(L, C, D), biases.reshape(L, C)
 
 
 @jax.jit
 def probe_logits(features, weight, bias, mean, scale) -> jax.Array:
     """f32[N, D] features -> f32[N, C] logits of a fitted LinearProbe's arrays."""
-    return jnp.matmul((features - mean) * scale, weight, precision=_EXACT) + bias
+    return jnp.matmul((features - mean) * scale, weight.T, precision=_EXACT) + bias
 
 
 def batch_order(indices: np.ndarray, steps: int, batch_size: int, seed: int) -> np.ndarray:
@@ -118,7 +122,7 @@ def fit_linear_probe(
     scale = np.where(alive, 1.0 / np.where(alive, std, 1.0), 0.0).astype(np.float32)
     x, y = jnp.asarray((features - mean) * scale), jnp.asarray(labels)
     rng = np.random.RandomState(seed)
-    weight = jnp.asarray(rng.normal(0.0, 0.01, (x.shape[1], num_classes)), jnp.float32)
+    weight = jnp.asarray(rng.normal(0.0, 0.01, (num_classes, x.shape[1])), jnp.float32)
 
     def train(indices, some_rates):
         B = min(batch_size, len(indices))
@@ -129,14 +133,15 @@ def fit_linear_probe(
 
     weights, biases = map(np.asarray, train(fit, rates))
     judges = held if held.size else fit
-    accuracies = []
-    for rate in range(len(rates)):
-        logits = probe_logits(features[judges], weights[:, rate], biases[rate], mean, scale)
-        accuracies.append(top_k_accuracy(logits, labels[judges], 1))
+    seen, classes = jnp.asarray(features[judges]), labels[judges]
+    accuracies = [
+        top_k_accuracy(probe_logits(seen, w, b, mean, scale), classes, 1)
+        for w, b in zip(weights, biases, strict=True)
+    ]
     best = int(np.argmax(accuracies))
     weights, biases = train(everything, rates[best : best + 1])
     return LinearProbe(
-        weight=np.asarray(weights[:, 0]),
+        weight=np.asarray(weights[0]),
         bias=np.asarray(biases[0]),
         mean=mean,
         scale=scale,

@@ -1,0 +1,60 @@
+"""Who may import whom: one direction only (the design's rooms), read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "dinotwins_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# room -> what it must not import; rooms are the first part of a module's path in the package
+FORBIDDEN = {
+    "models": {"losses", "data", "evals", "step", "train", "state", "optim", "augment"},
+    "losses": {"data", "evals", "step", "train", "state", "optim", "augment"},
+    "data": {"models", "losses", "evals", "step", "train", "state", "optim", "augment"},
+    "evals": {"losses", "step", "train", "state", "optim"},
+    "augment": {"models", "losses", "data", "evals", "step", "train", "state"},
+    "step": {"data", "evals", "train", "checkpoint", "metrics"},
+    "state": {"data", "evals", "train", "step", "augment"},
+    "optim": {"data", "evals", "train", "step", "losses", "models"},
+    "schedules": {"data", "evals", "train", "step", "losses", "models"},
+}
+ENTRY_POINTS = {"main"}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything that the file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    ours = {n.split(".")[1] for n in imported(path) if n.startswith("dinotwins_jax.")}
+    here = room(path).split("_")[0]
+    assert not ours & (FORBIDDEN.get(here, set()) - {here})
+    assert not ours & ENTRY_POINTS, "nothing imports an entry point"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_outside_imports_stay_in_their_room(path):
+    top = {name.split(".")[0] for name in imported(path)}
+    assert not top & {"tensorflow", "torch", "configs", "experiments"}
+    if room(path) not in {"train", "main"}:
+        assert "ml_collections" not in top, "only train sees the config"
+    if room(path) in {"models", "losses"}:
+        assert top <= {"jax", "flax", "numpy", "dinotwins_jax", "collections", "typing", "re",
+                       "importlib", "difflib"}  # fmt: skip
+    if room(path) == "data":
+        assert "jax" not in top

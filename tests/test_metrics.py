@@ -1,0 +1,88 @@
+"""The log: means, the stop on NaN, collapse warnings, lines on disk."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, NonFiniteError, Progress
+
+
+def metrics(**values):
+    return {k: jnp.float32(v) for k, v in ({"loss": 1.0, "grad_norm": 1.0} | values).items()}
+
+
+def test_interval_gives_means_and_speed():
+    interval = Interval()
+    interval.add(1, metrics(loss=1.0), images=8, wait_s=0.0)
+    interval.add(2, metrics(loss=3.0), images=8, wait_s=0.0)
+    means = interval.fetch()
+    assert means["loss"] == 2.0 and means["grad_norm"] == 1.0
+    assert means["images_per_s"] > 0 and means["data_wait"] == 0.0
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", float("nan")), ("grad_norm", float("inf"))])
+def test_interval_names_the_first_step_that_is_not_finite(name, value):
+    interval = Interval()
+    for step in (7, 8, 9):
+        interval.add(step, metrics(**{name: value if step >= 8 else 1.0}), 8, 0.0)
+    with pytest.raises(NonFiniteError, match=f"{name} is (nan|inf) at step 8"):
+        interval.fetch()
+
+
+HEALTHY = {
+    "dino/teacher_entropy": 0.5,
+    "dino/marginal_entropy": 0.9,
+    "dino/kl": 0.4,
+    "effective_rank": 20.0,
+    "feature_std": 0.8,
+    "barlow_twins/diag_mean": 0.8,
+    "barlow_twins/off_diag_rms": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("sick", "named"),
+    [
+        ({"dino/teacher_entropy": 1.0, "dino/kl": 1e-5}, "uniform collapse"),
+        ({"dino/marginal_entropy": 0.01}, "one-prototype collapse"),
+        ({"effective_rank": 1.01}, "dimensional collapse"),
+        ({"feature_std": 1e-3}, "constant features"),
+        ({"barlow_twins/diag_mean": 0.0}, "share nothing"),
+        ({"barlow_twins/off_diag_rms": 0.99}, "redundant"),
+    ],
+)
+def test_each_collapse_is_named_once_after_it_has_held(sick, named):
+    watch = CollapseWatch(from_step=10, patience=3)
+    assert all(not watch.check(step, HEALTHY | sick) for step in range(10))  # warm-up
+    said = [watch.check(step, HEALTHY | sick) for step in range(10, 20)]
+    assert [len(s) for s in said] == [0, 0, 1] + [0] * 7
+    assert named in said[2][0] and "step 12" in said[2][0] and "To try:" in said[2][0]
+
+
+def test_a_healthy_run_and_a_passing_dip_are_left_alone():
+    watch = CollapseWatch(from_step=0, patience=2)
+    for step in range(10):
+        dip = {"effective_rank": 1.0} if step % 2 else {}
+        assert watch.check(step, HEALTHY | dip) == []
+
+
+def test_json_lines_forget_what_comes_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = JsonLines(path, from_step=0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step)})
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # cut off by a crash
+    JsonLines(path, from_step=2).write(3, {"loss": 9.0})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(r["step"], r["loss"]) for r in rows] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def test_progress_without_a_terminal_is_plain_lines(capsys):
+    progress = Progress(total=10, done=0)
+    progress.show(5, {"loss": 1.5, "dino/loss": 1.25, "images_per_s": 123.4, "lr": 0.1})
+    progress.close()
+    line = capsys.readouterr().out
+    assert "step 5/10" in line and "loss 1.500" in line and "dino 1.250" in line
+    assert "img/s 123" in line and "left" in line
