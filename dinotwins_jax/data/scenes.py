@@ -10,6 +10,7 @@ import numpy as np
 from dinotwins_jax.data.base import BadImage  # noqa: F401  (part of a source's contract)
 
 _TILE = 48  # resolution of one period of a texture
+_TILT = 0.15  # radians, standard deviation of an object's rotation
 
 
 def _textures() -> np.ndarray:
@@ -18,16 +19,16 @@ def _textures() -> np.ndarray:
     x, y = u - 0.5, v - 0.5
     radius = np.hypot(x, y)
     patterns = [
-        u < 0.5,  # stripes
+        u < 0.5,  # upright stripes
         (u < 0.5) ^ (v < 0.5),  # checks
-        radius < 0.3,  # dots
-        (u < 0.22) | (v < 0.22),  # grid
-        (v + np.abs(x)) % 1 < 0.5,  # zigzag
-        (np.abs(x) < 0.12) & (np.abs(y) < 0.4) | (np.abs(y) < 0.12) & (np.abs(x) < 0.4),  # pluses
-        (radius > 0.22) & (radius < 0.42),  # rings
-        np.where(v < 0.5, u, (u + 0.5) % 1) < 0.85,  # bricks
-        np.abs(x) + np.abs(y) < 0.33,  # diamonds
-        v > u,  # teeth
+        radius < 0.33,  # dots
+        (u < 0.3) | (v < 0.3),  # grid
+        v < 0.5,  # fine level stripes
+        v < 0.5,  # level stripes
+        (radius > 0.2) & (radius < 0.42),  # rings
+        (u + v) % 1 < 0.5,  # fine slanted stripes
+        u < 0.5,  # fine upright stripes
+        (u + v) % 1 < 0.5,  # slanted stripes
     ]
     return np.stack(patterns).astype(np.float32) * 2 - 1
 
@@ -64,6 +65,7 @@ def _outlines(angles: np.ndarray) -> np.ndarray:
 
 
 _TEXTURES = _textures()
+_PERIODS = np.array([0.25, 0.25, 0.2, 0.2, 0.12, 0.25, 0.25, 0.17, 0.12, 0.34])  # of the image's side
 _OUTLINES = _outlines(np.linspace(0, 2 * np.pi, 256, endpoint=False))
 _NAMES = (
     "striped disc",
@@ -129,7 +131,7 @@ class Scenes:
         extras = rng.integers(1, 4)
         categories = rng.integers(0, len(_NAMES), extras + 1).astype(np.int32)
         categories[-1] = self.labels[i]  # the largest object is drawn last, over the others
-        radii = np.append(rng.uniform(0.12, 0.2, extras), rng.uniform(0.32, 0.45)) * self.size
+        radii = np.append(rng.uniform(0.12, 0.2, extras), rng.uniform(0.36, 0.48)) * self.size
         margins = np.append(np.full(extras, 0.1), 0.36) * self.size
         for k, (category, radius, margin) in enumerate(
             zip(categories, radii, margins, strict=True)
@@ -141,9 +143,9 @@ class Scenes:
         return np.clip(image + noise, 0, 255).astype(np.uint8), owner, categories
 
 
-def _two_colours(rng) -> np.ndarray:
-    """Two muted colours that differ enough in brightness for a pattern to be seen: f32[2, 3]."""
-    middle, half = rng.uniform(80, 175), rng.uniform(35, 70) * rng.choice([-1, 1])
+def _two_colours(rng, low, high) -> np.ndarray:
+    """Two muted colours, half their difference in brightness in (low, high): f32[2, 3]."""
+    middle, half = rng.uniform(80, 175), rng.uniform(low, high) * rng.choice([-1, 1])
     grey = np.array([[middle - half], [middle + half]])
     return (grey + rng.uniform(-30, 30, (2, 3))).astype(np.float32)
 
@@ -156,7 +158,7 @@ def _background(rng, size) -> np.ndarray:
         fx, fy = rng.normal(0, 2.0, 2)
         field += np.sin(2 * np.pi * (fx * x + fy * y + rng.uniform())).astype(np.float32)
     mix = 1 / (1 + np.exp(-field * rng.uniform(0.5, 2.0)))[..., None]
-    low, high = _two_colours(rng)
+    low, high = _two_colours(rng, 10, 30)
     return low + (high - low) * mix
 
 
@@ -168,18 +170,18 @@ def _paint(rng, image, owner, k, category, radius, center):
     window = (slice(low[0], high[0]), slice(low[1], high[1]))
     y, x = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]), indexing="ij")
     y, x = y - center[0], x - center[1]
-    turn = rng.uniform(0, 2 * np.pi)
+    turn = rng.normal(0, _TILT)
     angle = (np.arctan2(y, x) + turn) % (2 * np.pi)
     outline = _OUTLINES[category][(angle * (256 / (2 * np.pi))).astype(int) % 256]
     inside = np.hypot(x, y) <= radius * outline
-    period = size * rng.uniform(0.11, 0.16)
-    tilt, phase = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2)
+    period = size * _PERIODS[category] * rng.uniform(0.87, 1.15)
+    tilt, phase = rng.normal(0, _TILT), rng.uniform(0, 1, 2)
     u = (np.cos(tilt) * x - np.sin(tilt) * y) / period + phase[0]
     v = (np.sin(tilt) * x + np.cos(tilt) * y) / period + phase[1]
     tile = _TEXTURES[category][
         ((v % 1) * _TILE).astype(int) % _TILE, ((u % 1) * _TILE).astype(int) % _TILE
     ]
-    dark, light = _two_colours(rng)
+    dark, light = _two_colours(rng, 35, 70)
     colour = dark + (light - dark) * (tile[..., None] * 0.5 + 0.5)
     image[window] = np.where(inside[..., None], colour, image[window])
     owner[window] = np.where(inside, k, owner[window])
