@@ -2,7 +2,8 @@
 
     python -m dinotwins_jax.main --config=configs/barlow_twins.py:demo      # also :coco, :cifar10
 
-Two global views and no local ones. The EMA of the backbone is kept, as what is evaluated.
+Two global views of the official crop scale and no local ones. The EMA of the backbone is kept, as
+what is evaluated. The official optimiser for ResNets is --config.optim.name=lars --config.optim.lr=0.2
 """
 
 from configs import base, presets
@@ -11,5 +12,5 @@ from configs import base, presets
 def get_config(preset: str = "demo"):
     config = base.get_config()
     config.loss.barlow_twins = base.barlow_twins_terms()
-    config.views.num_local = 0
+    config.views.num_local, config.views.global_scale = 0, (0.08, 1.0)
     return presets.apply(config, preset)

@@ -13,40 +13,46 @@ def get_config() -> ConfigDict:
     c.parallel = "jit"  # jit: global arrays over a mesh of all devices | pmap: local devices
     c.batch_size = 256  # global; must divide by the number of devices
     c.total_epochs = 100.0  # all durations below are parts of it
-    c.total_steps = 0  # 0: from total_epochs; else the run's length, and every duration shrinks or grows with it
+    c.total_steps = (
+        0  # 0: from total_epochs; else the run's length, and every duration scales with it
+    )
 
     c.model = ConfigDict()
     c.model.name = "vit_small"  # vit_tiny | vit_small | vit_base | vit_large
+    c.model.embed_dim = config_dict.placeholder(int)  # unset, these three are the name's
+    c.model.depth = config_dict.placeholder(int)
+    c.model.num_heads = config_dict.placeholder(int)
     c.model.patch_size = 16  # pixels
     c.model.drop_path_rate = 0.1  # student only, linear over the blocks
-    c.model.num_register_tokens = (
-        0  # 4 removes high-norm artefacts from attention maps (arXiv:2309.16588)
-    )
+    c.model.num_register_tokens = 0  # 4: no high-norm artefacts in attention (arXiv:2309.16588)
     c.model.layer_scale_init = config_dict.placeholder(float)  # e.g. 1e-5; unset: no LayerScale
-    c.model.dtype = "float32"  # of compute: float32 | bfloat16; parameters, norms, softmax and losses stay float32
+    c.model.init_std = (
+        0.02  # official; narrow networks (width ~100) start better at 1 / sqrt(width)
+    )
+    # Of compute: float32 | bfloat16; parameters, norms, softmax and losses stay float32.
+    c.model.dtype = "float32"
 
     c.data = ConfigDict()
     c.data.source = "coco"  # scenes | coco | folder | cifar10 | "pkg.module:factory"
     c.data.dir = ""  # where the images are; scenes need none
-    c.data.canvas_size = 0  # pixels: images travel to the device in this square, larger ones are shrunk; 0: the source's choice
+    # Pixels: images travel to the device in this square, larger ones are shrunk; 0: the source's choice.
+    c.data.canvas_size = 0
     c.data.num_workers = 0  # decoding processes; 0: threads of this one
     # Arguments of one source each; only those of data.source are used.
     c.data.scenes = ConfigDict({"num_train": 8000, "num_test": 2000, "size": 64, "seed": 0})
     c.data.coco = ConfigDict(
         {"pretrain_splits": ("train2017",), "train_split": "train2017", "test_split": "val2017"}
     )
-    c.data.folder = ConfigDict(
-        {"test_fraction": 0.2, "seed": 0}
-    )  # held out when there is no val/ or test/
+    # The fraction is held out when there is no val/ or test/.
+    c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
 
-    c.views = (
-        ConfigDict()
-    )  # multi-crop, on the device; triples are (global 0, global 1, each local)
+    # Multi-crop, on the device; triples are (global 0, global 1, each local).
+    c.views = ConfigDict()
     c.views.global_size = 224  # pixels; also the size that the position embedding is made for
     c.views.global_scale = (0.4, 1.0)  # area of the crop / area of the image
     c.views.local_size = 96
     c.views.local_scale = (0.05, 0.4)
-    c.views.num_local = 8  # 0: two views; then widen global_scale to (0.14, 1.0)
+    c.views.num_local = 8  # 0: two views alone; then widen global_scale: (0.14, 1.0) for DINO
     c.views.flip = 0.5
     c.views.jitter_prob = 0.8
     c.views.brightness = 0.4
@@ -63,9 +69,8 @@ def get_config() -> ConfigDict:
     c.loss = ConfigDict()
 
     c.teacher = ConfigDict()
-    c.teacher.momentum = (
-        0.996  # kept fraction of the EMA at the start; a cosine takes it to final_momentum
-    )
+    # Kept fraction of the EMA at the start; a cosine takes it to final_momentum.
+    c.teacher.momentum = 0.996
     c.teacher.final_momentum = 1.0
     # Too high and the teacher turns uniform, too low and training turns unstable: 0.04 to 0.07.
     c.teacher.temp = 0.04
@@ -77,9 +82,8 @@ def get_config() -> ConfigDict:
     c.optim.lr = 5e-4  # for a batch of 256; scaled linearly with batch_size
     c.optim.final_lr = 1e-6  # not scaled
     c.optim.warmup_epochs = 10.0
-    c.optim.weight_decay = (
-        0.04  # not on biases and 1-D tensors; a cosine takes it to final_weight_decay
-    )
+    # Not on biases and 1-D tensors; a cosine takes it to final_weight_decay.
+    c.optim.weight_decay = 0.04
     c.optim.final_weight_decay = 0.4
     c.optim.clip = 3.0  # largest gradient norm; 0: none
     c.optim.clip_mode = "per_parameter"  # per_parameter (DINO) | global
@@ -118,17 +122,18 @@ def dino_terms(
             "hidden_dim": hidden_dim,
             "bottleneck_dim": bottleneck_dim,
             "norm_last_layer": True,
+            "use_bn": False,  # batch norm in the head: helps short runs of small models to get going
             "student_temp": 0.1,
             "center_momentum": 0.9,
         }
     )
 
 
-def barlow_twins_terms(dim: int = 8192) -> ConfigDict:
+def barlow_twins_terms(dim: int = 8192, weight: float = 1.0) -> ConfigDict:
     """The Barlow Twins term; all its arguments are in losses/barlow_twins.py."""
     return ConfigDict(
         {
-            "weight": 1.0,
+            "weight": weight,
             "hidden_dims": (dim, dim, dim),
             "lambd": 0.0051,
             "pair": "student_student",

@@ -24,20 +24,39 @@ def _cifar10(c):
     """ViT-T/4 at 32 on CIFAR-10 (50,000 images): --config.data.dir=/path/to/cifar10."""
     c.data.source = "cifar10"
     c.model.name, c.model.patch_size = "vit_tiny", 4
-    c.views.global_size, c.views.local_size, c.views.num_local = 32, 16, 4
+    c.views.global_size, c.views.local_size = 32, 16
+    c.views.num_local = min(c.views.num_local, 4)
     c.views.blur_prob = (0.0, 0.0, 0.0)  # a 32-pixel image has no detail to spare
     c.evals.resize, c.evals.attention_size = 32, 96
-    _small_loss(c, prototypes=4096, width=2048)
+    _small_heads(c, prototypes=4096, width=2048, bottleneck=256)
 
 
 def _demo(c):
-    """Scenes, small ViT: ends within 5 minutes on 2 CPU cores, evaluation included."""
+    """Scenes, small ViT: ends within 5 minutes on 2 CPU cores, evaluation included.
+
+    A thousand steps instead of a hundred thousand: everything that follows the student with a delay
+    (center, teacher, their temperatures) has to be quick, and initial weights large enough to act.
+    """
     c.data.source = "scenes"
-    _small_loss(c, prototypes=512, width=256)
-
-
-def _small_loss(c, prototypes: int, width: int):
+    c.batch_size, c.total_epochs = 128, 14.0
+    c.model.name, c.model.patch_size = "vit_tiny", 8
+    c.model.embed_dim, c.model.depth, c.model.num_heads = 96, 2, 3
+    c.model.init_std, c.model.drop_path_rate = 0.1, 0.0
+    c.views.global_size, c.views.local_size = 32, 16
+    c.views.num_local = min(c.views.num_local, 4)
+    c.teacher.momentum, c.teacher.final_momentum = 0.97, 0.99
+    c.teacher.temp = c.teacher.warmup_temp = 0.02
+    c.optim.lr, c.optim.warmup_epochs, c.optim.freeze_last_layer_epochs = 4e-3, 1.0, 0.0
+    c.optim.final_weight_decay = 0.04
+    c.evals.n_last_blocks, c.evals.resize, c.evals.attention_size = 1, 32, 64
+    _small_heads(c, prototypes=1024, width=256, bottleneck=256)
     if "dino" in c.loss:
-        c.loss.dino.update({"out_dim": prototypes, "hidden_dim": width, "bottleneck_dim": 64})
+        c.loss.dino.use_bn, c.loss.dino.center_momentum = True, 0.0
+
+
+def _small_heads(c, prototypes: int, width: int, bottleneck: int):
+    if "dino" in c.loss:
+        c.loss.dino.out_dim = prototypes
+        c.loss.dino.hidden_dim, c.loss.dino.bottleneck_dim = width, bottleneck
     if "barlow_twins" in c.loss:
         c.loss.barlow_twins.hidden_dims = (width, width, width)

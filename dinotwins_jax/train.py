@@ -123,7 +123,7 @@ def build(config: ConfigDict) -> Run:
 
 def make_backbone(config: ConfigDict) -> VisionTransformer:
     """The ViT of config.model; its positions are stored for the grid of the global crops."""
-    fields = config.model.to_dict()
+    fields = {name: value for name, value in config.model.to_dict().items() if value is not None}
     dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     if fields["dtype"] not in dtypes:
         raise ValueError(f"config.model.dtype is '{fields['dtype']}': choose {' or '.join(dtypes)}")

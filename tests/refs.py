@@ -1,5 +1,7 @@
 """Plain-loop references in float64, straight from the papers' equations."""
 
+import math
+
 import numpy as np
 
 
@@ -36,6 +38,20 @@ def barlow_twins_loss(z_a, z_b, lambd):
             else:
                 off_diag += c**2
     return on_diag + lambd * off_diag, on_diag, off_diag
+
+
+def dino_head_with_batch_norm(weights, x):
+    """Logits of the official head with use_bn_in_head, from its state dict, in float64."""
+    x = np.asarray(x, np.float64)
+    for linear, norm in (("mlp.0", "mlp.1"), ("mlp.3", "mlp.4"), ("mlp.6", None)):
+        x = x @ weights[f"{linear}.weight"].T + weights[f"{linear}.bias"]
+        if norm is not None:
+            x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+            x = x * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]
+            x = np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2))))(x)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    v = weights["last_layer.weight_v"]
+    return x @ (v / np.linalg.norm(v, axis=1, keepdims=True)).T
 
 
 def adamw_step(params, grads, mask, memory, t, lr, decay, b1=0.9, b2=0.999, eps=1e-8):

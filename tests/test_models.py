@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import refs
 from golden_files import assert_close, assert_trees_close, load, subset
 
 from dinotwins_jax.models import VARIANTS, create_vit
@@ -16,7 +17,7 @@ from dinotwins_jax.models.torch_weights import (
 )
 from dinotwins_jax.models.vit import VisionTransformer, drop_path
 
-TINY = dict(embed_dim=48, depth=3, num_heads=3, patch_size=4, image_size=16)
+TINY = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 4, "image_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,26 @@ def test_dino_head_has_no_weight_g_unless_it_is_trained():
     assert names(True) == {"weight_v"} and names(False) == {"weight_v", "weight_g"}
 
 
+def test_dino_head_with_batch_norm_equals_a_plain_reference():
+    rng = np.random.default_rng(0)
+    shapes = {"mlp.0": (6, 5), "mlp.1": (6,), "mlp.3": (6, 6), "mlp.4": (6,), "mlp.6": (4, 6)}
+    weights = {f"{name}.weight": rng.normal(size=shape) for name, shape in shapes.items()}
+    weights |= {f"{name}.bias": rng.normal(size=shape[:1]) for name, shape in shapes.items()}
+    weights |= {"last_layer.weight_v": rng.normal(size=(7, 4))}
+    weights |= {"last_layer.weight_g": np.ones((7, 1))}
+    params = dino_head_from_torch(weights)
+    del params["last_layer"]["weight_g"]
+    x = rng.normal(size=(9, 5)).astype(np.float32)
+    head = DINOHead(7, 6, 4, use_bn=True)
+    fresh = head.init(jax.random.key(0), x)
+    assert jax.tree.structure(fresh["params"]) == jax.tree.structure(params)
+    logits, updated = head.apply(
+        {"params": params, "batch_stats": fresh["batch_stats"]}, x, mutable=["batch_stats"]
+    )
+    assert_close(logits, refs.dino_head_with_batch_norm(weights, x))
+    assert set(updated["batch_stats"]) == {"bn_0", "bn_1"}
+
+
 def test_barlow_projector_equals_official():
     golden = load("barlow_projector")
     params, stats = barlow_projector_from_torch(subset(golden, "w:"))
@@ -168,6 +189,17 @@ def test_bfloat16_compute_keeps_float32_parameters_and_outputs(golden_vit):
     out = vit.apply({"params": params}, golden["x_native"], return_attention=True)
     assert out.cls.dtype == out.attention.dtype == jnp.float32
     assert_close(out.cls, golden["cls_native"], 3e-2)  # 8 bits of mantissa, three blocks
+
+
+def test_init_std_reaches_every_dense_layer_and_token():
+    params = VisionTransformer(**TINY, init_std=0.5).init(
+        jax.random.key(0), jnp.ones((1, 16, 16, 3))
+    )["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        if leaf.ndim > 1 and "patch_embed" not in name:
+            # Down to 48 draws a leaf: a sample's standard deviation is within a tenth of it.
+            assert abs(float(jnp.std(leaf)) - 0.5) < 0.2, name
 
 
 def test_sizes_that_do_not_fit_are_named():

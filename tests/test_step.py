@@ -172,7 +172,7 @@ def small_step(golden, momentum):
 
 # Every part whose sums cross the batch: center, batch norm, cross-correlation, drop path, crops.
 HYBRID = {
-    "dino": {"out_dim": 24, "hidden_dim": 24, "bottleneck_dim": 12},
+    "dino": {"out_dim": 24, "hidden_dim": 24, "bottleneck_dim": 12, "use_bn": True},
     "barlow_twins": {"weight": 0.1, "hidden_dims": (16, 16, 16)},
 }
 
@@ -181,7 +181,9 @@ def parallel_run(mode, devices, terms=HYBRID, steps=2):
     """(state, metrics) after a few real steps, crops and drop path included."""
     backbone = VIT.clone(drop_path_rate=0.2)
     loss = make_loss(terms)
-    tx = make_optimizer("lars", clip=0.0)  # updates linear in the gradient: differences stay visible
+    tx = make_optimizer(
+        "lars", clip=0.0
+    )  # updates linear in the gradient: differences stay visible
     values = {"lr": 0.1, "weight_decay": 1e-4, "teacher_momentum": 0.9, "teacher_temp": 0.05}
     placement = make_placement(mode, 16, jax.devices()[:devices])
     multi_crop = make_multi_crop(global_size=16, local_size=8, num_local=1)
@@ -231,9 +233,7 @@ def test_any_number_of_devices_gives_the_same_run(one_device, mode, devices):
 
 def test_pmap_with_a_student_teacher_pair_equals_jit():
     """The teacher's projector has batch statistics of its own, so it crosses devices too."""
-    terms = {
-        "barlow_twins": {"hidden_dims": (16, 16), "pair": "student_teacher", "views": "all"}
-    }
+    terms = {"barlow_twins": {"hidden_dims": (16, 16), "pair": "student_teacher", "views": "all"}}
     (a, ma), (b, mb) = parallel_run("jit", 1, terms, 1), parallel_run("pmap", 8, terms, 1)
     np.testing.assert_allclose(ma["loss"], mb["loss"], rtol=1e-4)
     assert_trees_close(b.teacher_params, a.teacher_params, 1e-4)

@@ -1,16 +1,15 @@
 """Procedural COCO-like scenes: textured objects on a textured background, with masks and categories.
 
 A category is a texture and an outline. Everything else is drawn anew for each object or image and
-carries no label: colours, brightness polarity, place, size, rotation, background. Raw pixels and
-colour histograms therefore say next to nothing; what two crops of one scene share says a lot.
+carries no label: colours, brightness polarity, place, size, tilt, background and an uneven light
+over the whole picture. Raw pixels and colour histograms therefore say little. Colours are muted and
+the light uneven, so that two crops of a picture do not share an easy answer other than the objects.
 """
 
 import numpy as np
 
-from dinotwins_jax.data.base import BadImage  # noqa: F401  (part of a source's contract)
-
 _TILE = 48  # resolution of one period of a texture
-_TILT = 0.15  # radians, standard deviation of an object's rotation
+_TILT = 0.2  # radians, standard deviation of an object's rotation
 
 
 def _textures() -> np.ndarray:
@@ -65,19 +64,21 @@ def _outlines(angles: np.ndarray) -> np.ndarray:
 
 
 _TEXTURES = _textures()
-_PERIODS = np.array([0.25, 0.25, 0.2, 0.2, 0.12, 0.25, 0.25, 0.17, 0.12, 0.34])  # of the image's side
+_PERIODS = np.array(
+    [0.25, 0.25, 0.2, 0.2, 0.12, 0.25, 0.25, 0.17, 0.12, 0.34]
+)  # of the image's side
 _OUTLINES = _outlines(np.linspace(0, 2 * np.pi, 256, endpoint=False))
 _NAMES = (
     "striped disc",
     "checked square",
     "dotted triangle",
     "gridded flower",
-    "zigzag bar",
-    "plus-marked cross",
+    "finely ruled bar",
+    "ruled cross",
     "ringed hexagon",
-    "bricked ellipse",
-    "diamond star",
-    "toothed clover",
+    "finely slanted ellipse",
+    "finely striped star",
+    "slanted clover",
 )
 
 
@@ -125,6 +126,7 @@ class Scenes:
         return np.stack([owner == k for k in range(len(categories))]), categories
 
     def _draw(self, i):
+        """(picture u8[size, size, 3], topmost object i8[size, size] (-1: none), categories i32[n])."""
         rng = np.random.default_rng((*self._seed, 1, int(i)))
         image = _background(rng, self.size)
         owner = np.full((self.size, self.size), -1, np.int8)
@@ -140,26 +142,34 @@ class Scenes:
                 rng, image, owner, k, category, radius, rng.uniform(margin, self.size - margin, 2)
             )
         noise = rng.normal(0, rng.uniform(0, 6), image.shape)
-        return np.clip(image + noise, 0, 255).astype(np.uint8), owner, categories
+        light = rng.uniform(20, 40) * _waves(rng, self.size, count=3, frequency=1.0)
+        image = image + light[..., None] + noise
+        return np.clip(image, 0, 255).astype(np.uint8), owner, categories
 
 
 def _two_colours(rng, low, high) -> np.ndarray:
     """Two muted colours, half their difference in brightness in (low, high): f32[2, 3]."""
-    middle, half = rng.uniform(80, 175), rng.uniform(low, high) * rng.choice([-1, 1])
+    middle, half = rng.uniform(105, 150), rng.uniform(low, high) * rng.choice([-1, 1])
     grey = np.array([[middle - half], [middle + half]])
-    return (grey + rng.uniform(-30, 30, (2, 3))).astype(np.float32)
+    return (grey + rng.uniform(-12, 12, (2, 3))).astype(np.float32)
 
 
 def _background(rng, size) -> np.ndarray:
     """Two colours mixed by a few random waves: f32[size, size, 3]."""
+    field = _waves(rng, size, count=4, frequency=2.0)
+    mix = 1 / (1 + np.exp(-field * rng.uniform(0.5, 2.0)))[..., None]
+    low, high = _two_colours(rng, 10, 25)
+    return low + (high - low) * mix
+
+
+def _waves(rng, size, count, frequency) -> np.ndarray:
+    """A sum of random plane waves, some `frequency` periods across the picture: f32[size, size]."""
     y, x = np.meshgrid(*[np.arange(size, dtype=np.float32) / size] * 2, indexing="ij")
     field = np.zeros((size, size), np.float32)
-    for _ in range(4):
-        fx, fy = rng.normal(0, 2.0, 2)
+    for _ in range(count):
+        fx, fy = rng.normal(0, frequency, 2)
         field += np.sin(2 * np.pi * (fx * x + fy * y + rng.uniform())).astype(np.float32)
-    mix = 1 / (1 + np.exp(-field * rng.uniform(0.5, 2.0)))[..., None]
-    low, high = _two_colours(rng, 10, 30)
-    return low + (high - low) * mix
+    return field
 
 
 def _paint(rng, image, owner, k, category, radius, center):
@@ -181,7 +191,7 @@ def _paint(rng, image, owner, k, category, radius, center):
     tile = _TEXTURES[category][
         ((v % 1) * _TILE).astype(int) % _TILE, ((u % 1) * _TILE).astype(int) % _TILE
     ]
-    dark, light = _two_colours(rng, 35, 70)
+    dark, light = _two_colours(rng, 40, 60)
     colour = dark + (light - dark) * (tile[..., None] * 0.5 + 0.5)
     image[window] = np.where(inside[..., None], colour, image[window])
     owner[window] = np.where(inside, k, owner[window])

@@ -69,6 +69,7 @@ def dino(
     hidden_dim: int = 2048,
     bottleneck_dim: int = 256,
     norm_last_layer: bool = True,
+    use_bn: bool = False,
     student_temp: float = 0.1,
     center_momentum: float = 0.9,
     head: str = "dino",
@@ -85,7 +86,7 @@ def dino(
         raise ValueError(
             f"center_momentum is {center_momentum}: it must lie in [0, 1] (0.9 in the paper)"
         )
-    spec = HeadSpec(DINOHead(out_dim, hidden_dim, bottleneck_dim, norm_last_layer))
+    spec = HeadSpec(DINOHead(out_dim, hidden_dim, bottleneck_dim, norm_last_layer, use_bn=use_bn))
 
     def init():
         return {"center": jnp.zeros((out_dim,), jnp.float32)}

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dinotwins_jax.models.vit import dense_init, torch_uniform
+from dinotwins_jax.models.vit import INIT_STD, torch_uniform
 
 
 def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
@@ -47,7 +47,9 @@ class DINOHead(nn.Module):
     """MLP (exact GELU) -> L2-normalised bottleneck -> weight-normalised prototypes.
 
     __call__: x [N, D] -> logits f32[N, out_dim]. `norm_last_layer=True` fixes the prototypes' norm
-    at 1 (no weight_g parameter, where PyTorch keeps a frozen one).
+    at 1 (no weight_g parameter, where PyTorch keeps a frozen one). `use_bn=True` puts batch norm
+    before each GELU, over all rows of a call: images and views, over the global batch; the teacher's
+    too uses its own batch, as in the official code.
     Source: DINO, arXiv:2104.14294, appendix C; dino vision_transformer.py, DINOHead.
     """
 
@@ -56,14 +58,19 @@ class DINOHead(nn.Module):
     bottleneck_dim: int = 256
     norm_last_layer: bool = True
     num_layers: int = 3
+    use_bn: bool = False
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+        init = nn.initializers.normal(INIT_STD)
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
             width = self.bottleneck_dim if last else self.hidden_dim
-            x = nn.Dense(width, dtype=self.dtype, kernel_init=dense_init, name=f"mlp_{layer}")(x)
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=init, name=f"mlp_{layer}")(x)
+            if not last and self.use_bn:
+                x = BatchNorm(axis_name=self.axis_name, name=f"bn_{layer}")(x, train)
             x = x if last else nn.gelu(x, approximate=False)
         x = l2_normalise(x)
         return Prototypes(self.out_dim, self.norm_last_layer, self.dtype, name="last_layer")(x)

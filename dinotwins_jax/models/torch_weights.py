@@ -121,12 +121,17 @@ def dino_head_from_torch(state_dict) -> dict:
     """Parameters of a `DINOHead` from the official head's state dict (prefix `head.` allowed).
 
     `weight_g` is kept as it is; a head with norm_last_layer=True has no such parameter and ignores it.
+    Batch norm of a head with use_bn=True comes without running statistics: no forward pass of
+    training uses them.
     """
     weights = {re.sub(r"^head\.", "", k): v for k, v in _clean(state_dict).items()}
     names = sorted(
         (k[: -len(".weight")] for k in weights if re.fullmatch(r"mlp\.\d+\.weight", k)), key=_index
     )
-    params = {f"mlp_{i}": _layer(weights, name, "linear") for i, name in enumerate(names)}
+    linear = [name for name in names if weights[f"{name}.weight"].ndim == 2]
+    params = {f"mlp_{i}": _layer(weights, name, "linear") for i, name in enumerate(linear)}
+    norms = [name for name in names if name not in linear]
+    params |= {f"bn_{i}": _layer(weights, name, "norm") for i, name in enumerate(norms)}
     weight_v = _take(weights, "last_layer.weight_v")
     weight_g = _take(weights, "last_layer.weight_g", (weight_v.shape[0], 1))
     return params | {"last_layer": {"weight_v": weight_v, "weight_g": weight_g}}

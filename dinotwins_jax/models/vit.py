@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# DINO truncates at +-2.0 absolute, a hundred standard deviations away: a plain normal. Its patch
-# convolution keeps PyTorch's default, uniform within 1 / sqrt(fan_in).
-dense_init = nn.initializers.normal(0.02)
+INIT_STD = 0.02  # official; DINO truncates at +-2.0 absolute, a hundred times that: a plain normal
 
 
 class ViTOutput(NamedTuple):
@@ -119,31 +117,34 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     num_heads: int
     dtype: Any = jnp.float32
+    init_std: float = INIT_STD
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         B, T, D = x.shape
+        init = nn.initializers.normal(self.init_std)
         head_dim = D // self.num_heads
-        qkv = nn.Dense(3 * D, dtype=self.dtype, kernel_init=dense_init, name="qkv")(x)
+        qkv = nn.Dense(3 * D, dtype=self.dtype, kernel_init=init, name="qkv")(x)
         qkv = qkv.reshape(B, T, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4)
         q, k, v = qkv  # [B, heads, T, d]
         logits = jnp.einsum("bhtd,bhsd->bhts", q * head_dim**-0.5, k)
         attention = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         y = jnp.einsum("bhts,bhsd->bhtd", attention.astype(self.dtype), v)
         y = y.transpose(0, 2, 1, 3).reshape(B, T, D)
-        return nn.Dense(D, dtype=self.dtype, kernel_init=dense_init, name="proj")(y), attention
+        return nn.Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y), attention
 
 
 class Mlp(nn.Module):
     hidden_dim: int
     dtype: Any = jnp.float32
+    init_std: float = INIT_STD
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        D = x.shape[-1]
-        x = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=dense_init, name="fc1")(x)
+        D, init = x.shape[-1], nn.initializers.normal(self.init_std)
+        x = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=init, name="fc1")(x)
         x = nn.gelu(x, approximate=False)  # PyTorch's default is the exact erf
-        return nn.Dense(D, dtype=self.dtype, kernel_init=dense_init, name="fc2")(x)
+        return nn.Dense(D, dtype=self.dtype, kernel_init=init, name="fc2")(x)
 
 
 class Block(nn.Module):
@@ -152,6 +153,7 @@ class Block(nn.Module):
     drop_path_rate: float
     layer_scale_init: float | None
     dtype: Any = jnp.float32
+    init_std: float = INIT_STD
 
     @nn.compact
     def __call__(
@@ -167,10 +169,11 @@ class Block(nn.Module):
             return branch
 
         y = layer_norm("norm1")(x).astype(self.dtype)
-        y, attention = Attention(self.num_heads, self.dtype, name="attn")(y)
+        y, attention = Attention(self.num_heads, self.dtype, self.init_std, name="attn")(y)
         x = x + residual(y, "gamma1")
         y = layer_norm("norm2")(x).astype(self.dtype)
-        y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(y)
+        hidden_dim = int(x.shape[-1] * self.mlp_ratio)
+        y = Mlp(hidden_dim, self.dtype, self.init_std, name="mlp")(y)
         return x + residual(y, "gamma2"), attention
 
 
@@ -183,7 +186,8 @@ class VisionTransformer(nn.Module):
       drop_path_rate (of the last block; a linear ramp from 0; only with train=True, which then needs
       rngs={"drop_path": key}), num_register_tokens (arXiv:2309.16588, after the class token, without
       position), layer_scale_init (None: no LayerScale), dtype (of compute; parameters, norms and
-      softmax stay float32).
+      softmax stay float32), init_std (of dense kernels, class token and positions; the official 0.02
+      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)).
     Source: dino vision_transformer.py; registers and LayerScale as in dinov2.
     """
 
@@ -197,6 +201,7 @@ class VisionTransformer(nn.Module):
     num_register_tokens: int = 0
     layer_scale_init: float | None = None
     dtype: Any = jnp.float32
+    init_std: float = INIT_STD
 
     def setup(self):
         if self.embed_dim % self.num_heads:
@@ -204,10 +209,9 @@ class VisionTransformer(nn.Module):
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
         grid = self.grid(as_pair(self.image_size))
-        self.cls_token = self.param("cls_token", dense_init, (1, 1, self.embed_dim))
-        self.pos_embed = self.param(
-            "pos_embed", dense_init, (1, 1 + grid[0] * grid[1], self.embed_dim)
-        )
+        init = nn.initializers.normal(self.init_std)
+        self.cls_token = self.param("cls_token", init, (1, 1, self.embed_dim))
+        self.pos_embed = self.param("pos_embed", init, (1, 1 + grid[0] * grid[1], self.embed_dim))
         if self.num_register_tokens:
             shape = (1, self.num_register_tokens, self.embed_dim)
             self.register_tokens = self.param(
@@ -216,7 +220,14 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(self.embed_dim, self.patch_size, self.dtype)
         rates = np.linspace(0.0, self.drop_path_rate, self.depth)
         self.blocks = [
-            Block(self.num_heads, self.mlp_ratio, float(rate), self.layer_scale_init, self.dtype)
+            Block(
+                self.num_heads,
+                self.mlp_ratio,
+                float(rate),
+                self.layer_scale_init,
+                self.dtype,
+                self.init_std,
+            )
             for rate in rates
         ]
         self.norm = layer_norm()
