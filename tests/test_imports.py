@@ -54,7 +54,7 @@ def test_outside_imports_stay_in_their_room(path):
     if room(path) not in {"train", "main"}:
         assert "ml_collections" not in top, "only train sees the config"
     if room(path) in {"models", "losses"}:
-        assert top <= {"jax", "flax", "numpy", "dinotwins_jax", "collections", "typing", "re",
+        assert top <= {"jax", "flax", "numpy", "dinotwins_jax", "collections", "typing", "re", "einops",
                        "importlib", "difflib"}  # fmt: skip
     if room(path) == "data":
         assert "jax" not in top

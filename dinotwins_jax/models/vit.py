@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 INIT_STD = 0.02  # official; DINO truncates at +-2.0 absolute, a hundred times that: a plain normal
 
@@ -100,17 +101,11 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        B, H, W, C = images.shape
-        p = self.patch_size
+        p, C = self.patch_size, images.shape[-1]
         kernel = self.param("kernel", torch_uniform(p * p * C), (p, p, C, self.embed_dim))
         bias = self.param("bias", torch_uniform(p * p * C), (self.embed_dim,))
         # One matmul over flattened patches: the same sums as the convolution, and faster on CPU.
-        x = (
-            images.astype(self.dtype)
-            .reshape(B, H // p, p, W // p, p, C)
-            .transpose(0, 1, 3, 2, 4, 5)
-        )
-        x = x.reshape(B, (H // p) * (W // p), p * p * C)  # [B, N, ppC]
+        x = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
         return x @ kernel.reshape(-1, self.embed_dim).astype(self.dtype) + bias.astype(self.dtype)
 
 
@@ -121,16 +116,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        B, T, D = x.shape
+        D = x.shape[-1]
         init = nn.initializers.normal(self.init_std)
         head_dim = D // self.num_heads
         qkv = nn.Dense(3 * D, dtype=self.dtype, kernel_init=init, name="qkv")(x)
-        qkv = qkv.reshape(B, T, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4)
-        q, k, v = qkv  # [B, heads, T, d]
+        q, k, v = rearrange(qkv, "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
         logits = jnp.einsum("bhtd,bhsd->bhts", q * head_dim**-0.5, k)
         attention = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         y = jnp.einsum("bhts,bhsd->bhtd", attention.astype(self.dtype), v)
-        y = y.transpose(0, 2, 1, 3).reshape(B, T, D)
+        y = rearrange(y, "b h t d -> b t (h d)")
         return nn.Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y), attention
 
 
