@@ -49,6 +49,7 @@ def _demo(c):
     c.optim.lr, c.optim.warmup_epochs, c.optim.freeze_last_layer_epochs = 4e-3, 1.0, 0.0
     c.optim.final_weight_decay = 0.04
     c.evals.n_last_blocks, c.evals.resize, c.evals.attention_size = 1, 32, 64
+    c.evals.attention_images = 4
     _small_heads(c, prototypes=1024, width=256, bottleneck=256)
     if "dino" in c.loss:
         c.loss.dino.use_bn, c.loss.dino.center_momentum = True, 0.0

@@ -55,12 +55,16 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
 
 def parse_flags(argv):
     """absl's parser, with one clear line where ml_collections gives a traceback."""
+    config_file = _given_config(argv)
+    if config_file and not Path(config_file.partition(":")[0]).is_file():
+        sys.exit(fail(f"no such config file: {config_file.partition(':')[0]}"))
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        sys.exit(fail(str(error)))
-    except FileNotFoundError as error:
-        sys.exit(fail(f"no such config file: {error.filename}"))
+        message = str(error).strip()
+        if "Traceback" in message:  # of the config file: its last line is "ValueError: …"
+            message = f"{config_file or '--config'}: {message.splitlines()[-1].partition(': ')[2]}"
+        sys.exit(fail(message))
     except (AttributeError, KeyError) as error:
         sys.exit(fail(_unknown_key(argv, error)))
     except (ValueError, TypeError) as error:
@@ -70,9 +74,13 @@ def parse_flags(argv):
     return rest
 
 
+def _given_config(argv) -> str | None:
+    return next((a.partition("=")[2] for a in argv if a.startswith("--config=")), None)
+
+
 def _unknown_key(argv, error: Exception) -> str:
     """Names the --config.… key that does not exist, and its neighbours."""
-    config_file = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), None)
+    config_file = _given_config(argv)
     given = [
         a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")
     ]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -138,13 +139,16 @@ class Progress:
     """A bar with step, losses, images/s and time left; plain lines where there is no terminal."""
 
     def __init__(self, total: int, done: int):
+        self._plain = not sys.stderr.isatty() and "ipykernel" not in sys.modules
         self._bar = tqdm(
-            total=total, initial=done, unit="step", dynamic_ncols=True, mininterval=0.5
+            total=total,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=self._plain,
         )
-        self._plain = not self._bar.fp.isatty() if hasattr(self._bar, "fp") else False
         self._total, self._start, self._done = total, time.perf_counter(), done
-        if self._plain:
-            self._bar.disable = True
 
     def advance(self, step: int) -> None:
         self._bar.update(step - self._bar.n)

@@ -29,7 +29,8 @@ from dinotwins_jax.step import INIT, make_train_step
 class Run(NamedTuple):
     """All parts of a run, built and checked, before anything is compiled or written."""
 
-    source: object
+    source: object  # of training
+    probe_sources: tuple  # (train, test) of the probes
     canvas_size: int
     backbone: VisionTransformer
     loss: Loss
@@ -85,6 +86,11 @@ def build(config: ConfigDict) -> Run:
         if name == "global_size" or views["num_local"]:
             _check_crop(name, views[name], backbone.patch_size)
     loss = make_loss({name: term.to_dict() for name, term in config.loss.items()})
+    if not 1 <= config.evals.n_last_blocks <= backbone.depth:
+        raise ValueError(
+            f"config.evals.n_last_blocks is {config.evals.n_last_blocks}: "
+            f"the backbone has {backbone.depth} blocks"
+        )
     source = _source(config, "pretrain")
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
@@ -108,6 +114,7 @@ def build(config: ConfigDict) -> Run:
     key = jax.random.fold_in(jax.random.key(config.seed), INIT)
     return Run(
         source=source,
+        probe_sources=(_source(config, "train"), _source(config, "test")),
         canvas_size=config.data.canvas_size
         or source.default_canvas(max(as_pair(views["global_size"]))),
         backbone=backbone,
@@ -250,7 +257,7 @@ def evaluate(run: Run, config: ConfigDict, state: TrainState, workdir: Path) -> 
     view = {"resize": max(options.pop("resize"), *as_pair(crop)), "crop": crop}
     heads = {name: options.pop(name) for name in ("n_last_blocks", "mean_patch")}
     size, count = options.pop("attention_size"), options.pop("attention_images")
-    train, test = _source(config, "train"), _source(config, "test")
+    train, test = run.probe_sources
     teacher = state.teacher_params["backbone"]
     if count:
         draw_attention(

@@ -1,0 +1,343 @@
+"""Whole runs, shrunk: what they leave behind, how they go on, and what they say to bad input."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import barlow_twins, base, dino, hybrid, presets
+from dinotwins_jax import train as train_module
+from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
+from dinotwins_jax.metrics import NonFiniteError, Progress
+from dinotwins_jax.train import build, train
+from experiments import vicreg
+from experiments.compare import compare
+
+ROOT = Path(__file__).parent.parent
+REAL_DATA = Path(os.environ.get("DINOTWINS_DATA", ROOT.parent / "shared" / "data"))
+
+SHRUNK = {
+    "batch_size": 8,
+    "total_steps": 4,
+    "model.embed_dim": 48,
+    "model.depth": 2,
+    "model.num_heads": 3,
+    "model.patch_size": 8,
+    "views.global_size": 16,
+    "views.local_size": 8,
+    "data.scenes.num_train": 60,
+    "data.scenes.num_test": 20,
+    "data.scenes.size": 24,
+    "log.every_steps": 2,
+    "checkpoint.every_epochs": 7.0,  # half of the demo's epochs: after steps 2 and 4
+    "evals.n_last_blocks": 1,
+    "evals.batch_size": 16,
+    "evals.resize": 16,
+    "evals.split_seeds": (0,),
+    "evals.label_fraction": 0.5,
+    "evals.knn_k": (5,),
+    "evals.attention_size": 16,
+    "evals.attention_images": 2,
+}
+
+
+def shrunk(module=hybrid, preset="demo", **options):
+    """A shipped config, small; options as "section__key"."""
+    config = module.get_config(preset)
+    options = {name.replace("__", "."): value for name, value in options.items()}
+    config.update_from_flattened_dict(SHRUNK | options)
+    if "dino" in config.loss:
+        config.loss.dino.update({"out_dim": 32, "hidden_dim": 32, "bottleneck_dim": 16})
+    if "barlow_twins" in config.loss:
+        config.loss.barlow_twins.hidden_dims = (32, 32, 32)
+    return config
+
+
+def log_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(config, workdir):
+    run = build(config)
+    checkpoints = Checkpoints(workdir, 1)
+    state, position = checkpoints.restore(run.placement.put_state(run.fresh_state()))
+    checkpoints.close()
+    return state, position
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, train(shrunk(), workdir)
+
+
+def test_a_run_leaves_scores_pictures_log_checkpoints_and_config(whole_run):
+    workdir, scores = whole_run
+    assert json.loads((workdir / "scores.json").read_text()) == {"step": 4, "scores": scores}
+    assert set(scores) == {"teacher", "random weights", "raw pixels"}
+    for score in scores.values():
+        assert 0 <= score["linear"]["top1_mean"] <= 100 and 0 <= score["knn"]["k5"] <= 100
+    assert Image.open(workdir / "attention.png").size > (100, 100)
+    log = log_of(workdir)
+    assert [line["step"] for line in log] == [2, 4]
+    diagnostics = {"dino/teacher_entropy", "dino/kl", "dino/center_norm", "feature_std"}
+    diagnostics |= {"effective_rank", "barlow_twins/on_diag", "barlow_twins/off_diag", "data_wait"}
+    assert diagnostics <= set(log[0]) and all(np.isfinite(v) for v in log[0].values())
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["loss"]["dino"]["out_dim"] == 32
+    state, position = final_state(shrunk(), workdir)
+    assert int(state.step) == 4 and position["position"] == 32
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, monkeypatch):
+    """Stopped in step 3, after the checkpoint of step 2: bit for bit the run that was not stopped."""
+    with monkeypatch.context() as patch:
+        advance = Progress.advance
+
+        def interrupt(self, step):
+            if step == 3:
+                raise KeyboardInterrupt
+            advance(self, step)
+
+        patch.setattr(Progress, "advance", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(shrunk(), tmp_path)
+    assert [line["step"] for line in log_of(tmp_path)] == [2]
+    scores = train(shrunk(), tmp_path)
+    workdir, expected_scores = whole_run
+    assert scores == expected_scores
+    timing = {"images_per_s", "data_wait"}
+    for ours, theirs in zip(log_of(tmp_path), log_of(workdir), strict=True):
+        assert {k: v for k, v in ours.items() if k not in timing} == {
+            k: v for k, v in theirs.items() if k not in timing
+        }
+    (a, position_a), (b, position_b) = (final_state(shrunk(), w) for w in (tmp_path, workdir))
+    assert position_a == position_b
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_pmap_trains_to_the_same_losses(whole_run, tmp_path):
+    train(shrunk(parallel="pmap"), tmp_path)
+    for ours, theirs in zip(log_of(tmp_path), log_of(whole_run[0]), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("module", [dino, barlow_twins, vicreg], ids=lambda m: m.__name__)
+def test_every_other_shipped_config_runs(module, tmp_path):
+    config = shrunk(module, total_steps=2)
+    scores = train(config, tmp_path)
+    assert scores["teacher"] and np.isfinite(log_of(tmp_path)[-1]["loss"])
+
+
+@pytest.mark.parametrize("preset", ["coco", "cifar10"])
+@pytest.mark.parametrize("module", [hybrid, dino, barlow_twins])
+def test_real_data_presets_are_what_they_say(module, preset, monkeypatch):
+    config = module.get_config(preset)
+    monkeypatch.setattr(train_module, "_source", lambda config, split: FakeLength())
+    run = build(config.unlock())
+    side, patch, width = (224, 16, 384) if preset == "coco" else (32, 4, 192)
+    assert (run.backbone.image_size, run.backbone.patch_size) == (side, patch)
+    assert (run.backbone.embed_dim, run.backbone.depth) == (width, 12)
+    assert (config.views.num_local == 0) == (module is barlow_twins)
+    assert run.total_steps == 100 * (118_287 // 256) and run.warmup_steps == run.total_steps // 10
+
+
+class FakeLength:
+    labels, class_names = None, ()
+
+    def __len__(self):
+        return 118_287
+
+    def default_canvas(self, global_size):
+        return 640
+
+
+def test_no_key_of_the_config_is_dead():
+    """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
+    source = Path(train_module.__file__).read_text()
+    config = base.get_config().to_dict()
+    whole = {"views", "model", "loss"}
+    keys = [k for k, v in config.items() if not isinstance(v, dict)]
+    keys += [k for s in ("teacher", "optim", "log", "checkpoint") for k in config[s]]
+    keys += [k for k, v in config["data"].items() if not isinstance(v, dict)]
+    assert whole <= set(config) and len(keys) > 20
+    dead = [k for k in keys if not re.search(rf"\.{k}\b", source)]
+    assert not dead
+
+
+def test_a_loss_from_outside_and_its_nan(tmp_path, capsys):
+    """The step is named, the last good checkpoint stays, and the data may not be evaluated."""
+    config = shrunk()
+    config.loss = ConfigDict({"mine": {"fn": "fork:alignment", "scale": 2.0, "nan_from_step": 3}})
+    config.views.num_local = 0
+    with pytest.raises(NonFiniteError, match="loss is nan at step 4; the checkpoint of step 2"):
+        train(config, tmp_path)
+    state, _ = final_state(config, tmp_path)
+    assert int(state.step) == 2 and int(state.loss_state["mine"]["calls"]) == 2
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_the_loss_in_the_readme_runs(tmp_path, monkeypatch):
+    code = re.findall(r"```python\n# (\S+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert [name for name, _ in code] == ["mine.py", "mine_config.py"]
+    for name, text in code:
+        (tmp_path / name).write_text(text)
+    assert len(code[0][1].splitlines()) + len(code[1][1].splitlines()) < 25
+    monkeypatch.syspath_prepend(tmp_path)
+    config = shrunk(SimpleNamespace(**runpy.run_path(tmp_path / "mine_config.py")), total_steps=2)
+    train(config, tmp_path / "run")
+    assert np.isfinite(log_of(tmp_path / "run")[-1]["mine/distance"])
+
+
+def test_the_comparison_reads_what_runs_leave(whole_run):
+    table = compare([whole_run[0]])
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
+        "teacher of whole",
+        "random weights",
+        "raw pixels",
+    ]
+
+
+def test_coco_sample_runs(tmp_path):
+    directory = REAL_DATA / "coco_sample"
+    if not directory.is_dir():
+        pytest.skip(f"no coco_sample in DINOTWINS_DATA ({REAL_DATA})")
+    config = shrunk(data__source="coco", data__dir=str(directory), total_steps=2)
+    scores = train(config, tmp_path)
+    assert set(scores) == {"teacher", "random weights", "raw pixels"}
+
+
+def test_too_many_truncated_images_stop_the_run_and_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(24):
+        path = tmp_path / "images" / f"{i:02}.jpg"
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(path)
+        if i % 4 == 0:
+            path.write_bytes(path.read_bytes()[:300])
+    config = shrunk(data__source="folder", data__dir=str(tmp_path / "images"))
+    with pytest.raises(ValueError, match=r"of 24 images unreadable.*\.jpg") as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data__source": "coco", "data__dir": "nowhere"}, "no such directory: nowhere"),
+        ({"data__source": "cocoo"}, "unknown data source 'cocoo'.*did you mean 'coco'"),
+        ({"views__global_size": 20}, r"views\.global_size 20 is not a multiple.*patch_size 8"),
+        ({"views__local_size": 12}, r"views\.local_size 12 is not a multiple"),
+        ({"parallel": "pjit"}, "choose jit or pmap"),
+        ({"batch_size": 12}, "12 does not divide by 8 devices"),
+        ({"model__name": "vit_smol"}, "unknown model 'vit_smol'"),
+        ({"model__dtype": "float16"}, "choose float32 or bfloat16"),
+        ({"evals__n_last_blocks": 3}, "the backbone has 2"),
+        ({"optim__name": "sgd"}, "sgd.*adamw"),
+        ({"total_epochs": 0.0}, "total_epochs is 0"),
+        ({"loss__dino__student_temp": 0.0}, "student_temp is 0"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_compiled_or_written(options, message, tmp_path):
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        train(shrunk(**options), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"dinoo": {"weight": 1.0}}, "unknown loss 'dinoo'.*did you mean 'dino'"),
+        ({"mine": {"fn": "fork:alignmant"}}, "fork:alignmant.*cannot be imported"),
+        ({"dino": {"temperature": 1.0}}, r"config\.loss\.dino: .*temperature"),
+        ({}, "at least one term"),
+    ],
+)
+def test_unusable_losses_are_named(terms, message):
+    config = shrunk()
+    config.loss = ConfigDict(terms)
+    with pytest.raises(ValueError, match=message):
+        build(config)
+
+
+def test_annotations_that_are_not_coco_are_named(tmp_path):
+    for name in ("train2017", "val2017", "annotations"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (30, 30)).save(tmp_path / "train2017" / "1.jpg")
+    for split in ("train2017", "val2017"):
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text('{"pictures": []}')
+    config = shrunk(data__source="coco", data__dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"instances_train2017\.json") as error:
+        build(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+    config = shrunk().to_dict()
+    claim_workdir(tmp_path, config)
+    claim_workdir(tmp_path, config | {"log": {"every_steps": 9}})  # changes no weight
+    with pytest.raises(ValueError, match=r"another run.*seed \(0 -> 1\)"):
+        claim_workdir(tmp_path, config | {"seed": 1})
+
+
+def command_line(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "dinotwins_jax.main", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "which config"),
+        (("--config=configs/nothing.py",), "no such config file: configs/nothing.py"),
+        (("--config=configs/dino.py:imagenet",), "unknown preset 'imagenet'"),
+        (("--config=configs/dino.py", "--config.optim.lrr=1"), "did you mean 'lr'"),
+        (("--config=configs/dino.py", "--config.seed=one"), "config.seed=one"),
+        (("--config=configs/dino.py:coco", "--config.data.dir=nowhere"), "no such directory"),
+    ],
+)
+def test_the_command_says_one_line_and_exits_with_2(arguments, message):
+    done = command_line(*arguments)
+    assert done.returncode == 2 and message in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+
+
+def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):
+    flags = [f"--config.{name}={value}" for name, value in SHRUNK.items() if name != "batch_size"]
+    done = command_line(
+        "--config=configs/hybrid.py", f"--workdir={tmp_path}", "--config.batch_size=8", *flags
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 4/4" in done.stdout and "| teacher " in done.stdout
+    last = done.stdout.strip().splitlines()[-6:]
+    assert str(tmp_path) in last[0] and any("scores.json" in line for line in last)
+    assert "Traceback" not in done.stderr
+
+
+def test_default_workdirs_are_told_apart():
+    default_workdir = runpy.run_module("dinotwins_jax.main")["default_workdir"]
+    assert default_workdir("configs/hybrid.py") == Path("runs/hybrid-demo")
+    assert default_workdir("configs/dino.py:coco") == Path("runs/dino-coco")
+
+
+def test_presets_share_what_runs_and_differ_in_where():
+    for preset in presets.PRESETS:
+        a, b = hybrid.get_config(preset), dino.get_config(preset)
+        assert a.loss.dino == b.loss.dino and a.optim == b.optim and a.views == b.views
