@@ -319,11 +319,19 @@ def test_the_command_says_one_line_and_exits_with_2(arguments, message):
     assert line.startswith("error: ")
 
 
-def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):
-    flags = [f"--config.{name}={value}" for name, value in SHRUNK.items() if name != "batch_size"]
+def test_the_command_exits_with_3_on_nan(tmp_path):
+    flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
     done = command_line(
-        "--config=configs/hybrid.py", f"--workdir={tmp_path}", "--config.batch_size=8", *flags
+        "--config=configs/hybrid.py", f"--workdir={tmp_path}", *flags, "--config.optim.lr=1e30"
     )
+    assert done.returncode == 3
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: stopped: ") and "at step" in line and str(tmp_path) in line
+
+
+def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):
+    flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
+    done = command_line("--config=configs/hybrid.py", f"--workdir={tmp_path}", *flags)
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stdout and "| teacher " in done.stdout
     last = done.stdout.strip().splitlines()[-6:]
