@@ -3,7 +3,8 @@
     python -m dinotwins_jax.main --config=configs/barlow_twins.py:demo      # also :coco, :cifar10
 
 Two global views of the official crop scale and no local ones. The EMA of the backbone is kept, as
-what is evaluated. The official optimiser for ResNets is --config.optim.name=lars --config.optim.lr=0.2
+what is evaluated. The official optimiser, for ResNets: --config.optim.name=lars --config.optim.lr=0.2
+--config.optim.clip=0 --config.optim.weight_decay=1e-6 --config.optim.final_weight_decay=1e-6
 """
 
 from configs import base, presets

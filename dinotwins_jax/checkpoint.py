@@ -10,6 +10,7 @@ from dinotwins_jax.state import TrainState
 
 # Keys that may differ between two starts of one run: they change no weight.
 _FREE = ("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir")
+_ABSENT = object()
 
 
 class Checkpoints:
@@ -47,24 +48,27 @@ class Checkpoints:
 
 
 def claim_workdir(workdir: Path, config: dict) -> None:
-    """Writes WORKDIR/config.json, or checks that the run that is there is this one.
+    """Writes WORKDIR/config.json, after a check that the run that is there is this one.
 
     Raises:
-      ValueError: the workdir holds a run of another config; the message names the keys.
+      ValueError: the workdir holds checkpoints of another config; the message names the keys.
     """
     path = Path(workdir) / "config.json"
     config = json.loads(json.dumps(config))  # tuples become lists, as they do on disk
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        temporary.replace(path)
-        return
-    theirs, ours = _flatten(json.loads(path.read_text())), _flatten(config)
+    if path.exists() and any((path.parent / "checkpoints").glob("[0-9]*")):
+        _check_same(workdir, json.loads(path.read_text()), config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def _check_same(workdir: Path, theirs: dict, ours: dict) -> None:
+    theirs, ours = _flatten(theirs), _flatten(ours)
     differ = [
         f"{key} ({theirs.get(key, 'not there')} -> {ours.get(key, 'not there')})"
         for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key, path) != ours.get(key, path) and not key.startswith(_FREE)
+        if (theirs.get(key, _ABSENT) != ours.get(key, _ABSENT)) and not key.startswith(_FREE)
     ]
     if differ:
         shown = ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")

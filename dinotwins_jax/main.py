@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -105,8 +106,6 @@ def _unknown_key(argv, error: Exception) -> str:
 
 def load_config(config_file: str):
     """The config of "path.py" or "path.py:preset", as the flag reads it."""
-    import runpy
-
     path, colon, preset = config_file.partition(":")
     get_config = runpy.run_path(path)["get_config"]
     return get_config(preset) if colon else get_config()

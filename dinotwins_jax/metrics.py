@@ -53,12 +53,12 @@ class Interval:
 _COLLAPSE = [
     (
         "uniform collapse: the teacher gives every prototype the same probability",
-        [("dino/teacher_entropy", ">", 0.995), ("dino/kl", "<", 1e-3)],
+        [("teacher_entropy", ">", 0.995), ("kl", "<", 1e-3)],
         "lower teacher.temp and teacher.warmup_temp, or raise loss.dino.center_momentum",
     ),
     (
         "one-prototype collapse: the teacher gives all images the same prototype",
-        [("dino/marginal_entropy", "<", 0.05)],
+        [("marginal_entropy", "<", 0.05)],
         "raise teacher.warmup_temp, lower loss.dino.center_momentum, or freeze the last layer longer",
     ),
     (
@@ -73,12 +73,12 @@ _COLLAPSE = [
     ),
     (
         "views that share nothing: Barlow Twins' diagonal stays near zero",
-        [("barlow_twins/diag_mean", "<", 0.02)],
+        [("diag_mean", "<", 0.02)],
         "raise optim.lr or weaken the crops (views.global_scale)",
     ),
     (
         "redundant projection: Barlow Twins' features are copies of each other",
-        [("barlow_twins/off_diag_rms", ">", 0.95)],
+        [("off_diag_rms", ">", 0.95)],
         "raise loss.barlow_twins.lambd or the batch size",
     ),
 ]
@@ -98,16 +98,27 @@ class CollapseWatch:
         """Warnings that became due with this log."""
         due = []
         for name, conditions, knob in _COLLAPSE:
-            known = step >= self._from_step and all(metric in means for metric, _, _ in conditions)
-            holds = known and all(
-                means[metric] < bound if sign == "<" else means[metric] > bound
-                for metric, sign, bound in conditions
-            )
-            self._held[name] = self._held[name] + 1 if holds else 0
+            sick = [] if step < self._from_step else _terms_where(conditions, means)
+            self._held[name] = self._held[name] + 1 if sick else 0
             if self._held[name] == self._patience:
-                values = ", ".join(f"{metric} = {means[metric]:.4g}" for metric, _, _ in conditions)
+                names = [sick[0] + metric for metric, _, _ in conditions]
+                values = ", ".join(f"{metric} = {means[metric]:.4g}" for metric in names)
                 due.append(f"step {step}: {name} ({values}). To try: {knob}.")
         return due
+
+
+def _terms_where(conditions, means: dict[str, float]) -> list[str]:
+    """Prefixes ("" or "<term of the loss>/") under which all metrics exist and all conditions hold."""
+    prefixes = dict.fromkeys(name[: name.rfind("/") + 1] for name in means)
+    return [
+        prefix
+        for prefix in prefixes
+        if all(
+            prefix + metric in means
+            and (means[prefix + metric] < bound if sign == "<" else means[prefix + metric] > bound)
+            for metric, sign, bound in conditions
+        )
+    ]
 
 
 class JsonLines:
@@ -163,7 +174,8 @@ class Progress:
             self._bar.set_postfix(figures)
             return
         rate = (time.perf_counter() - self._start) / max(step - self._done, 1)
-        left = time.strftime("%H:%M:%S", time.gmtime(rate * (self._total - step)))
+        minutes, seconds = divmod(round(rate * (self._total - step)), 60)
+        left = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
         shown = "  ".join(f"{k} {v}" for k, v in figures.items())
         print(f"step {step}/{self._total}  {shown}  left {left}", flush=True)
 

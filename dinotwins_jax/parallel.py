@@ -16,7 +16,7 @@ AXIS = "data"
 
 class Placement(NamedTuple):
     """axis_name: what make_train_step needs to know; None under jit.
-    compile: train_step -> the same function over all devices, which consumes its state.
+    compile: train_step -> the same function over all devices; under jit it consumes its state.
     put_state: pytree -> replicated on all devices.
     put_batch: numpy batch of this process -> split over devices.
     """
@@ -49,9 +49,7 @@ def make_placement(
     if mode == "jit":
         return _jit_placement(devices)
     if jax.process_count() > 1:
-        raise ValueError(
-            "config.parallel=pmap maps over local devices only: use jit on several hosts"
-        )
+        raise ValueError("config.parallel=pmap maps over the devices of one process: use jit")
     return _pmap_placement(devices)
 
 

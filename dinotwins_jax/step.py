@@ -42,8 +42,8 @@ def make_train_step(
     Returns:
       train_step(state, batch) -> (state, metrics f32[] each).
     """
-    if axis_name is not None:
-        loss = loss._replace(heads={n: _bind(spec, axis_name) for n, spec in loss.heads.items()})
+    bound = {"axis_name": axis_name, "dtype": backbone.dtype}
+    loss = loss._replace(heads={name: _bind(spec, bound) for name, spec in loss.heads.items()})
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         hparams = {name: schedule(state.step) for name, schedule in schedules.items()}
@@ -178,9 +178,10 @@ def _project(heads: dict[str, HeadSpec], params, batch_stats, cls) -> tuple[dict
     return outputs, new_stats
 
 
-def _bind(spec: HeadSpec, axis_name: str) -> HeadSpec:
-    has_axis = hasattr(spec.module, "axis_name")
-    return spec._replace(module=spec.module.clone(axis_name=axis_name)) if has_axis else spec
+def _bind(spec: HeadSpec, bound: dict) -> HeadSpec:
+    """The head with the mapped axis and the compute dtype of the run, where it has such fields."""
+    fields = {name: value for name, value in bound.items() if hasattr(spec.module, name)}
+    return spec._replace(module=spec.module.clone(**fields))
 
 
 def _image_ids(local_batch: int, axis_name: str | None) -> jax.Array:

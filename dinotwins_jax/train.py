@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from dinotwins_jax.augment import make_multi_crop
@@ -60,6 +61,16 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     state = fit(run, config, workdir)
     trained = time.perf_counter() - start
     scores = evaluate(run, config, state, workdir)
+    if config.evals.attention_images:
+        draw_attention(
+            workdir / "attention.png",
+            run.backbone,
+            state.teacher_params["backbone"],
+            run.probe_sources[1],
+            size=config.evals.attention_size,
+            count=config.evals.attention_images,
+            canvas_size=run.canvas_size,
+        )
     total = time.perf_counter() - start
     print(f"{total:.0f} s in all, {trained:.0f} s of them until the end of training. In {workdir}:")
     for name, what in _FILES.items():
@@ -79,6 +90,7 @@ _FILES = {
 
 def build(config: ConfigDict) -> Run:
     """Turns config into parts; every mistake that can be seen without compiling is raised here."""
+    _check_ranges(config)
     views = config.views.to_dict()
     placement = make_placement(config.parallel, config.batch_size)
     backbone = make_backbone(config)
@@ -91,7 +103,7 @@ def build(config: ConfigDict) -> Run:
             f"config.evals.n_last_blocks is {config.evals.n_last_blocks}: "
             f"the backbone has {backbone.depth} blocks"
         )
-    source = _source(config, "pretrain")
+    source, probe_sources = _source(config, "pretrain"), _probe_sources(config)
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
     # Every duration is stated in epochs of total_epochs, and keeps its share when total_steps is set.
@@ -112,9 +124,10 @@ def build(config: ConfigDict) -> Run:
         axis_name=placement.axis_name,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), INIT)
+    jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # shapes that do not fit
     return Run(
         source=source,
-        probe_sources=(_source(config, "train"), _source(config, "test")),
+        probe_sources=probe_sources,
         canvas_size=config.data.canvas_size
         or source.default_canvas(max(as_pair(views["global_size"]))),
         backbone=backbone,
@@ -139,7 +152,10 @@ def make_backbone(config: ConfigDict) -> VisionTransformer:
 
 
 def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) -> dict:
-    """lr, weight_decay, teacher_momentum and teacher_temp, each step -> f32[]."""
+    """lr, weight_decay, teacher_momentum and teacher_temp, each step -> f32[].
+
+    Differs: the teacher's temperature warms up step by step as in DINOv2, not epoch by epoch.
+    """
     optim, teacher = config.optim, config.teacher
     peak = optim.lr * config.batch_size / 256
     return {
@@ -152,6 +168,35 @@ def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) 
     }
 
 
+def _check_ranges(config: ConfigDict) -> None:
+    evals = config.evals
+    positive = {
+        "batch_size": config.batch_size,
+        "total_epochs": config.total_epochs,
+        "log.every_steps": config.log.every_steps,
+        "checkpoint.every_epochs": config.checkpoint.every_epochs,
+        "checkpoint.keep": config.checkpoint.keep,
+        "evals.batch_size": evals.batch_size,
+        "evals.knn_k": min(evals.knn_k, default=0),
+        "evals.knn_temp": evals.knn_temp,
+        "evals.split_seeds (how many)": len(evals.split_seeds),
+    }
+    for name, value in positive.items():
+        if value <= 0:
+            raise ValueError(f"config.{name} is {value}: it must be positive")
+    if not 0 < evals.label_fraction <= 1:
+        raise ValueError(
+            f"config.evals.label_fraction is {evals.label_fraction}: it must lie in (0, 1]"
+        )
+    if config.seed < 0:
+        raise ValueError(f"config.seed is {config.seed}: it must not be negative")
+    if evals.attention_images and evals.attention_size < config.model.patch_size:
+        raise ValueError(
+            f"config.evals.attention_size is {evals.attention_size}: at least one patch of "
+            f"{config.model.patch_size} pixels"
+        )
+
+
 def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
     epochs = {
         "warmup": config.optim.warmup_epochs,
@@ -159,8 +204,14 @@ def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
         "freeze_last_layer": config.optim.freeze_last_layer_epochs,
         "checkpoint": config.checkpoint.every_epochs,
     }
-    if config.total_epochs <= 0:
-        raise ValueError(f"config.total_epochs is {config.total_epochs}: it must be positive")
+    longest = max(epochs["warmup"], epochs["warmup_temp"], epochs["freeze_last_layer"])
+    if longest > config.total_epochs:
+        raise ValueError(
+            f"config.total_epochs is {config.total_epochs:g}, shorter than one of its parts: optim."
+            f"warmup_epochs {epochs['warmup']:g}, teacher.warmup_temp_epochs "
+            f"{epochs['warmup_temp']:g}, optim.freeze_last_layer_epochs "
+            f"{epochs['freeze_last_layer']:g}"
+        )
     return {
         name: round(value / config.total_epochs * total_steps) for name, value in epochs.items()
     }
@@ -180,8 +231,21 @@ def _check_crop(name: str, size, patch_size: int) -> None:
 
 def _source(config: ConfigDict, split: str):
     data = config.data
-    options = data[data.source].to_dict() if data.source in data else {}
+    options = data.get(data.source)
+    options = options.to_dict() if isinstance(options, ConfigDict) else {}
     return make_source(data.source, split, dir=data.dir, **options)
+
+
+def _probe_sources(config: ConfigDict) -> tuple:
+    """Sources "train" and "test", whose labels must mean the same."""
+    train, test = _source(config, "train"), _source(config, "test")
+    labelled = train.labels is not None and test.labels is not None
+    if labelled and train.class_names != test.class_names:
+        raise ValueError(
+            f"the classes of the training and test labels differ: {len(train.class_names)} and "
+            f"{len(test.class_names)} names, or another order"
+        )
+    return train, test
 
 
 def fit(run: Run, config: ConfigDict, workdir: Path) -> TrainState:
@@ -212,7 +276,7 @@ def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
     train_step = run.placement.compile(run.train_step)
     log = JsonLines(workdir / "metrics.jsonl", from_step=first)
     bad_images, watch = BadImageLog(run.source), CollapseWatch(run.warmup_steps)
-    progress, interval = Progress(run.total_steps, first), Interval()
+    progress, interval, before = Progress(run.total_steps, first), Interval(), None
     try:
         while step < run.total_steps:
             waiting = time.perf_counter()
@@ -221,6 +285,8 @@ def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
             batch = run.placement.put_batch({name: batch[name] for name in ("image", "size")})
             waited = time.perf_counter() - waiting
             state, metrics = train_step(state, batch)
+            jax.block_until_ready(before)  # one step runs, one waits: no more batches on the device
+            before = metrics["loss"]
             step += 1
             interval.add(step, metrics, config.batch_size, waited)
             progress.advance(step)
@@ -234,7 +300,8 @@ def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
                 if config.log.collapse_warnings:
                     for warning in watch.check(step, means):
                         progress.say(f"WARNING {warning}")
-            if due:  # after the fetch, so that what is saved is known to be finite
+            if due:  # after the fetch: what is saved is known to be finite
+                _check_finite(state, step)
                 checkpoints.save(state, batches.get_state())
     except NonFiniteError as error:
         kept = checkpoints.latest()
@@ -243,42 +310,45 @@ def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
             if kept is None
             else f"the checkpoint of step {kept} is kept"
         )
-        advice = "to try: a lower optim.lr, a longer optim.warmup_epochs, or float32"
+        advice = "to try, in another workdir: a lower optim.lr, a longer optim.warmup_epochs"
         raise NonFiniteError(f"stopped: {error}; {where} in {workdir}; {advice}") from None
     finally:
         progress.close()
     return state
 
 
+def _check_finite(state: TrainState, step: int) -> None:
+    """The update itself may overflow where loss and gradient did not."""
+    if not jnp.isfinite(optax.global_norm(state.params)):
+        raise NonFiniteError(f"a parameter is not finite after step {step}")
+
+
 def evaluate(run: Run, config: ConfigDict, state: TrainState, workdir: Path) -> dict:
-    """Scores of the teacher, of random weights and of raw pixels; writes scores.json and a picture."""
-    options = config.evals.to_dict()
-    crop = config.views.global_size
-    view = {"resize": max(options.pop("resize"), *as_pair(crop)), "crop": crop}
-    heads = {name: options.pop(name) for name in ("n_last_blocks", "mean_patch")}
-    size, count = options.pop("attention_size"), options.pop("attention_images")
+    """Scores of the teacher, of random weights and of raw pixels; writes scores.json."""
+    evals, crop = config.evals, config.views.global_size
+    view = {"resize": max(evals.resize, *as_pair(crop)), "crop": crop}
+    heads = {"n_last_blocks": evals.n_last_blocks, "mean_patch": evals.mean_patch}
     train, test = run.probe_sources
-    teacher = state.teacher_params["backbone"]
-    if count:
-        draw_attention(
-            workdir / "attention.png",
-            run.backbone,
-            teacher,
-            test,
-            size=size,
-            count=count,
-            canvas_size=run.canvas_size,
-        )
     if train.labels is None or test.labels is None:
         print("the data has no labels: no probe and no k-NN")
         return {}
-    random = run.fresh_state().params["backbone"]
+    teacher, random = state.teacher_params["backbone"], run.fresh_state().params["backbone"]
     embeds = {
         "teacher": make_backbone_embed(run.backbone, teacher, **view, **heads),
         "random weights": make_backbone_embed(run.backbone, random, **view, **heads),
         "raw pixels": make_pixel_embed(**view),
     }
-    scores = score_features(embeds, train, test, canvas_size=run.canvas_size, **options)
+    scores = score_features(
+        embeds,
+        train,
+        test,
+        canvas_size=run.canvas_size,
+        batch_size=evals.batch_size,
+        label_fraction=evals.label_fraction,
+        split_seeds=evals.split_seeds,
+        knn_k=evals.knn_k,
+        knn_temp=evals.knn_temp,
+    )
     temporary = workdir / "scores.tmp"
     temporary.write_text(json.dumps({"step": int(state.step), "scores": scores}, indent=2) + "\n")
     temporary.replace(workdir / "scores.json")

@@ -60,6 +60,13 @@ def test_each_collapse_is_named_once_after_it_has_held(sick, named):
     assert named in said[2][0] and "step 12" in said[2][0] and "To try:" in said[2][0]
 
 
+def test_a_term_under_another_name_is_watched_too():
+    watch = CollapseWatch(from_step=0, patience=1)
+    means = {"loss": 1.0, "a/teacher_entropy": 1.0, "b/kl": 0.0, "distill/marginal_entropy": 0.01}
+    (warning,) = watch.check(1, means)  # a and b are two terms: no uniform collapse
+    assert "one-prototype" in warning and "distill/marginal_entropy = 0.01" in warning
+
+
 def test_a_healthy_run_and_a_passing_dip_are_left_alone():
     watch = CollapseWatch(from_step=0, patience=2)
     for step in range(10):

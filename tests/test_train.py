@@ -168,7 +168,7 @@ def test_no_key_of_the_config_is_dead():
     config = base.get_config().to_dict()
     whole = {"views", "model", "loss"}
     keys = [k for k, v in config.items() if not isinstance(v, dict)]
-    keys += [k for s in ("teacher", "optim", "log", "checkpoint") for k in config[s]]
+    keys += [k for s in ("teacher", "optim", "log", "checkpoint", "evals") for k in config[s]]
     keys += [k for k, v in config["data"].items() if not isinstance(v, dict)]
     assert whole <= set(config) and len(keys) > 20
     dead = [k for k in keys if not re.search(rf"\.{k}\b", source)]
@@ -245,6 +245,15 @@ def test_too_many_truncated_images_stop_the_run_and_are_named(tmp_path):
         ({"evals__n_last_blocks": 3}, "the backbone has 2"),
         ({"optim__name": "sgd"}, "sgd.*adamw"),
         ({"total_epochs": 0.0}, "total_epochs is 0"),
+        ({"total_epochs": 0.5}, "total_epochs is 0.5, shorter than .*warmup_epochs 1"),
+        ({"log__every_steps": 0}, "log.every_steps is 0: it must be positive"),
+        ({"batch_size": 0}, "batch_size is 0: it must be positive"),
+        ({"seed": -1}, "seed is -1"),
+        ({"evals__label_fraction": 10.0}, r"label_fraction is 10.*\(0, 1\]"),
+        ({"evals__knn_k": ()}, "knn_k is 0"),
+        ({"evals__attention_size": 7}, "attention_size is 7"),
+        ({"data__source": "dir"}, "unknown data source 'dir'"),
+        ({"model__embed_dim": 50}, "embed_dim 50 is not a multiple of num_heads 3"),
         ({"loss__dino__student_temp": 0.0}, "student_temp is 0"),
     ],
 )
@@ -285,10 +294,42 @@ def test_annotations_that_are_not_coco_are_named(tmp_path):
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
     config = shrunk().to_dict()
-    claim_workdir(tmp_path, config)
+    claim_workdir(tmp_path, config | {"seed": 2})
+    claim_workdir(tmp_path, config)  # the first attempt left no checkpoint
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     claim_workdir(tmp_path, config | {"log": {"every_steps": 9}})  # changes no weight
+    assert json.loads((tmp_path / "config.json").read_text())["log"] == {"every_steps": 9}
     with pytest.raises(ValueError, match=r"another run.*seed \(0 -> 1\)"):
         claim_workdir(tmp_path, config | {"seed": 1})
+
+
+def test_labels_of_both_splits_must_mean_the_same(monkeypatch):
+    def source(config, split):
+        names = ("cat", "dog") if split == "train" else ("dog", "cat")
+        return SimpleNamespace(labels=np.zeros(3, np.int32), class_names=names)
+
+    monkeypatch.setattr(train_module, "_source", source)
+    with pytest.raises(ValueError, match="labels differ"):
+        build(shrunk())
+
+
+def test_bfloat16_reaches_heads_and_keeps_parameters_float32(whole_run, tmp_path):
+    config = shrunk(model__dtype="bfloat16", total_steps=2, evals__attention_images=0)
+    train(config, tmp_path)
+    ours, theirs = log_of(tmp_path)[0], log_of(whole_run[0])[0]
+    assert ours["dino/loss"] != theirs["dino/loss"]
+    assert ours["dino/loss"] == pytest.approx(theirs["dino/loss"], rel=0.05)
+    state, _ = final_state(config, tmp_path)
+    assert all(x.dtype != "bfloat16" for x in jax.tree.leaves(state))
+
+
+def test_nothing_readable_is_one_line(tmp_path):
+    for i in range(120):
+        (tmp_path / f"{i}.jpg").touch()
+    config = shrunk(data__source="folder", data__dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"\.jpg: empty, 0 bytes") as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
 
 
 def command_line(*arguments, **environment):

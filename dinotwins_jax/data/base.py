@@ -14,7 +14,7 @@ SPLITS = ("pretrain", "train", "test")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class BadImage(Exception):
+class BadImage(ValueError):
     """A record that cannot be read: `name` says which (a file's path), `reason` why."""
 
     def __init__(self, name: str, reason: str):

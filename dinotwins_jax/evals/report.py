@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD, center_view
-from dinotwins_jax.data.pipeline import eval_batches
+from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
 from dinotwins_jax.evals.attention import attention_grid, cls_attention
 from dinotwins_jax.evals.features import Embed, extract
 from dinotwins_jax.evals.knn import knn_classify, top_k_accuracy
@@ -34,12 +34,14 @@ def score_features(
       label_fraction, split_seeds: of `linear_probe_splits`; knn_k, knn_temp: of `knn_classify`.
     Returns:
       name -> {"linear": …, "knn": {"k10": top-1 in %, …, "temperature"}}.
+    Raises:
+      ValueError: more than 1% of the images of a split are unreadable.
     """
     num_classes = len(train.class_names)
     features, labels = {}, {}
     for split, source in (("train", train), ("test", test)):
         batches = eval_batches(source, batch_size=batch_size, canvas_size=canvas_size)
-        features[split], indices = extract(embeds, batches)
+        features[split], indices = extract(embeds, _logged(batches, BadImageLog(source)))
         labels[split] = source.labels[indices]
     known = {split: labels[split] >= 0 for split in labels}  # COCO has images without any object
     scores = {}
@@ -49,12 +51,19 @@ def score_features(
         linear = linear_probe_splits(
             x, y, z, t, num_classes=num_classes, fraction=label_fraction, split_seeds=split_seeds
         )
+        x, z = x[:, embeds[name].knn], z[:, embeds[name].knn]
         knn = {
             f"k{k}": float(top_k_accuracy(knn_classify(x, y, z, k, knn_temp, num_classes), t, 1))
             for k in knn_k
         }
         scores[name] = {"linear": linear, "knn": knn | {"temperature": knn_temp}}
     return scores
+
+
+def _logged(batches, bad_images: BadImageLog):
+    for batch in batches:
+        bad_images.add(batch)
+        yield batch
 
 
 def score_table(scores: dict[str, dict]) -> str:
