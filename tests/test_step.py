@@ -177,6 +177,12 @@ HYBRID = {
 }
 
 
+# Biases before a batch norm have a true gradient of zero: what is there is rounding, up to 3e-6.
+ROUNDING = 1e-2  # times the tolerance: 2e-6 absolute, where true sums of gradients have 1e-4 and more
+    1e-3  # times the tolerance: 1e-7 absolute, where true sums of gradients have 1e-4 and more
+)
+
+
 def parallel_run(mode, devices, terms=HYBRID, steps=2):
     """(state, metrics) after a few real steps, crops and drop path included."""
     backbone = VIT.clone(drop_path_rate=0.2)
@@ -224,11 +230,11 @@ def test_any_number_of_devices_gives_the_same_run(one_device, mode, devices):
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
     for part in ("params", "teacher_params", "batch_stats", "loss_state"):
-        assert_trees_close(getattr(state, part), getattr(expected_state, part), 1e-4)
+        assert_trees_close(getattr(state, part), getattr(expected_state, part), 1e-4, ROUNDING)
     # The momentum buffers are sums of gradients; a 1 / devices error would show here undamped. The
     # key part of the qkv biases is left out: its true gradient is zero.
     momenta = [without_key_bias(s.opt_state.trace) for s in (state, expected_state)]
-    assert_trees_close(*momenta, 2e-4)
+    assert_trees_close(*momenta, 2e-4, ROUNDING)
 
 
 def test_pmap_with_a_student_teacher_pair_equals_jit():
@@ -236,7 +242,7 @@ def test_pmap_with_a_student_teacher_pair_equals_jit():
     terms = {"barlow_twins": {"hidden_dims": (16, 16), "pair": "student_teacher", "views": "all"}}
     (a, ma), (b, mb) = parallel_run("jit", 1, terms, 1), parallel_run("pmap", 8, terms, 1)
     np.testing.assert_allclose(ma["loss"], mb["loss"], rtol=1e-4)
-    assert_trees_close(b.teacher_params, a.teacher_params, 1e-4)
+    assert_trees_close(b.teacher_params, a.teacher_params, 1e-4, ROUNDING)
 
 
 @pytest.mark.parametrize(

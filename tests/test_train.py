@@ -316,9 +316,9 @@ def test_labels_of_both_splits_must_mean_the_same(monkeypatch):
 def test_bfloat16_reaches_heads_and_keeps_parameters_float32(whole_run, tmp_path):
     config = shrunk(model__dtype="bfloat16", total_steps=2, evals__attention_images=0)
     train(config, tmp_path)
-    ours, theirs = log_of(tmp_path)[0], log_of(whole_run[0])[0]
-    assert ours["dino/loss"] != theirs["dino/loss"]
-    assert ours["dino/loss"] == pytest.approx(theirs["dino/loss"], rel=0.05)
+    ours = np.mean([line["dino/loss"] for line in log_of(tmp_path)])  # steps 1 and 2
+    theirs = log_of(whole_run[0])[0]["dino/loss"]  # their mean
+    assert ours != theirs and ours == pytest.approx(theirs, rel=0.03)
     state, _ = final_state(config, tmp_path)
     assert all(x.dtype != "bfloat16" for x in jax.tree.leaves(state))
 
