@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from dinotwins_jax.files import replace_text
 from dinotwins_jax.state import TrainState
 
 # Keys that may differ between two starts of one run: they change no weight.
@@ -58,9 +59,7 @@ def claim_workdir(workdir: Path, config: dict) -> None:
     if path.exists() and any((path.parent / "checkpoints").glob("[0-9]*")):
         _check_same(workdir, json.loads(path.read_text()), config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
+    replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _check_same(workdir: Path, theirs: dict, ours: dict) -> None:

@@ -23,6 +23,7 @@ USAGE_ERROR, NON_FINITE = 2, 3  # exit codes
 
 
 def main(argv) -> int:
+    """Trains the run that the flags describe; returns the exit code, errors are one line on stderr."""
     if len(argv) > 1:
         return fail(f"unknown argument '{argv[1]}': options start with --")
     from dinotwins_jax.metrics import NonFiniteError

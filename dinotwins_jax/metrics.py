@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from dinotwins_jax.files import replace_text
+
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient that is NaN or infinite; the message names the step that made it."""
@@ -129,9 +131,7 @@ class JsonLines:
         if self._path.exists():
             lines = self._path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= from_step]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(self._path)
+            replace_text(self._path, "".join(kept))
 
     def write(self, step: int, values: dict) -> None:
         with self._path.open("a") as file:

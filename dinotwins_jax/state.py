@@ -39,9 +39,7 @@ def create_state(
 
     The backbone depends on (key, backbone) alone, so runs with different losses start equal.
     """
-    image = jnp.zeros((1, *as_pair(backbone.image_size), 3))
-    init_key = jax.random.fold_in(key, 0)
-    params = {"backbone": jax.jit(backbone.init)(init_key, image)["params"], "heads": {}}
+    params = {"backbone": init_backbone(backbone, key), "heads": {}}
     batch_stats = {}
     for number, name in enumerate(sorted(loss.heads)):
         module = unbound(loss.heads[name])
@@ -59,6 +57,12 @@ def create_state(
         opt_state=tx.init(params),
         loss_state=loss.init(),
     )
+
+
+def init_backbone(backbone: VisionTransformer, key: jax.Array) -> PyTree:
+    """Random parameters of the backbone, those that `create_state` starts from with this key."""
+    image = jnp.zeros((1, *as_pair(backbone.image_size), 3))
+    return jax.jit(backbone.init)(jax.random.fold_in(key, 0), image)["params"]
 
 
 def unbound(spec: HeadSpec) -> nn.Module:

@@ -14,8 +14,9 @@ from dinotwins_jax.augment import make_multi_crop
 from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
 from dinotwins_jax.data import make_source
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
-from dinotwins_jax.evals.features import make_backbone_embed, make_pixel_embed
+from dinotwins_jax.evals.features import check_last_blocks, make_backbone_embed, pixel_embed
 from dinotwins_jax.evals.report import draw_attention, score_features, score_table
+from dinotwins_jax.files import replace_text
 from dinotwins_jax.losses import Loss, make_loss
 from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, NonFiniteError, Progress
 from dinotwins_jax.models import create_vit
@@ -23,7 +24,7 @@ from dinotwins_jax.models.vit import VisionTransformer, as_pair
 from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.parallel import Placement, make_placement
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
-from dinotwins_jax.state import TrainState, create_state
+from dinotwins_jax.state import TrainState, create_state, init_backbone
 from dinotwins_jax.step import INIT, make_train_step
 
 
@@ -41,6 +42,7 @@ class Run(NamedTuple):
     checkpoint_steps: int
     train_step: object
     fresh_state: object  # () -> TrainState
+    random_backbone: object  # () -> the backbone's parameters in fresh_state
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict:
@@ -98,11 +100,7 @@ def build(config: ConfigDict) -> Run:
         if name == "global_size" or views["num_local"]:
             _check_crop(name, views[name], backbone.patch_size)
     loss = make_loss({name: term.to_dict() for name, term in config.loss.items()})
-    if not 1 <= config.evals.n_last_blocks <= backbone.depth:
-        raise ValueError(
-            f"config.evals.n_last_blocks is {config.evals.n_last_blocks}: "
-            f"the backbone has {backbone.depth} blocks"
-        )
+    check_last_blocks(backbone, config.evals.n_last_blocks)
     source, probe_sources = _source(config, "pretrain"), _probe_sources(config)
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
@@ -138,6 +136,7 @@ def build(config: ConfigDict) -> Run:
         checkpoint_steps=max(steps["checkpoint"], 1),
         train_step=train_step,
         fresh_state=lambda: create_state(backbone, loss, tx, key),
+        random_backbone=lambda: init_backbone(backbone, key),
     )
 
 
@@ -326,22 +325,23 @@ def _check_finite(state: TrainState, step: int) -> None:
 def evaluate(run: Run, config: ConfigDict, state: TrainState, workdir: Path) -> dict:
     """Scores of the teacher, of random weights and of raw pixels; writes scores.json."""
     evals, crop = config.evals, config.views.global_size
-    view = {"resize": max(evals.resize, *as_pair(crop)), "crop": crop}
-    heads = {"n_last_blocks": evals.n_last_blocks, "mean_patch": evals.mean_patch}
+    features = {"n_last_blocks": evals.n_last_blocks, "mean_patch": evals.mean_patch}
     train, test = run.probe_sources
     if train.labels is None or test.labels is None:
         print("the data has no labels: no probe and no k-NN")
         return {}
-    teacher, random = state.teacher_params["backbone"], run.fresh_state().params["backbone"]
+    teacher, random = state.teacher_params["backbone"], run.random_backbone()
     embeds = {
-        "teacher": make_backbone_embed(run.backbone, teacher, **view, **heads),
-        "random weights": make_backbone_embed(run.backbone, random, **view, **heads),
-        "raw pixels": make_pixel_embed(**view),
+        "teacher": make_backbone_embed(run.backbone, teacher, **features),
+        "random weights": make_backbone_embed(run.backbone, random, **features),
+        "raw pixels": pixel_embed(),
     }
     scores = score_features(
         embeds,
         train,
         test,
+        resize=max(evals.resize, *as_pair(crop)),
+        crop=crop,
         canvas_size=run.canvas_size,
         batch_size=evals.batch_size,
         label_fraction=evals.label_fraction,
@@ -349,8 +349,7 @@ def evaluate(run: Run, config: ConfigDict, state: TrainState, workdir: Path) -> 
         knn_k=evals.knn_k,
         knn_temp=evals.knn_temp,
     )
-    temporary = workdir / "scores.tmp"
-    temporary.write_text(json.dumps({"step": int(state.step), "scores": scores}, indent=2) + "\n")
-    temporary.replace(workdir / "scores.json")
+    report = {"step": int(state.step), "scores": scores}
+    replace_text(workdir / "scores.json", json.dumps(report, indent=2) + "\n")
     print(score_table(scores))
     return scores

@@ -19,6 +19,8 @@ def score_features(
     train,
     test,
     *,
+    resize: int,
+    crop: int | tuple[int, int],
     canvas_size: int,
     batch_size: int,
     label_fraction: float,
@@ -30,6 +32,7 @@ def score_features(
 
     Args:
       embeds: name -> embed; all see the same images in the same view.
+      resize, crop: of that view, the `center_view` of evaluation (pixels).
       train, test: sources with labels; the test labels are read for the final scores alone.
       label_fraction, split_seeds: of `linear_probe_splits`; knn_k, knn_temp: of `knn_classify`.
     Returns:
@@ -41,7 +44,8 @@ def score_features(
     features, labels = {}, {}
     for split, source in (("train", train), ("test", test)):
         batches = eval_batches(source, batch_size=batch_size, canvas_size=canvas_size)
-        features[split], indices = extract(embeds, _logged(batches, BadImageLog(source)))
+        batches = _logged(batches, BadImageLog(source))
+        features[split], indices = extract(embeds, batches, resize=resize, crop=crop)
         labels[split] = source.labels[indices]
     known = {split: labels[split] >= 0 for split in labels}  # COCO has images without any object
     scores = {}

@@ -35,7 +35,7 @@ def torch_uniform(fan_in: int):
 
 
 def layer_norm(name: str | None = None) -> nn.LayerNorm:
-    # float32 whatever the compute dtype; the two-pass variance is what PyTorch computes.
+    """LayerNorm in float32 whatever the compute dtype, with the two-pass variance of PyTorch."""
     return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
