@@ -237,6 +237,9 @@ def test_coco_labels_are_the_largest_total_area_without_crowds(coco_dir):
     assert source.class_names == ("cat", "dog")
     assert source.labels.dtype == np.int32
     np.testing.assert_array_equal(source.labels, [0, 1, -1, -1])
+    # Every category but those of crowds alone; an object of area zero is there all the same.
+    np.testing.assert_array_equal(source.multi_hot, [[1, 1], [0, 1], [0, 0], [0, 0]])
+    assert source.multi_hot.dtype == bool
     assert [Path(source.name(i)).stem[-1] for i in range(4)] == ["1", "2", "3", "4"]
     assert source[2].shape == (8, 10, 3) and source[2][0, 0, 0] == 60
     assert source.default_canvas(224) == 640
@@ -267,7 +270,7 @@ def test_coco_pretrain_needs_no_annotations(coco_dir):
     (coco_dir / "annotations/instances_train2017.json").unlink()
     source = make_source("coco", "pretrain", dir=str(coco_dir), pretrain_splits=folders)
     assert [Path(p).stem[-1] for p in source.paths] == ["1", "2", "3", "4", "9"]
-    assert source.labels is None and source.class_names == ()
+    assert source.labels is None and source.multi_hot is None and source.class_names == ()
     assert len(make_source("coco", "pretrain", dir=str(coco_dir))) == 4
     with pytest.raises(ValueError, match="pretrain"):
         source.masks(0)
@@ -279,6 +282,9 @@ def test_coco_missing_image_is_a_bad_image_when_read(coco_dir):
     assert len(source) == 4 and source[0].shape == (8, 10, 3)
     with pytest.raises(BadImage, match=r"000000000002\.jpg: No such file"):
         source[1]
+    with pytest.raises(BadImage, match=r"000000000002\.jpg: No such file"):
+        source.encoded(1)
+    assert decode_image(source.encoded(0)).shape == (8, 10, 3)
 
 
 def drop(key):
@@ -347,6 +353,7 @@ def test_real_coco_sample():
         np.testing.assert_allclose(masks.sum((1, 2)), areas, rtol=0.05, atol=15)
         total = np.bincount(categories, areas, minlength=80)
         assert test.labels[i] == total.argmax()
+        assert np.flatnonzero(test.multi_hot[i]).tolist() == sorted(set(categories.tolist()))
 
 
 # Folders
@@ -400,6 +407,42 @@ def test_folder_survives_a_link_back_up(tmp_path):
     write_image(tmp_path / "a" / "1.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     assert len(make_source("folder", "pretrain", dir=str(tmp_path))) == 1
+
+
+def test_folder_takes_a_pattern(tmp_path):
+    for kind in ("cat", "dog"):
+        for k in range(5):
+            write_image(tmp_path / kind / "deep" / f"{k}.jpg", k)
+        write_image(tmp_path / kind / "6.png")
+        (tmp_path / kind / "7.jpg.txt").write_text("not an image")
+    (tmp_path / "cat" / "deep" / "up").symlink_to(tmp_path)
+
+    def names(split, pattern):
+        paths = make_source("folder", split, dir=f"{tmp_path}/{pattern}").paths
+        return [Path(p).relative_to(tmp_path).as_posix() for p in paths]
+
+    train, test = (names(split, "**/*.jpg") for split in ("train", "test"))
+    assert sorted(train + test) == [
+        f"{kind}/deep/{k}.jpg" for kind in ("cat", "dog") for k in range(5)
+    ]
+    assert len(test) == 2 and names("pretrain", "**/*.jpg") == train
+    source = make_source("folder", "train", dir=f"{tmp_path}/**/*.jpg")
+    assert source.class_names == ("cat", "dog")
+    assert source.labels.tolist() == [int(name.startswith("dog")) for name in train]
+    assert names("pretrain", "cat/*") == ["cat/6.png"] == names("test", "c[a-b]t/?.png")
+    assert make_source("folder", "train", dir=f"{tmp_path}/*/*.png").class_names == ("cat", "dog")
+    with pytest.raises(FileNotFoundError, match=r"no images match .*\*\.webp; looked for \.jpg"):
+        names("train", "**/*.webp")
+
+
+def test_a_folder_with_wildcards_in_its_name_is_a_folder(tmp_path):
+    write_image(tmp_path / "[raw] what?" / "1.png")
+    write_image(tmp_path / "r" / "2.png")
+    root = tmp_path / "[raw] what?"
+    assert make_source("folder", "train", dir=str(root)).paths == [str(root / "1.png")]
+    assert make_source("folder", "train", dir=f"{root}/*.png").paths == [str(root / "1.png")]
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        make_source("folder", "train", dir=str(root / "nowhere"))
 
 
 # CIFAR-10

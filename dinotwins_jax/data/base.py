@@ -29,11 +29,16 @@ class BadImage(ValueError):
 class Source(Protocol):
     """Random access to images. Must pickle when worker processes are used.
 
+    Optional, so that readers ask with getattr(source, "multi_hot", None):
+      multi_hot: bool[len(self), len(class_names)], every category that is in the image (crowds left
+        out, as in labels); None where an image has one label only.
     Optional methods:
       read(i, max_side) -> u8[H, W, 3]: as [i], but free to come smaller, with a longer side of at
         least max_side (pixels). The pipeline uses it where it is there.
       masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
         class_names.
+      encoded(i) -> bytes: image i as it is stored, not decoded (a JPEG or another file's bytes).
+        Raises BadImage. Prepared data are made of it without a loss where it is there.
     """
 
     class_names: tuple[str, ...]  # () when unlabelled
@@ -62,10 +67,12 @@ class ImageFiles:
         paths: Sequence[str],
         *,
         labels: np.ndarray | None = None,
+        multi_hot: np.ndarray | None = None,
         class_names: tuple[str, ...] = (),
     ):
         self.paths = list(paths)
         self.labels = labels
+        self.multi_hot = multi_hot
         self.class_names = class_names
 
     def __len__(self) -> int:
@@ -77,6 +84,13 @@ class ImageFiles:
     def read(self, i: int, max_side: int) -> np.ndarray:
         """u8[H, W, 3], perhaps reduced while decoding, the longer side still at least max_side."""
         return decode_image(self.paths[i], max_side=max_side)
+
+    def encoded(self, i: int) -> bytes:
+        """The file's bytes. Raises BadImage if there is no such file."""
+        try:
+            return Path(self.paths[i]).read_bytes()
+        except OSError as err:
+            raise BadImage(self.paths[i], err.strerror or str(err)) from err
 
     def name(self, i: int) -> str:
         return self.paths[i]

@@ -32,11 +32,15 @@ class Cifar10:
         return len(self._offsets) - 1
 
     def __getitem__(self, i: int) -> np.ndarray:
+        return decode_image(self.encoded(i), name=self.name(i))
+
+    def encoded(self, i: int) -> bytes:
+        """The JPEG's bytes."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"record {i} of {len(self)}")
         i %= len(self)
         start, stop = self._offsets[i : i + 2]
-        return decode_image(self._jpeg[start:stop].tobytes(), name=self.name(i))
+        return self._jpeg[start:stop].tobytes()
 
     def name(self, i: int) -> str:
         return f"{self._path}[{i}]"

@@ -22,10 +22,11 @@ class Coco(ImageFiles):
     annotations. "train" and "test" take the images that the JSON lists, sorted by id; one whose
     file is missing is a BadImage when it is read.
 
-    class_names: the JSON's categories, sorted by id. labels: i32[len(self)], the category with the
-      largest
-    total annotated area in the image, crowds left out, as an index into class_names; -1 where there
-    is none.
+    class_names: the JSON's categories, sorted by id.
+    labels: i32[len(self)], the category with the largest total annotated area in the image, crowds
+      left out, as an index into class_names; -1 where there is none.
+    multi_hot: bool[len(self), len(class_names)], the categories of all its objects, crowds left out.
+    Both are None for "pretrain".
 
     Args:
       split: "pretrain", "train" or "test".
@@ -65,9 +66,9 @@ class Coco(ImageFiles):
             sizes = [(image["height"], image["width"]) for image in images]
             categories = sorted(instances["categories"], key=lambda category: category["id"])
             class_names = tuple(category["name"] for category in categories)
-            labels = _dominant_categories(instances["annotations"], images, categories)
+            labels, multi_hot = _labels(instances["annotations"], images, categories)
         self._sizes = np.array(sizes, np.int32).reshape(-1, 2)  # [len(self), (height, width)]
-        super().__init__(paths, labels=labels, class_names=class_names)
+        super().__init__(paths, labels=labels, multi_hot=multi_hot, class_names=class_names)
 
     def masks(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """The objects of image i, crowds left out, in the file's order.
@@ -92,6 +93,28 @@ class Coco(ImageFiles):
         for mask, (_, segmentation) in zip(masks, objects, strict=True):
             mask[:] = _rasterise(segmentation, height, width)
         return masks, np.array([category for category, _ in objects], np.int32)
+
+
+def dominant_categories(
+    image: np.ndarray, category: np.ndarray, area: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of images from the objects in them.
+
+    Args:
+      image, category, area: i64[n], i64[n], f64[n]: of each object, the image that it is in, what it
+        is, and how large (any unit).
+      shape: (images, categories).
+    Returns:
+      labels i32[images], the category with the largest total area, -1 where there is no object, and
+      multi_hot bool[images, categories], whether there is any object of the category.
+    """
+    total, present = np.zeros(shape), np.zeros(shape, bool)
+    np.add.at(total, (image, category), area)
+    present[image, category] = True  # an object of area 0 still counts as one
+    if not shape[1]:
+        return np.full(shape[0], -1, np.int32), present
+    best = np.argmax(np.where(present, total, -1.0), axis=1)
+    return np.where(present.any(axis=1), best, -1).astype(np.int32), present
 
 
 @contextlib.contextmanager
@@ -144,19 +167,13 @@ def _rows(entries: list[dict], wanted: list[int], what: str) -> np.ndarray:
     return rows
 
 
-def _dominant_categories(annotations: list, images: list, categories: list) -> np.ndarray:
+def _labels(annotations: list, images: list, categories: list) -> tuple[np.ndarray, np.ndarray]:
     image = _rows(images, [a["image_id"] for a in annotations], "image")
     category = _rows(categories, [a["category_id"] for a in annotations], "category")
     area = np.array([a["area"] for a in annotations], np.float64)
     single = np.array([not a.get("iscrowd", 0) for a in annotations], bool)
-    total = np.zeros((len(images), len(categories)))
-    present = np.zeros(total.shape, bool)  # an object of area 0 still counts as one
-    np.add.at(total, (image[single], category[single]), area[single])
-    present[image[single], category[single]] = True
-    if not categories:
-        return np.full(len(images), -1, np.int32)
-    best = np.argmax(np.where(present, total, -1.0), axis=1)
-    return np.where(present.any(axis=1), best, -1).astype(np.int32)
+    shape = (len(images), len(categories))
+    return dominant_categories(image[single], category[single], area[single], shape)
 
 
 def _group_segmentations(instances: dict[str, Any]) -> list[list[tuple[int, Any]]]:

@@ -1,5 +1,6 @@
 """Any tree of image files."""
 
+import glob
 import hashlib
 import os
 from pathlib import Path
@@ -13,20 +14,22 @@ class Folder(ImageFiles):
     """All images under `dir`, sorted by path; labelled when they lie in class folders.
 
     Splits: if dir holds train/ and val/ (or test/), these are they, and "pretrain" is train/.
-      Otherwise a
-    labelled tree holds out test_fraction of its files, chosen by a hash of (seed, path), as "test",
-    and "pretrain" and "train" are the rest; an unlabelled tree is the same in every split.
+      Otherwise a labelled tree holds out test_fraction of its files, chosen by a hash of (seed,
+      path), as "test", and "pretrain" and "train" are the rest; an unlabelled tree is the same in
+      every split.
     Labels: the first-level folder's name, if every image lies in a folder and there are two or
       more.
     Hidden files and folders are passed over.
 
     Args:
       split: "pretrain", "train" or "test".
-      dir: the root.
+      dir: the root, or a pattern with *, ? or [ in it, such as "/data/**/*.jpg" (** is any number
+        of folders). The root is then what stands before the first of these, here /data, and the
+        images that match are taken as an unsplit tree.
       test_fraction: in (0, 1), of the files.
       seed: of the hold-out; the same for every split of a run.
     Raises:
-      FileNotFoundError: no such directory, or no images in it.
+      FileNotFoundError: no such directory, or no images in it or of that pattern.
       ValueError: bad test_fraction, or a class in the test folder that train/ does not have.
     """
 
@@ -34,18 +37,25 @@ class Folder(ImageFiles):
         check_split(split)
         if not 0 < test_fraction < 1:
             raise ValueError(f"test_fraction is {test_fraction}: it must lie between 0 and 1")
-        root = check_dir("folder", dir)
-        test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-        if test is not None and (root / "train").is_dir():
-            files = _given_split(root / "train", test, split)
+        root, pattern = _split_pattern(dir)
+        if pattern:
+            names = _matching_names(root, pattern)
+            files = _held_out_split(root, names, split, test_fraction, seed)
         else:
-            files = _held_out_split(root, split, test_fraction, seed)
+            files = _split_of_tree(check_dir("folder", dir), split, test_fraction, seed)
         root, names, labels, class_names = files
         super().__init__([str(root / n) for n in names], labels=labels, class_names=class_names)
 
 
 # A split: the root, the files' names below it, their labels, the classes' names.
 _Files = tuple[Path, list[str], np.ndarray | None, tuple[str, ...]]
+
+
+def _split_of_tree(root: Path, split: str, test_fraction: float, seed: int) -> _Files:
+    test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+    if test is not None and (root / "train").is_dir():
+        return _given_split(root / "train", test, split)
+    return _held_out_split(root, _image_names(root), split, test_fraction, seed)
 
 
 def _given_split(train: Path, test: Path, split: str) -> _Files:
@@ -62,8 +72,9 @@ def _given_split(train: Path, test: Path, split: str) -> _Files:
     return test, names, _labels(names, class_names), class_names
 
 
-def _held_out_split(root: Path, split: str, test_fraction: float, seed: int) -> _Files:
-    names = _image_names(root)
+def _held_out_split(
+    root: Path, names: list[str], split: str, test_fraction: float, seed: int
+) -> _Files:
     class_names = _class_names(names)
     if not class_names:
         return root, names, None, ()
@@ -88,6 +99,32 @@ def _image_names(root: Path) -> list[str]:
     if not names:
         raise FileNotFoundError(f"no images under {root}; looked for {' '.join(EXTENSIONS)}")
     return sorted(names)
+
+
+def _split_pattern(dir: str | os.PathLike) -> tuple[Path, str]:
+    """What stands before the first part with a wildcard, and the rest ("" if there is none).
+
+    A folder that is there and has such a character in its own name is no wildcard.
+    """
+    parts = Path(dir).expanduser().parts
+    for k, part in enumerate(parts):
+        if glob.has_magic(part) and not Path(*parts[: k + 1]).is_dir():
+            return Path(*parts[:k]), os.path.join(*parts[k:])
+    return Path(*parts), ""
+
+
+def _matching_names(root: Path, pattern: str) -> list[str]:
+    found: dict[tuple[str, str], str] = {}
+    for name in glob.glob(pattern, root_dir=root, recursive=True):
+        path = root / name
+        if name.lower().endswith(EXTENSIONS) and path.is_file():
+            # As in a tree, each folder once, under its shortest name: a link may lead back up.
+            key = (os.path.realpath(path.parent), path.name)
+            found[key] = min(found.get(key, name), name, key=lambda n: (n.count(os.sep), n))
+    if not found:
+        kinds = " ".join(EXTENSIONS)
+        raise FileNotFoundError(f"no images match {root / pattern}; looked for {kinds}")
+    return sorted(Path(name).as_posix() for name in found.values())
 
 
 def _class_names(names: list[str]) -> tuple[str, ...]:
