@@ -1,6 +1,7 @@
 """Multi-crop on the device: images u8[B, S, S, 3] and keys become global and local crops under jit.
 
-    augment_draws  key -> the random numbers of one view
+    augment_recipe what may be drawn, from checked arguments; augment_presets has those of papers
+    augment_draws  key -> the random numbers of the views of an image
     augment_ops    the pixel operations
     here           their order, the views of an image, and the unaugmented view of evaluation
 
@@ -10,32 +11,44 @@ key only, so neither on the batch nor on the number of devices.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from dinotwins_jax import augment_ops as ops
-from dinotwins_jax.augment_draws import ViewDraw, ViewRecipe, check_recipe, draw_view
+from dinotwins_jax.augment_draws import ViewDraw, draw_image_views
+from dinotwins_jax.augment_recipe import ViewRecipe, largest_box, make_recipes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+ONE_BY_ONE_FROM = 128  # pixels; below, a loop costs more than what it saves
 
 
-def render_view(rows: jax.Array, draw: ViewDraw, *, recipe: ViewRecipe) -> jax.Array:
-    """Pixels f32[3, h, w] in [0, 1] of a drawn view of rows f32[S, 3, S] in [0, 1].
+def render_view(rows: jax.Array, draw: ViewDraw, *, recipe: ViewRecipe, max_box=None) -> jax.Array:
+    """Pixels f32[3, h, w] in [0, 1] of a drawn view of rows u8[S, 3, S].
 
-    An operation whose probability is 0 in every view of the group is left out of the program.
+    An operation whose probability is 0 in every view of the group is left out of the program, and
+    one that was not drawn is a branch not taken, where `jax.vmap` has not made it a selection.
+    max_box: as in augment_ops.resize_rows.
     """
-    planes = ops.resize_rows(rows, draw.box, recipe.out, flip=draw.flip)
+    planes = ops.resize_rows(rows, draw.box, recipe.out, flip=draw.flip, max_box=max_box)
     if recipe.jitter_prob and any(recipe.strengths):
         hue = draw.hue if recipe.strengths[3] else None
-        planes = ops.color_jitter(planes, draw.factors, hue, draw.order)
+        jittered = partial(ops.color_jitter, factors=draw.factors, shift=hue, order=draw.order)
+        drawn = jnp.any(draw.factors != 1.0) | (draw.hue != 0.0)
+        planes = jax.lax.cond(drawn, jittered, _unchanged, planes)
     if recipe.grayscale_prob:
-        planes = jnp.where(draw.grayscale, ops.grayscale(planes), planes)
+        planes = jax.lax.cond(draw.grayscale, ops.grayscale, _unchanged, planes)
     if any(recipe.blur_probs):
-        planes = ops.gaussian_blur(planes, draw.radius)
+        blurred = partial(ops.gaussian_blur, radius=draw.radius, taps=recipe.blur_kernel)
+        planes = jax.lax.cond(draw.radius > 0.0, blurred, _unchanged, planes)
     if any(recipe.solarize_probs):
-        planes = jnp.where(draw.solarize, ops.solarize(planes), planes)
+        planes = jax.lax.cond(draw.solarize, ops.solarize, _unchanged, planes)
+    return planes
+
+
+def _unchanged(planes: jax.Array) -> jax.Array:
     return planes
 
 
@@ -51,78 +64,69 @@ def _normalize(planes: jax.Array, mean: Sequence[float], std: Sequence[float]) -
 
 
 def _to_rows(images: jax.Array) -> jax.Array:
-    """u8[B, S, S, 3] in [0, 255] -> f32[B, S, 3, S] in [0, 1]."""
+    """u8[B, S, S, 3] -> u8[B, S, 3, S]: a row's channels one after the other."""
     if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be uint8 [B, S, S, 3], got {images.dtype} {images.shape}")
-    return images.swapaxes(2, 3).astype(jnp.float32) / 255.0
+    return images.swapaxes(2, 3)
 
 
-def _render_group(rows: jax.Array, size, key: jax.Array, first: int, recipe: ViewRecipe):
-    """Views first, first + 1, ... of one image, sharing one trace: f32[V, 3, h, w]."""
-    views = len(recipe.blur_probs)
-    if views == 0:
-        return jnp.zeros((0, 3, *recipe.out))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(first, first + views))
-
-    def one_view(view_key, blur_prob, solarize_prob):
-        draw = draw_view(view_key, size, blur_prob, solarize_prob, recipe=recipe)
-        return render_view(rows, draw, recipe=recipe)
-
-    probabilities = (recipe.blur_probs, recipe.solarize_probs)
-    return jax.vmap(one_view)(keys, *(jnp.array(probs, jnp.float32) for probs in probabilities))
+def _one_by_one(choice: bool | None, side: int) -> bool:
+    """Whether pictures are worked on one after the other; `choice` None leaves it to the backend."""
+    if choice is not None:
+        return choice
+    return jax.default_backend() == "cpu" and side >= ONE_BY_ONE_FROM
 
 
-def _compose(global_recipe: ViewRecipe, local_recipe: ViewRecipe, mean, std):
+def _compose(global_recipe: ViewRecipe, local_recipe: ViewRecipe, mean, std, one_by_one):
     """The function that `make_multi_crop` returns."""
-
-    def views_of_image(rows, size, key):
-        return (
-            _render_group(rows, size, key, 0, global_recipe),
-            _render_group(rows, size, key, len(global_recipe.blur_probs), local_recipe),
-        )
+    recipes = (global_recipe, local_recipe)
+    draw_views = partial(draw_image_views, global_recipe=global_recipe, local_recipe=local_recipe)
 
     def multi_crop(images, sizes, keys):
-        crops = jax.vmap(views_of_image)(_to_rows(images), sizes, keys)
-        global_crops, local_crops = (_normalize(planes, mean, std) for planes in crops)
+        rows = _to_rows(images)
+        draws = jax.vmap(draw_views)(keys, sizes)
+        each = jax.lax.map if _one_by_one(one_by_one, rows.shape[1]) else _batched
+
+        def group(recipe, draws):
+            if not recipe.blur_probs:  # no local views
+                return jnp.zeros((len(rows), 0, *recipe.out, 3))
+            max_box = largest_box(recipe, rows.shape[1]) if each is jax.lax.map else None
+
+            def view(image_rows, draw):
+                planes = render_view(image_rows, draw, recipe=recipe, max_box=max_box)
+                return _normalize(planes, mean, std)
+
+            return each(
+                lambda image: each(lambda draw: view(image[0], draw), image[1]), (rows, draws)
+            )
+
+        global_crops, local_crops = map(group, recipes, draws)
         return {"global_crops": global_crops, "local_crops": local_crops}
 
     return multi_crop
 
 
+def _batched(function: Callable, xs):
+    """jax.vmap with the arguments of jax.lax.map."""
+    return jax.vmap(function)(xs)
+
+
 def make_multi_crop(
     *,
-    global_size: int | tuple[int, int] = 224,
-    global_scale: tuple[float, float] = (0.4, 1.0),
-    local_size: int | tuple[int, int] = 96,
-    local_scale: tuple[float, float] = (0.05, 0.4),
-    num_local: int = 8,
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
-    jitter_prob: float = 0.8,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.2,
-    hue: float = 0.1,
-    grayscale_prob: float = 0.2,
-    blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5),
-    blur_radius: tuple[float, float] = (0.1, 2.0),
-    solarize_prob: tuple[float, float, float] = (0.0, 0.2, 0.0),
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
+    one_by_one: bool | None = None,
+    **recipe,
 ) -> Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]:
     """Builds multi_crop(images, sizes, keys), to be called under jit; the defaults are DINO's.
 
     Args:
-      global_size, local_size: pixels, a number or (h, w).
-      global_scale, local_scale: box area / image area, 0 < low <= high <= 1.
-      num_local: local views an image, may be 0.
-      ratio: box width / height, (low, high).
-      flip, jitter_prob, grayscale_prob: probabilities, the same for every view.
-      brightness, contrast, saturation: x gives factors uniform in [max(0, 1 - x), 1 + x].
-      hue: x <= 0.5 gives shifts uniform in [-x, x] (fraction of the circle).
-      blur_prob, solarize_prob: probabilities of (global 0, global 1, each local).
-      blur_radius: (low, high), standard deviation of the Gaussian (pixels of the crop).
       mean, std: of each channel, for values in [0, 1].
+      one_by_one: True renders one view after the other, with real branches and narrow resize bands,
+        as a CPU likes it; False all at once with dense products, as accelerators and arrays that
+        are split over devices like it. None: True on a CPU, from pictures of 128 pixels on.
+      recipe: arguments of augment_recipe.make_recipes, such as num_local=4; whole sets of them are
+        in augment_presets.
     Returns:
       multi_crop(images u8[B, S, S, 3], sizes i32[B, 2], keys [B] typed PRNG keys) -> dict of
       "global_crops" f32[B, 2, h, w, 3] and "local_crops" f32[B, num_local, h, w, 3], normalised.
@@ -133,32 +137,8 @@ def make_multi_crop(
     Source: facebookresearch/dino main_dino.py, DataAugmentationDINO.
     Differs: values are never rounded to 8 bits in between; see augment_ops.
     """
-    if num_local < 0:
-        raise ValueError(f"num_local must be at least 0, got {num_local}")
-    for name, value in (("blur_prob", blur_prob), ("solarize_prob", solarize_prob)):
-        if len(value) != 3:
-            raise ValueError(f"{name} must be (global 0, global 1, locals), got {value}")
     _check_moments(mean, std)
-
-    def recipe(size, scale, views):
-        return ViewRecipe(
-            out=(size, size) if isinstance(size, int) else tuple(size),
-            scale=tuple(scale),
-            ratio=tuple(ratio),
-            flip=flip,
-            jitter_prob=jitter_prob,
-            strengths=(brightness, contrast, saturation, hue),
-            grayscale_prob=grayscale_prob,
-            blur_radius=tuple(blur_radius),
-            blur_probs=tuple(blur_prob[view] for view in views),
-            solarize_probs=tuple(solarize_prob[view] for view in views),
-        )
-
-    global_recipe = recipe(global_size, global_scale, (0, 1))
-    check_recipe("global", global_recipe)
-    # One local view at least, so that a wrong probability is reported with num_local = 0 too.
-    check_recipe("local", recipe(local_size, local_scale, (2,)))
-    return _compose(global_recipe, recipe(local_size, local_scale, (2,) * num_local), mean, std)
+    return _compose(*make_recipes(**recipe), mean, std, one_by_one)
 
 
 def center_view(
@@ -169,6 +149,7 @@ def center_view(
     crop: int | tuple[int, int],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    one_by_one: bool | None = None,
 ) -> jax.Array:
     """The view of evaluation: short side to `resize` pixels (bicubic), then the central `crop`.
 
@@ -181,6 +162,7 @@ def center_view(
       resize: length of the short side before the crop (pixels).
       crop: static side or (h, w), at most `resize`.
       mean, std: of each channel, for values in [0, 1].
+      one_by_one: as in make_multi_crop.
     Returns:
       f32[B, h, w, 3], normalised.
     Raises:
@@ -191,12 +173,18 @@ def center_view(
         raise ValueError(f"crop must be from 1 to resize = {resize} pixels, got {crop}")
     _check_moments(mean, std)
 
-    def view(rows, size):
+    rows = _to_rows(images)
+    each = jax.lax.map if _one_by_one(one_by_one, rows.shape[1]) else _batched
+    max_box = (rows.shape[1],) * 2 if each is jax.lax.map else None
+
+    def view(image):
+        image_rows, size = image
         resized = resize * size // size.min()
         step = size / resized  # source pixels a resized pixel
         start = jnp.round((resized - jnp.array(out)) / 2) * step
         length = jnp.array(out) * step
-        box = (start[0], start[1], length[0], length[1])
-        return ops.resize_rows(rows, box, out, bounds=(0, size[0], 0, size[1]))
+        box, bounds = (start[0], start[1], length[0], length[1]), (0, size[0], 0, size[1])
+        planes = ops.resize_rows(image_rows, box, out, bounds=bounds, max_box=max_box)
+        return _normalize(planes, mean, std)
 
-    return _normalize(jax.vmap(view)(_to_rows(images), sizes), mean, std)
+    return each(view, (rows, sizes))

@@ -1,4 +1,5 @@
-"""Random numbers of a view: key -> ViewDraw. No pixels: tests and plots can look at what is drawn.
+"""Random numbers of the views of an image: key -> ViewDraw. No pixels, so that what is drawn can be
+tested and counted by itself.
 
 Source: torchvision's RandomResizedCrop.get_params and ColorJitter.get_params.
 """
@@ -9,22 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dinotwins_jax.augment_recipe import ViewRecipe
+
 CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop
-
-
-class ViewRecipe(NamedTuple):
-    """Static description of the views of one shape; the tuples of probabilities have one a view."""
-
-    out: tuple[int, int]  # (h, w) pixels
-    scale: tuple[float, float]  # box area / image area
-    ratio: tuple[float, float]  # box width / height
-    flip: float
-    jitter_prob: float
-    strengths: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
-    grayscale_prob: float
-    blur_radius: tuple[float, float]  # pixels of the crop
-    blur_probs: tuple[float, ...]
-    solarize_probs: tuple[float, ...]
+PLACE_ATTEMPTS = 10  # of a local box, until enough of it lies inside a global one
 
 
 class ViewDraw(NamedTuple):
@@ -74,7 +63,71 @@ def random_box(key: jax.Array, size, scale: Sequence[float], ratio: Sequence[flo
     return tuple(side.astype(jnp.int32) for side in (top, left, height, width))
 
 
-def draw_view(key: jax.Array, size, blur_prob, solarize_prob, *, recipe: ViewRecipe) -> ViewDraw:
+def overlap_share(box, others) -> jax.Array:
+    """Largest part of the area of `box` that lies inside a single one of `others`, f32[] in [0, 1].
+
+    Args:
+      box: (top, left, height, width), i32[] each (pixels).
+      others: the same of V boxes, i32[V] each.
+    """
+    top, left, height, width = box
+    tops, lefts, heights, widths = others
+    rows = jnp.minimum(top + height, tops + heights) - jnp.maximum(top, tops)
+    columns = jnp.minimum(left + width, lefts + widths) - jnp.maximum(left, lefts)
+    common = jnp.maximum(rows, 0) * jnp.maximum(columns, 0)
+    return jnp.max(common / (height * width))
+
+
+def overlapping_box(key: jax.Array, box, size, others, overlap: float):
+    """`box`, moved where less than `overlap` of its area lies inside one of `others`.
+
+    Its size stays and its place is drawn again, so that area and ratio keep their distributions and
+    the place is uniform over those that satisfy the constraint. After 10 places without success
+    (the box itself is the first) it lands anywhere wholly inside one of `others`, chosen in
+    proportion to the room there. Only where it is too long for all of them is it cut to fit.
+
+    Args:
+      key: PRNG key.
+      box: (top, left, height, width), i32[] each (pixels), inside the image.
+      size: (height, width) of the image, i32[] each.
+      others: i32[V] each of (tops, lefts, heights, widths).
+      overlap: static, in (0, 1].
+    Returns:
+      (top, left, height, width), i32[] each, inside the image, overlap_share at least `overlap`.
+    """
+    top, left, height, width = box
+    pick, inside, anywhere = jnp.split(jax.random.uniform(key, (1 + 2 * PLACE_ATTEMPTS,)), (1, 3))
+
+    def place(draw, room):
+        """Uniform whole number from 0 to room."""
+        return jnp.minimum(jnp.floor(draw * (room + 1)), room).astype(jnp.int32)
+
+    rows, columns = jnp.split(anywhere, 2)
+    rows = jnp.append(top, place(rows, size[0] - height))
+    columns = jnp.append(left, place(columns, size[1] - width))
+    share = jax.vmap(overlap_share, ((0, 0, None, None), None))
+    enough = share((rows, columns, height, width), others) >= overlap
+    first = jnp.argmax(enough)
+
+    tops, lefts, heights, widths = others
+    fits = (heights >= height) & (widths >= width)
+    room = (jnp.maximum(heights - height, 0) + 1) * (jnp.maximum(widths - width, 0) + 1)
+    room = jnp.cumsum(jnp.where(fits | ~fits.any(), room, 0))
+    other = jnp.argmax(pick * room[-1] < room)
+    cut_height, cut_width = jnp.minimum(height, heights[other]), jnp.minimum(width, widths[other])
+    last = (
+        tops[other] + place(inside[0], heights[other] - cut_height),
+        lefts[other] + place(inside[1], widths[other] - cut_width),
+        cut_height,
+        cut_width,
+    )
+    found = (rows[first], columns[first], height, width)
+    return tuple(jnp.where(enough.any(), a, b) for a, b in zip(found, last, strict=True))
+
+
+def draw_view(
+    key: jax.Array, size, blur_prob, solarize_prob, *, recipe: ViewRecipe, others=None
+) -> ViewDraw:
     """Random numbers of one view.
 
     Args:
@@ -82,6 +135,8 @@ def draw_view(key: jax.Array, size, blur_prob, solarize_prob, *, recipe: ViewRec
       size: (height, width) of the image, i32[2] (pixels).
       blur_prob, solarize_prob: f32[] probabilities of this view.
       recipe: what the views of the group share.
+      others: boxes that recipe.overlap speaks of, (tops, lefts, heights, widths), i32[V] each; only
+        looked at where it is above 0.
     """
     crop_key, flip_key, jitter_key, gray_key, blur_key, solar_key = jax.random.split(key, 6)
     draws = jax.random.uniform(jitter_key, (9,))
@@ -91,8 +146,11 @@ def draw_view(key: jax.Array, size, blur_prob, solarize_prob, *, recipe: ViewRec
     low = jnp.maximum(1.0 - strengths[:3], 0.0)
     factors = low + (1.0 + strengths[:3] - low) * draws[1:4]
     radius = recipe.blur_radius[0] + (recipe.blur_radius[1] - recipe.blur_radius[0]) * blur[1]
+    box = random_box(crop_key, size, recipe.scale, recipe.ratio)
+    if recipe.overlap:
+        box = overlapping_box(jax.random.fold_in(crop_key, 0), box, size, others, recipe.overlap)
     return ViewDraw(
-        box=random_box(crop_key, size, recipe.scale, recipe.ratio),
+        box=box,
         flip=jax.random.uniform(flip_key) < recipe.flip,
         factors=jnp.where(jitter, factors, 1.0),
         hue=jnp.where(jitter, strengths[3] * (2.0 * draws[4] - 1.0), 0.0),
@@ -103,32 +161,29 @@ def draw_view(key: jax.Array, size, blur_prob, solarize_prob, *, recipe: ViewRec
     )
 
 
-def check_recipe(name: str, recipe: ViewRecipe) -> None:
-    """Raises ValueError for a recipe that cannot be drawn; `name` is "global" or "local"."""
-    if len(recipe.out) != 2 or min(recipe.out) <= 0:
-        raise ValueError(f"{name}_size must be positive, one number or (h, w), got {recipe.out}")
-    low, high = recipe.scale
-    if not 0.0 < low <= high <= 1.0:
-        raise ValueError(f"{name}_scale must be 0 < low <= high <= 1, got {recipe.scale}")
-    low, high = recipe.ratio
-    if not 0.0 < low <= high:
-        raise ValueError(f"ratio must be 0 < low <= high, got {recipe.ratio}")
-    low, high = recipe.blur_radius
-    if not 0.0 <= low <= high:
-        raise ValueError(f"blur_radius must be 0 <= low <= high, got {recipe.blur_radius}")
-    probabilities = {
-        "flip": (recipe.flip,),
-        "jitter_prob": (recipe.jitter_prob,),
-        "grayscale_prob": (recipe.grayscale_prob,),
-        "blur_prob": recipe.blur_probs,
-        "solarize_prob": recipe.solarize_probs,
-    }
-    for argument, values in probabilities.items():
-        if not all(0.0 <= value <= 1.0 for value in values):
-            raise ValueError(f"{argument} must lie in [0, 1], got {values}")
-    arguments = ("brightness", "contrast", "saturation", "hue")
-    for argument, value in zip(arguments, recipe.strengths, strict=True):
-        if value < 0.0:
-            raise ValueError(f"{argument} must not be negative, got {value}")
-    if recipe.strengths[3] > 0.5:
-        raise ValueError(f"hue must be at most 0.5 of the circle, got {recipe.strengths[3]}")
+def draw_image_views(
+    key: jax.Array, size, *, global_recipe: ViewRecipe, local_recipe: ViewRecipe
+) -> tuple[ViewDraw, ViewDraw]:
+    """Random numbers of all views of one image: (global ones, local ones), a leading axis of views.
+
+    View v, globals first, is drawn from fold_in(key, v). Local boxes look at the global boxes where
+    local_recipe.overlap asks for it, and at nothing else.
+
+    Args:
+      key: PRNG key of the image.
+      size: (height, width) of the image, i32[2] (pixels).
+    """
+
+    def draw_group(recipe, first, others=None):
+        views = len(recipe.blur_probs)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(views))
+
+        def one_view(view_key, blur_prob, solarize_prob):
+            return draw_view(view_key, size, blur_prob, solarize_prob, recipe=recipe, others=others)
+
+        probabilities = (recipe.blur_probs, recipe.solarize_probs)
+        return jax.vmap(one_view)(keys, *(jnp.array(p, jnp.float32) for p in probabilities))
+
+    global_draws = draw_group(global_recipe, 0)
+    first_local = len(global_recipe.blur_probs)
+    return global_draws, draw_group(local_recipe, first_local, others=global_draws.box)
