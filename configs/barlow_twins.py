@@ -8,10 +8,11 @@ what is evaluated. The official optimiser, for ResNets: --config.optim.name=lars
 """
 
 from configs import base, presets
+from dinotwins_jax.augment_presets import BARLOW_TWINS
 
 
 def get_config(preset: str = "demo"):
     config = base.get_config()
     config.loss.barlow_twins = base.barlow_twins_terms()
-    config.views.num_local, config.views.global_scale = 0, (0.08, 1.0)
+    config.views.update(BARLOW_TWINS)
     return presets.apply(config, preset)

@@ -46,13 +46,17 @@ def get_config() -> ConfigDict:
     # The fraction is held out when there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
 
-    # Multi-crop, on the device; triples are (global 0, global 1, each local).
+    # Multi-crop, on the device; triples are (global 0, global 1, each local). This is DINO's; others
+    # are one word on the command line, such as configs/hybrid.py:coco+dinov2_as_trained.
     c.views = ConfigDict()
     c.views.global_size = 224  # pixels; also the size that the position embedding is made for
     c.views.global_scale = (0.4, 1.0)  # area of the crop / area of the image
     c.views.local_size = 96
     c.views.local_scale = (0.05, 0.4)
     c.views.num_local = 8  # 0: two views alone; then widen global_scale: (0.14, 1.0) for DINO
+    # Part of each local crop's area inside one of the two global crops, at least; 0: anywhere.
+    c.views.local_overlap = 0.0
+    c.views.ratio = (3 / 4, 4 / 3)  # width of the crop / height
     c.views.flip = 0.5
     c.views.jitter_prob = 0.8
     c.views.brightness = 0.4
@@ -62,6 +66,7 @@ def get_config() -> ConfigDict:
     c.views.grayscale_prob = 0.2
     c.views.blur_prob = (1.0, 0.1, 0.5)
     c.views.blur_radius = (0.1, 2.0)  # pixels of the crop
+    c.views.blur_kernel = 0  # taps, odd: torchvision's blur (DINOv2: 9); 0: Pillow's, tails and all
     c.views.solarize_prob = (0.0, 0.2, 0.0)
 
     # Terms of the loss: name -> {fn: name or "module:factory" (default: the term's name), weight,

@@ -1,17 +1,29 @@
-"""Presets of every method: where it runs, not what it does. Differences to base.py only."""
+"""Presets of every method: where it runs, and how its views are drawn. Differences to base.py only.
+
+After the colon comes the place, then augmentations of papers, joined with "+" and applied from left
+to right: configs/hybrid.py:coco+dinov2_as_trained. Keys given on the command line come last and win.
+"""
+
+from dinotwins_jax.augment_presets import PRESETS as VIEWS
 
 PRESETS = ("demo", "coco", "cifar10")
 
 
 def apply(config, preset: str):
-    """The config with a preset applied.
+    """The config with presets applied, such as "demo" or "coco+barlow_twins".
 
     Raises:
-      ValueError: unknown preset.
+      ValueError: unknown preset, or an augmentation without a place.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset '{preset}': choose one of {', '.join(PRESETS)}")
-    {"demo": _demo, "coco": _coco, "cifar10": _cifar10}[preset](config)
+    place, *views = preset.split("+")
+    if place not in PRESETS:
+        hint = f" (as in {PRESETS[0]}+{place})" if place in VIEWS else ""
+        raise ValueError(f"unknown preset '{place}': choose one of {', '.join(PRESETS)}{hint}")
+    {"demo": _demo, "coco": _coco, "cifar10": _cifar10}[place](config)
+    for name in views:
+        if name not in VIEWS:
+            raise ValueError(f"unknown augmentation '{name}': choose one of {', '.join(VIEWS)}")
+        config.views.update(VIEWS[name])
     return config
 
 
