@@ -63,8 +63,8 @@ def random_box(key: jax.Array, size, scale: Sequence[float], ratio: Sequence[flo
     return tuple(side.astype(jnp.int32) for side in (top, left, height, width))
 
 
-def overlap_share(box, others) -> jax.Array:
-    """Largest part of the area of `box` that lies inside a single one of `others`, f32[] in [0, 1].
+def common_area(box, others) -> jax.Array:
+    """Pixels of `box` inside that one of `others` which holds most of it, i32[].
 
     Args:
       box: (top, left, height, width), i32[] each (pixels).
@@ -74,8 +74,7 @@ def overlap_share(box, others) -> jax.Array:
     tops, lefts, heights, widths = others
     rows = jnp.minimum(top + height, tops + heights) - jnp.maximum(top, tops)
     columns = jnp.minimum(left + width, lefts + widths) - jnp.maximum(left, lefts)
-    common = jnp.maximum(rows, 0) * jnp.maximum(columns, 0)
-    return jnp.max(common / (height * width))
+    return jnp.max(jnp.maximum(rows, 0) * jnp.maximum(columns, 0))
 
 
 def overlapping_box(key: jax.Array, box, size, others, overlap: float):
@@ -93,7 +92,8 @@ def overlapping_box(key: jax.Array, box, size, others, overlap: float):
       others: i32[V] each of (tops, lefts, heights, widths).
       overlap: static, in (0, 1].
     Returns:
-      (top, left, height, width), i32[] each, inside the image, overlap_share at least `overlap`.
+      (top, left, height, width), i32[] each, inside the image; of its area at least `overlap` lies
+      inside one of `others`.
     """
     top, left, height, width = box
     pick, inside, anywhere = jnp.split(jax.random.uniform(key, (1 + 2 * PLACE_ATTEMPTS,)), (1, 3))
@@ -105,8 +105,8 @@ def overlapping_box(key: jax.Array, box, size, others, overlap: float):
     rows, columns = jnp.split(anywhere, 2)
     rows = jnp.append(top, place(rows, size[0] - height))
     columns = jnp.append(left, place(columns, size[1] - width))
-    share = jax.vmap(overlap_share, ((0, 0, None, None), None))
-    enough = share((rows, columns, height, width), others) >= overlap
+    common = jax.vmap(common_area, ((0, 0, None, None), None))
+    enough = common((rows, columns, height, width), others) >= overlap * (height * width)
     first = jnp.argmax(enough)
 
     tops, lefts, heights, widths = others

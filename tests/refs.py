@@ -68,3 +68,19 @@ def adamw_step(params, grads, mask, memory, t, lr, decay, b1=0.9, b2=0.999, eps=
         return p * (1 - lr * decay * m) - lr * adam
 
     return walk(params, grads, mask, ())
+
+
+def random_resized_crop(rng, height, width, scale, ratio):
+    """(top, left, height, width) as torchvision's RandomResizedCrop.get_params draws them."""
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return rng.integers(height - h + 1), rng.integers(width - w + 1), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(w / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(h * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w

@@ -1,7 +1,6 @@
-"""Augmentation: Pillow's numbers, torchvision's distributions, and what a view may depend on."""
+"""Augmentation: Pillow's numbers, and what a view may depend on. What is drawn: test_augment_draws."""
 
 import colorsys
-import math
 import pathlib
 
 import jax
@@ -176,59 +175,6 @@ def test_color_jitter_follows_the_order(order, with_hue):
             expected = ops.shift_hue(expected, shift)
     ours = ops.color_jitter(PLANES, factors, shift if with_hue else None, jnp.array(order))
     np.testing.assert_allclose(ours, expected, atol=1e-5)
-
-
-def test_boxes_follow_random_resized_crop():
-    """Wide image and small boxes: every draw fits, so area, log ratio and place are uniform."""
-    recipe = RECIPE._replace(scale=(0.1, 0.5))
-    top, left, height, width = (
-        side.astype(float) for side in draw_many(4000, (400, 400), recipe).box
-    )
-    assert (top >= 0).all() and (left >= 0).all()
-    assert (top + height <= 400).all() and (left + width <= 400).all()
-    quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
-    area = (height * width / 400**2 - 0.1) / 0.4
-    log_ratio = np.log(width / height) / math.log(4 / 3) / 2 + 0.5
-    for sample in (area, log_ratio, (top + 0.5) / (401 - height), (left + 0.5) / (401 - width)):
-        # 4,000 draws: the standard error of a quartile is below 0.008.
-        np.testing.assert_allclose(np.quantile(sample, quarters), quarters, atol=0.03)
-
-
-def test_box_falls_back_to_the_central_crop():
-    ratio = (3 / 4, 4 / 3)
-    for size, expected in [((10, 100), (0, 43, 10, 13)), ((100, 10), (43, 0, 13, 10))]:
-        box = augment_draws.random_box(jax.random.key(0), size, (1.0, 1.0), ratio)
-        assert tuple(int(side) for side in box) == expected
-    box = augment_draws.random_box(jax.random.key(0), (50, 60), (1.0, 1.0), (1.2, 1.2))
-    assert tuple(int(side) for side in box) == (0, 0, 50, 60)
-
-
-def test_firing_rates_and_ranges():
-    draws = draw_many(4000)
-    jittered = draws.hue != 0
-    rates = {
-        "flip": (draws.flip, 0.5),
-        "jitter": (jittered, 0.8),
-        "grayscale": (draws.grayscale, 0.2),
-        "blur": (draws.radius > 0, 0.5),
-        "solarize": (draws.solarize, 0.2),
-    }
-    for name, (fired, probability) in rates.items():
-        # Four standard errors of 4,000 draws are at most 0.032.
-        assert fired.mean() == pytest.approx(probability, abs=0.032), name
-    assert (draws.factors[~jittered] == 1).all() and (draws.factors[jittered] != 1).any(1).all()
-    for sample, low, high in [
-        (draws.factors[jittered, 0], 0.6, 1.4),
-        (draws.factors[jittered, 1], 0.6, 1.4),
-        (draws.factors[jittered, 2], 0.8, 1.2),
-        (draws.hue[jittered], -0.1, 0.1),
-        (draws.radius[draws.radius > 0], 0.1, 2.0),
-    ]:
-        assert low <= sample.min() < low + 0.02 * (high - low)
-        assert high >= sample.max() > high - 0.02 * (high - low)
-        assert sample.mean() == pytest.approx((low + high) / 2, abs=0.03 * (high - low))
-    _, counts = np.unique(draws.order, axis=0, return_counts=True)
-    assert len(counts) == 24 and counts.min() > 110 and counts.max() < 225
 
 
 @pytest.fixture(scope="module")
