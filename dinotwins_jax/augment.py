@@ -22,7 +22,6 @@ from dinotwins_jax.augment_recipe import ViewRecipe, largest_box, make_recipes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ONE_BY_ONE_FROM = 128  # pixels; below, a loop costs more than what it saves
 
 
 def render_view(rows: jax.Array, draw: ViewDraw, *, recipe: ViewRecipe, max_box=None) -> jax.Array:
@@ -70,11 +69,8 @@ def _to_rows(images: jax.Array) -> jax.Array:
     return images.swapaxes(2, 3)
 
 
-def _one_by_one(choice: bool | None, side: int) -> bool:
-    """Whether pictures are worked on one after the other; `choice` None leaves it to the backend."""
-    if choice is not None:
-        return choice
-    return jax.default_backend() == "cpu" and side >= ONE_BY_ONE_FROM
+def _one_by_one(choice: bool | None) -> bool:
+    return jax.default_backend() == "cpu" if choice is None else choice
 
 
 def _compose(global_recipe: ViewRecipe, local_recipe: ViewRecipe, mean, std, one_by_one):
@@ -85,7 +81,7 @@ def _compose(global_recipe: ViewRecipe, local_recipe: ViewRecipe, mean, std, one
     def multi_crop(images, sizes, keys):
         rows = _to_rows(images)
         draws = jax.vmap(draw_views)(keys, sizes)
-        each = jax.lax.map if _one_by_one(one_by_one, rows.shape[1]) else _batched
+        each = jax.lax.map if _one_by_one(one_by_one) else _batched
 
         def group(recipe, draws):
             if not recipe.blur_probs:  # no local views
@@ -124,7 +120,7 @@ def make_multi_crop(
       mean, std: of each channel, for values in [0, 1].
       one_by_one: True renders one view after the other, with real branches and narrow resize bands,
         as a CPU likes it; False all at once with dense products, as accelerators and arrays that
-        are split over devices like it. None: True on a CPU, from pictures of 128 pixels on.
+        are split over devices like it. None: True on a CPU.
       recipe: arguments of augment_recipe.make_recipes, such as num_local=4; whole sets of them are
         in augment_presets.
     Returns:
@@ -139,6 +135,12 @@ def make_multi_crop(
     """
     _check_moments(mean, std)
     return _compose(*make_recipes(**recipe), mean, std, one_by_one)
+
+
+def image_keys(key: jax.Array, place: jax.Array) -> jax.Array:
+    """Keys [B] of pictures at i32[B, 2] (epoch, position in it): no step, no batch, no device."""
+    fold = jax.vmap(jax.random.fold_in)
+    return fold(fold(jnp.broadcast_to(key, len(place)), place[:, 0]), place[:, 1])
 
 
 def center_view(
@@ -174,7 +176,7 @@ def center_view(
     _check_moments(mean, std)
 
     rows = _to_rows(images)
-    each = jax.lax.map if _one_by_one(one_by_one, rows.shape[1]) else _batched
+    each = jax.lax.map if _one_by_one(one_by_one) else _batched
     max_box = (rows.shape[1],) * 2 if each is jax.lax.map else None
 
     def view(image):

@@ -7,11 +7,16 @@ Differs (all operations): Pillow rounds and clips to 8 bits after every pass, ev
 axes of a resize, these do not.
 """
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's convert("L")
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # entries of `order` in color_jitter
+
+BAND_ROWS = 16  # output rows that share one window of the input in a banded resize
 
 # Tensor cores and the MXU would round to 10 or 8 bits of mantissa: visible in an 8-bit image.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -22,6 +27,22 @@ def _keys_cubic(distance: jax.Array) -> jax.Array:
     near = (1.5 * distance - 2.5) * distance * distance + 1.0
     far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
     return jnp.where(distance < 1.0, near, jnp.where(distance < 2.0, far, 0.0))
+
+
+def _cubic_weights(targets, pixels, scale, low, high) -> jax.Array:
+    """f32[targets, pixels], rows sum to 1: weight of each pixel (index) for each target (position)."""
+    distance = jnp.abs(pixels + 0.5 - targets[:, None]) / jnp.maximum(scale, 1.0)
+    inside = (pixels + 0.5 > low) & (pixels + 0.5 < high)
+    weights = jnp.where(inside, _keys_cubic(distance), 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _targets(start, length, out_size: int, flip) -> tuple[jax.Array, jax.Array]:
+    """Positions of the output pixels' centres on the input axis f32[out_size], and their distance."""
+    scale = jnp.asarray(length, jnp.float32) / out_size
+    row = jnp.arange(out_size, dtype=jnp.float32)
+    row = jnp.where(flip, out_size - 1 - row, row)
+    return start + (row + 0.5) * scale, scale
 
 
 def resize_weights(
@@ -39,42 +60,91 @@ def resize_weights(
       f32[out_size, in_size], rows sum to 1.
     Source: Keys 1981 with a = -0.5, stretched when shrinking (antialias), as Pillow's BICUBIC.
     """
-    scale = jnp.asarray(length, jnp.float32) / out_size
-    row = jnp.arange(out_size, dtype=jnp.float32)
-    row = jnp.where(flip, out_size - 1 - row, row)
-    target = start + (row + 0.5) * scale
-    pixel = jnp.arange(in_size, dtype=jnp.float32) + 0.5
-    distance = jnp.abs(pixel - target[:, None]) / jnp.maximum(scale, 1.0)
-    weights = jnp.where((pixel > low) & (pixel < high), _keys_cubic(distance), 0.0)
-    return weights / weights.sum(axis=1, keepdims=True)
+    targets, scale = _targets(start, length, out_size, flip)
+    return _cubic_weights(targets, jnp.arange(in_size, dtype=jnp.float32), scale, low, high)
+
+
+def _bands(start, length, low, high, *, in_size: int, out_size: int, max_length: int, flip):
+    """`resize_weights` cut into blocks of rows, each with the window of the input that it needs.
+
+    Yields (first pixel i32[], f32[rows, window]) a block; their sizes are static. One block, the
+    whole matrix, where windows would save little.
+    """
+    targets, scale = _targets(start, length, out_size, flip)
+    largest = max(max_length / out_size, 1.0)
+    window = -(-math.ceil((BAND_ROWS + 3) * largest + 1) // 8) * 8
+    rows = BAND_ROWS
+    if window > 0.75 * in_size:
+        rows, window = out_size, in_size
+    for row in range(0, out_size, rows):
+        block = targets[row : row + rows]
+        reach = jnp.floor(block.min() - 2.0 * jnp.maximum(scale, 1.0))
+        first = jnp.clip(reach, 0, in_size - window).astype(jnp.int32)
+        pixels = first + jnp.arange(window, dtype=jnp.float32)
+        yield first, _cubic_weights(block, pixels, scale, low, high)
 
 
 def resize_rows(
-    rows: jax.Array, box, out: tuple[int, int], *, bounds=None, flip=False
+    rows: jax.Array, box, out: tuple[int, int], *, bounds=None, flip=False, max_box=None
 ) -> jax.Array:
     """`resize_crop` on the layout the augmentation works in.
 
     Args:
-      rows: f32[H, 3, W] image, values in [0, 1].
+      rows: u8[H, 3, W] or f32[H, 3, W] image.
       box, out, bounds: as in `resize_crop`.
       flip: bool[] mirrors the result left to right.
+      max_box: static (height, width) that no box exceeds; the weights are then used in narrow bands,
+        several times cheaper where real branches and slices are (one view at a time, on a CPU).
+        None: two dense products, which accelerators like and `jax.vmap` leaves alone.
     Returns:
-      f32[3, h, w] planes in [0, 1].
+      f32[3, h, w] planes in [0, 1]; u8 is divided by 255.
     """
     top, left, height, width = box
     upper, lower, west, east = bounds or (top, top + height, left, left + width)
     in_height, _, in_width = rows.shape
-    vertical = resize_weights(top, height, upper, lower, in_size=in_height, out_size=out[0])
-    horizontal = resize_weights(
-        left, width, west, east, in_size=in_width, out_size=out[1], flip=flip
-    )
-    if in_width * (in_height + out[1]) * out[0] <= in_height * (in_width + out[0]) * out[1]:
-        part = jnp.einsum("yH,HcW->ycW", vertical, rows, precision=_EXACT)
-        planes = jnp.einsum("ycW,xW->cyx", part, horizontal, precision=_EXACT)
+    vertical, horizontal = (top, height, upper, lower), (left, width, west, east)
+    sizes = ((in_height, out[0]), (in_width, out[1]))
+    if max_box is None:
+        planes = _resize_dense(rows, vertical, horizontal, sizes, flip)
     else:
-        part = jnp.einsum("HcW,xW->Hcx", rows, horizontal, precision=_EXACT)
-        planes = jnp.einsum("yH,Hcx->cyx", vertical, part, precision=_EXACT)
+        planes = _resize_banded(rows, vertical, horizontal, sizes, flip, max_box)
     return jnp.clip(planes, 0.0, 1.0)
+
+
+def _unit(values: jax.Array) -> jax.Array:
+    """f32, with u8 brought to [0, 1]."""
+    return values.astype(jnp.float32) / 255.0 if values.dtype == jnp.uint8 else values
+
+
+def _resize_dense(rows, vertical, horizontal, sizes, flip) -> jax.Array:
+    (in_height, height), (in_width, width) = sizes
+    rows = _unit(rows)
+    vertical = resize_weights(*vertical, in_size=in_height, out_size=height)
+    horizontal = resize_weights(*horizontal, in_size=in_width, out_size=width, flip=flip)
+    if in_width * (in_height + width) * height <= in_height * (in_width + height) * width:
+        part = jnp.einsum("yH,HcW->ycW", vertical, rows, precision=_EXACT)
+        return jnp.einsum("ycW,xW->cyx", part, horizontal, precision=_EXACT)
+    part = jnp.einsum("HcW,xW->Hcx", rows, horizontal, precision=_EXACT)
+    return jnp.einsum("yH,Hcx->cyx", vertical, part, precision=_EXACT)
+
+
+def _resize_banded(rows, vertical, horizontal, sizes, flip, max_box) -> jax.Array:
+    (in_height, height), (in_width, width) = sizes
+    rows = rows.reshape(in_height, 3 * in_width)
+    parts = []
+    for first, weights in _bands(
+        *vertical, in_size=in_height, out_size=height, max_length=max_box[0], flip=False
+    ):
+        window = jax.lax.dynamic_slice_in_dim(rows, first, weights.shape[1])
+        parts.append(jnp.matmul(weights, _unit(window), precision=_EXACT))
+    rows = jnp.concatenate(parts).reshape(height * 3, in_width)
+    parts = []
+    for first, weights in _bands(
+        *horizontal, in_size=in_width, out_size=width, max_length=max_box[1], flip=flip
+    ):
+        window = jax.lax.dynamic_slice_in_dim(rows, first, weights.shape[1], axis=1)
+        parts.append(jnp.matmul(window, weights.T, precision=_EXACT))
+    return jnp.concatenate(parts, axis=1).reshape(height, 3, width).swapaxes(0, 1)
 
 
 def resize_crop(image: jax.Array, box, out: tuple[int, int], *, bounds=None) -> jax.Array:
@@ -108,19 +178,19 @@ def solarize(planes: jax.Array) -> jax.Array:
     return jnp.where(planes >= 128 / 255, 1.0 - planes, planes)
 
 
-def blend(planes: jax.Array, operation, factor) -> jax.Array:
+def blend(planes: jax.Array, operation: int, factor) -> jax.Array:
     """Brightness, contrast or saturation: clip(factor * image + (1 - factor) * base).
 
     Args:
       planes: f32[3, h, w] in [0, 1].
-      operation: i32[] BRIGHTNESS (base black), CONTRAST (base the mean grey) or SATURATION (base
-        the pixel's grey).
+      operation: BRIGHTNESS (base black), CONTRAST (base the mean grey) or SATURATION (base the
+        pixel's grey).
       factor: f32[] >= 0; 1 changes nothing.
     Source: Pillow's ImageEnhance. Differs: the mean grey is not rounded to an 8-bit level.
     """
-    gray = luma(planes)
-    base = jnp.where(operation == SATURATION, gray, 0.0)
-    base = jnp.where(operation == CONTRAST, gray.mean(), base)
+    if operation == BRIGHTNESS:
+        return jnp.clip(factor * planes, 0.0, 1.0)
+    base = luma(planes).mean() if operation == CONTRAST else luma(planes)
     return jnp.clip(factor * planes + (1.0 - factor) * base, 0.0, 1.0)
 
 
@@ -153,11 +223,7 @@ def shift_hue(planes: jax.Array, shift) -> jax.Array:
 
 
 def color_jitter(planes: jax.Array, factors, shift, order) -> jax.Array:
-    """torchvision's ColorJitter with drawn parameters.
-
-    The plain form is `for op in order: planes = apply(op)`. With a traced order each of the four
-    places would pay for all four operations. Hue, the dear one, is computed once here, with three
-    blends before it and three after; those on the wrong side of hue get factor 1.
+    """torchvision's ColorJitter with drawn parameters: four operations, one after the other.
 
     Args:
       planes: f32[3, h, w] in [0, 1].
@@ -167,17 +233,10 @@ def color_jitter(planes: jax.Array, factors, shift, order) -> jax.Array:
     Returns:
       f32[3, h, w] in [0, 1].
     """
-    factors = jnp.append(factors, 1.0)  # HUE's place: a blend with factor 1
-    if shift is None:
-        for place in range(4):
-            planes = blend(planes, order[place], factors[order[place]])
-        return planes
-    turn = jnp.argmax(order == HUE)
-    for place in range(3):
-        planes = blend(planes, order[place], jnp.where(place < turn, factors[order[place]], 1.0))
-    planes = shift_hue(planes, shift)
-    for place in range(1, 4):
-        planes = blend(planes, order[place], jnp.where(place > turn, factors[order[place]], 1.0))
+    operations = [partial(blend, operation=k, factor=factors[k]) for k in range(3)]
+    operations.append(partial(shift_hue, shift=shift) if shift is not None else lambda same: same)
+    for place in range(4):
+        planes = jax.lax.switch(order[place], operations, planes)
     return planes
 
 
@@ -205,10 +264,37 @@ def blur_matrix(radius, size: int) -> jax.Array:
     return jnp.matmul(twice, box, precision=_EXACT)
 
 
-def gaussian_blur(planes: jax.Array, radius) -> jax.Array:
-    """Pillow's GaussianBlur of planes f32[3, h, w]; radius f32[] >= 0 (pixels), 0: identity."""
+def truncated_blur_matrix(radius, size: int, taps: int) -> jax.Array:
+    """Gaussian blur of one axis with a kernel of `taps`, as f32[size, size]; edges are reflected.
+
+    Source: torchvision's GaussianBlur(kernel_size=taps, sigma=radius).
+
+    Args:
+      radius: f32[] standard deviation (pixels), above 0.
+      taps: odd; taps // 2 < size.
+    """
+    reach = taps // 2
+    offset = jnp.arange(-reach, reach + 1, dtype=jnp.float32)
+    kernel = jnp.exp(-0.5 * (offset / jnp.maximum(radius, 1e-3)) ** 2)
+    kernel = kernel / kernel.sum()
+    row = jnp.arange(size)[:, None]
+    source = jnp.abs(row + jnp.arange(-reach, reach + 1))
+    source = jnp.where(source >= size, 2 * (size - 1) - source, source)
+    return jnp.zeros((size, size)).at[row, source].add(jnp.broadcast_to(kernel, source.shape))
+
+
+def gaussian_blur(planes: jax.Array, radius, taps: int = 0) -> jax.Array:
+    """Gaussian blur of planes f32[3, h, w] with standard deviation radius f32[] >= 0 (pixels).
+
+    taps: 0 blurs as Pillow's GaussianBlur, where radius 0 is the identity; an odd number as
+      torchvision's, with so many taps.
+    """
+
+    def matrix(size):
+        return truncated_blur_matrix(radius, size, taps) if taps else blur_matrix(radius, size)
+
     _, height, width = planes.shape
-    horizontal = blur_matrix(radius, width)
-    vertical = horizontal if height == width else blur_matrix(radius, height)
+    horizontal = matrix(width)
+    vertical = horizontal if height == width else matrix(height)
     planes = jnp.einsum("cyX,xX->cyx", planes, horizontal, precision=_EXACT)
     return jnp.einsum("yY,cYx->cyx", vertical, planes, precision=_EXACT)

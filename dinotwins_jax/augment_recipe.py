@@ -104,7 +104,10 @@ def largest_box(recipe: ViewRecipe, side: int) -> tuple[int, int]:
     central box is at most ratio times as wide as it is high.
     """
     scale, (low, high) = recipe.scale[1], recipe.ratio
-    parts = [max((scale / low) ** 0.5, scale * high / low), max((scale * high) ** 0.5, scale * high / low)]
+    parts = [
+        max((scale / low) ** 0.5, scale * high / low),
+        max((scale * high) ** 0.5, scale * high / low),
+    ]
     return tuple(min(side, math.ceil(side * part) + 1) for part in parts)
 
 

@@ -34,10 +34,11 @@ def make_train_step(
 
     Args:
       backbone: student and teacher are this module with two sets of parameters.
-      views: (batch, keys [B]) -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}.
+      views: (batch, key) -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}.
+        The key is the same in every step: fold in what tells one picture of the run from another.
       tx: update(grads, opt_state, params, lr=…, weight_decay=…).
       schedules: lr, weight_decay, teacher_momentum, teacher_temp: step -> f32[].
-      seed: all randomness of the step comes from (seed, step, stream, image in the global batch).
+      seed: all randomness of the step comes from it. Drop path: (seed, step, image in the batch).
       axis_name: mapped axis under pmap; None under jit, where arrays are global.
     Returns:
       train_step(state, batch) -> (state, metrics f32[] each).
@@ -50,12 +51,11 @@ def make_train_step(
         hparams |= {"step": state.step, "axis_name": axis_name}
         root = jax.random.key(seed)
         ids = _image_ids(jax.tree.leaves(batch)[0].shape[0], axis_name)
-        keys = jax.vmap(lambda i: jax.random.fold_in(_stream(root, AUGMENT, state.step), i))(ids)
-        crops = views(batch, keys)
+        crops = views(batch, jax.random.fold_in(root, AUGMENT))
         teacher = teacher_forward(backbone, loss.heads, state, crops)
 
         def objective(params):
-            drop_key = _stream(root, DROP_PATH, state.step)
+            drop_key = jax.random.fold_in(jax.random.fold_in(root, DROP_PATH), state.step)
             student, batch_stats = student_forward(
                 backbone, loss.heads, params, state.batch_stats, crops, drop_key, ids
             )
@@ -188,7 +188,3 @@ def _image_ids(local_batch: int, axis_name: str | None) -> jax.Array:
     """Position of each image in the global batch: what random keys are made of."""
     offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * local_batch
     return offset + jnp.arange(local_batch)
-
-
-def _stream(root: jax.Array, stream: int, step: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(root, stream), step)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dinotwins_jax.augment import make_multi_crop
+from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
 from dinotwins_jax.data import make_source
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
@@ -115,7 +115,7 @@ def build(config: ConfigDict) -> Run:
     train_step = make_train_step(
         backbone=backbone,
         loss=loss,
-        views=_make_views(views),
+        views=_make_views(views, placement),
         tx=tx,
         schedules=make_schedules(config, total_steps, steps),
         seed=config.seed,
@@ -216,9 +216,15 @@ def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
     }
 
 
-def _make_views(recipe: dict):
-    multi_crop = make_multi_crop(**recipe)
-    return lambda batch, keys: multi_crop(batch["image"], batch["size"], keys)
+def _make_views(recipe: dict, placement: Placement):
+    # A loop over images that are split over devices would gather them all on each device.
+    split = placement.axis_name is None and jax.device_count() > 1
+    multi_crop = make_multi_crop(**recipe, one_by_one=False if split else None)
+
+    def views(batch, key):
+        return multi_crop(batch["image"], batch["size"], image_keys(key, batch["place"]))
+
+    return views
 
 
 def _check_crop(name: str, size, patch_size: int) -> None:
@@ -281,7 +287,9 @@ def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
             waiting = time.perf_counter()
             batch = next(batches)
             bad_images.add(batch)
-            batch = run.placement.put_batch({name: batch[name] for name in ("image", "size")})
+            batch = run.placement.put_batch(
+                {name: batch[name] for name in ("image", "size", "place")}
+            )
             waited = time.perf_counter() - waiting
             state, metrics = train_step(state, batch)
             jax.block_until_ready(before)  # one step runs, one waits: no more batches on the device

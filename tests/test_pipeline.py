@@ -1,7 +1,9 @@
 """Batches: what they hold, in which order, and what becomes of unreadable images."""
 
+import gc
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +93,8 @@ def test_fit_canvas_of_thin_pictures(shape):
 
 def test_a_batch_holds_exactly_what_it_says():
     batch = next(stream(batch_size=3))
-    expected = {"image": "uint8", "size": "int32", "index": "int32", "bad": "int32"}
+    names = ("size", "index", "bad", "place")
+    expected = {"image": "uint8"} | dict.fromkeys(names, "int32")
     assert {k: str(v.dtype) for k, v in batch.items()} == expected
     assert batch["image"].shape == (3, 8, 8, 3)
     for image, index in zip(batch["image"], batch["index"], strict=True):
@@ -120,6 +123,18 @@ def test_the_order_depends_on_the_seed_alone():
 def test_a_batch_larger_than_the_source():
     index = next(stream(Shades(3), batch_size=8))["index"]
     assert sorted(index[:3]) == sorted(index[3:6]) == [0, 1, 2]
+
+
+def test_place_is_epoch_and_position_whatever_the_batch_size():
+    """With the order it makes (record, key) a function of (seed, epoch, position) alone."""
+    expected = [(epoch, position) for epoch in range(3) for position in range(10)]
+    for batch_size in (4, 3):
+        batches = take(stream(batch_size=batch_size), 7)
+        places = np.concatenate([b["place"] for b in batches])
+        assert [tuple(p) for p in places.tolist()] == expected[: len(places)]
+    resumed = stream(batch_size=3)
+    resumed.set_state({"position": 7, "seed": 0, "num_records": 10})
+    assert next(resumed)["place"].tolist() == [[0, 7], [0, 8], [0, 9]]
 
 
 def test_two_processes_share_every_global_batch():
@@ -168,6 +183,25 @@ def test_worker_processes_give_the_same_stream(tmp_path):
     workers.close()
     assert_same(expected[5:], take(resumed, 2))
     resumed.close()
+
+
+def test_memory_stays_flat():
+    """Resident pages after warming up; 10,000 batches of real images are in the benchmark."""
+    batches = stream(Shades(50), batch_size=8, canvas_size=64)
+    take(batches, 100)
+    before = resident_bytes()
+    for _ in range(1500):  # 147 MB of pixels go by
+        next(batches)
+    assert resident_bytes() - before < 20e6
+    batches.close()
+
+
+def resident_bytes():
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("no /proc on this system")
+    gc.collect()
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden_files import assert_close, assert_trees_close, load, relative_error, subset
 
-from dinotwins_jax.augment import make_multi_crop
+from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.torch_weights import (
     barlow_projector_from_torch,
@@ -79,7 +79,7 @@ def trajectory(name):
         make_train_step(
             backbone=VIT,
             loss=loss,
-            views=lambda batch, keys: batch,
+            views=lambda batch, key: batch,
             tx=tx,
             schedules=schedules,
             seed=0,
@@ -156,7 +156,7 @@ def small_step(golden, momentum):
     values = {"lr": 1e-2, "weight_decay": 0.04, "teacher_momentum": momentum, "teacher_temp": 0.04}
     schedules = {k: functools.partial(lambda v, step: jnp.float32(v), v) for k, v in values.items()}
     step = make_train_step(
-        backbone=VIT, loss=loss, views=lambda batch, keys: batch, tx=tx, schedules=schedules, seed=0
+        backbone=VIT, loss=loss, views=lambda batch, key: batch, tx=tx, schedules=schedules, seed=0
     )
     before = create_state(VIT, loss, tx, jax.random.key(0))
     crops = {"global_crops": golden["global_0"], "local_crops": golden["local_0"]}
@@ -191,11 +191,15 @@ def parallel_run(mode, devices, terms=HYBRID, steps=2):
     )  # updates linear in the gradient: differences stay visible
     values = {"lr": 0.1, "weight_decay": 1e-4, "teacher_momentum": 0.9, "teacher_temp": 0.05}
     placement = make_placement(mode, 16, jax.devices()[:devices])
-    multi_crop = make_multi_crop(global_size=16, local_size=8, num_local=1)
+    # As train.py chooses: pictures in a loop, unless they are split over devices.
+    in_loop = mode == "pmap" or devices == 1
+    multi_crop = make_multi_crop(global_size=16, local_size=8, num_local=1, one_by_one=in_loop)
     step = make_train_step(
         backbone=backbone,
         loss=loss,
-        views=lambda batch, keys: multi_crop(batch["image"], batch["size"], keys),
+        views=lambda batch, key: multi_crop(
+            batch["image"], batch["size"], image_keys(key, batch["place"])
+        ),
         tx=tx,
         schedules={
             k: functools.partial(lambda v, step: jnp.float32(v), v) for k, v in values.items()
@@ -206,8 +210,9 @@ def parallel_run(mode, devices, terms=HYBRID, steps=2):
     step = placement.compile(step)
     state = placement.put_state(create_state(backbone, loss, tx, jax.random.key(1)))
     rng = np.random.default_rng(0)
-    for _ in range(steps):
+    for number in range(steps):
         batch = {
+            "place": np.stack([np.full(16, number), np.arange(16)], axis=1),
             "image": rng.integers(0, 255, (16, 24, 24, 3), np.uint8),
             "size": np.full((16, 2), 24, np.int32),
         }

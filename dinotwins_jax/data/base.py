@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps
 
 SPLITS = ("pretrain", "train", "test")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -134,7 +135,7 @@ def decode_image(
       max_side: pixels. A JPEG that is at least twice as large is then decoded at 1/2, 1/4 or 1/8 of
         its size, which is cheaper; its longer side stays >= max_side.
     Returns:
-      u8[H, W, 3] RGB, read-only.
+      u8[H, W, 3] RGB.
     Raises:
       BadImage: missing, empty, truncated, no image, or more than PIL.Image.MAX_IMAGE_PIXELS pixels.
     """
@@ -146,6 +147,8 @@ def decode_image(
     if not data:
         raise BadImage(name, "empty, 0 bytes")
     try:
+        if (pixels := _plain_jpeg(data, max_side)) is not None:
+            return pixels
         with Image.open(io.BytesIO(data)) as image:
             return _to_rgb(image, max_side)
     except MemoryError:
@@ -155,6 +158,38 @@ def decode_image(
     except Exception as err:  # PIL's decoders raise nearly every built-in exception on broken files
         reason = " ".join(str(err).split()) or type(err).__name__
         raise BadImage(name, reason) from err
+
+
+def _plain_jpeg(data: bytes, max_side: int | None) -> np.ndarray | None:
+    """Pillow's pixels at twice its speed, for the JPEGs that most files are; else None.
+
+    Left to Pillow: other formats, CMYK, a rotation in EXIF, and whatever has a flaw, so that there
+    is one judge of what is broken.
+    """
+    if data[:3] != b"\xff\xd8\xff" or (b"Exif\0\0" in data[:65536] and _is_rotated(data)):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        limit = Image.MAX_IMAGE_PIXELS
+        if space not in ("YCbCr", "Gray") or (limit is not None and height * width > limit):
+            return None
+        reduced = (
+            f for f in (8, 4, 2) if max_side is not None and -(-max(height, width) // f) >= max_side
+        )
+        factor = next(reduced, 1)
+        return simplejpeg.decode_jpeg(
+            data,
+            min_factor=factor,
+            min_height=-(-height // factor),
+            min_width=-(-width // factor),
+        )
+    except ValueError:
+        return None
+
+
+def _is_rotated(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _to_rgb(image: Image.Image, max_side: int | None) -> np.ndarray:

@@ -7,14 +7,17 @@ of records) alone: not on worker processes, threads, the number of hosts or wher
 
 A batch: "image" u8[B, S, S, 3], each picture in the top left corner and zeros around; "size" i32[B,
 2], its (height, width); "index" i32[B], the record it came from; "bad" i32[B], the record that
-should have been there but was unreadable, else -1.
+should have been there but was unreadable, else -1. In training also "place" i32[B, 2], (epoch,
+position in it): what random keys are made of.
 """
 
 import atexit
 import os
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import grain
@@ -54,6 +57,7 @@ def train_batches(
     Raises:
       ValueError: an empty source, or numbers that do not fit each other.
       BadImage: from next(), after MAX_REPLACEMENT_TRIES unreadable records in a row.
+      ChildProcessError: from next(), when the system killed a worker process.
     """
     _check_source(source, batch_size, canvas_size)
     if not 0 <= process_index < process_count:
@@ -97,7 +101,16 @@ class TrainBatches(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._batches is None:
             self._batches = self._start()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except RuntimeError as err:  # grain's word for a worker that is gone
+            if "terminated unexpectedly" not in str(err):
+                raise
+            code = "".join(re.findall(r"exit code (-?\d+)", str(err))[:1]) or "unknown"
+            raise ChildProcessError(
+                f"a decoding process died (exit code {code}; -9: killed by the system, mostly for "
+                f"want of memory): lower config.data.num_workers, {self._num_workers} now"
+            ) from None
         self._position += self._batch_size
         return batch
 
@@ -127,14 +140,21 @@ class TrainBatches(Iterator[Batch]):
         # seed 1.
         (mixed,) = np.random.SeedSequence(self._seed).generate_state(1)
         stream = grain.MapDataset.range(self._num_records).shuffle(int(mixed)).repeat()
-        rows, load = self._rows, self._load
-        batches = stream[self._position :].batch(self._batch_size).map(lambda ids: load(ids[rows]))
+        load = partial(_load_at, self._load, self._rows, self._position, self._num_records)
+        batches = stream[self._position :].batch(self._batch_size).map_with_index(load)
         dataset = batches.to_iter_dataset(grain.ReadOptions(BATCHES_AHEAD, BATCHES_AHEAD))
         if self._num_workers:
             if not flags.FLAGS.is_parsed():  # grain reads absl flags, which a notebook never parses
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self._num_workers))
         return iter(dataset)
+
+
+def _load_at(load, rows: slice, start: int, num_records: int, number: int, ids) -> Batch:
+    """This process' rows of the global batch of `ids`, the number-th since position `start`."""
+    positions = start + number * len(ids) + np.arange(len(ids))[rows]
+    place = np.stack(np.divmod(positions, num_records), axis=1).astype(np.int32)
+    return load(ids[rows]) | {"place": place}
 
 
 def _close_if_alive(batches: "weakref.ref[TrainBatches]") -> None:
