@@ -91,6 +91,13 @@ def assert_uniform(sample, low, high, what):
     assert distance < KS / math.sqrt(len(position)), what
 
 
+def assert_equally_often(counts):
+    """Chi-square with f degrees of freedom: mean f, variance 2 f."""
+    expected, freedom = np.mean(counts), len(counts) - 1
+    chi_square = ((np.array(counts) - expected) ** 2 / expected).sum()
+    assert chi_square < freedom + ERRORS * math.sqrt(2 * freedom)
+
+
 def assert_same_distribution(a, b, what):
     places = np.union1d(a, b)
     below = [np.searchsorted(np.sort(x), places, side="right") / len(x) for x in (a, b)]
@@ -122,9 +129,7 @@ def test_every_parameter_is_uniform_in_its_range(drawn, preset, view):
         assert_uniform(draw.radius[blurred], 0.1, 2.0, "radius")
     orders, counts = np.unique(draw.order[jittered], axis=0, return_counts=True)
     assert set(map(tuple, orders)) == set(itertools.permutations(range(4)))
-    expected = jittered.sum() / 24
-    chi_square = ((counts - expected) ** 2 / expected).sum()  # mean 23, variance 2 * 23
-    assert chi_square < 23 + ERRORS * math.sqrt(2 * 23)
+    assert_equally_often(counts)
 
 
 @pytest.mark.parametrize("preset", ["dino", "dinov2_as_trained"])
@@ -177,6 +182,16 @@ def test_boxes_are_uniform_where_every_draw_fits():
     assert_uniform(np.log(width / height), math.log(3 / 4), math.log(4 / 3), "log ratio")
     assert_uniform((top + 0.5) / (2001 - height), 0, 1, "top")
     assert_uniform((left + 0.5) / (2001 - width), 0, 1, "left")
+
+
+def test_every_place_is_equally_likely_to_the_pixel():
+    """3 x 3 boxes in 5 x 7 pixels have 3 x 5 places."""
+    recipe, _ = make_recipes(global_scale=(0.25, 0.25), ratio=(1.0, 1.0))
+    draws, _ = draw_images(DRAWS, (recipe, recipe), size=(5, 7))
+    assert (draws.box[2] == 3).all() and (draws.box[3] == 3).all()
+    places, counts = np.unique(np.stack(draws.box[:2]).reshape(2, -1), axis=1, return_counts=True)
+    assert places.shape[1] == 15 and places.max(axis=1).tolist() == [2, 4]
+    assert_equally_often(counts)
 
 
 def test_box_falls_back_to_the_central_crop():
@@ -253,17 +268,25 @@ def test_overlap_moves_only_the_boxes_that_lack_it():
     assert 0 < cut.mean() < 0.02  # and so the areas keep their distribution
 
 
-def test_places_with_overlap_are_uniform_over_those_that_have_it():
-    """Boxes of one size and a fixed global box; the reference tries every place by a plain loop."""
-    others = tuple(jnp.array([side]) for side in (2, 3, 9, 8))
-    size, height, width, overlap = (14, 15), 4, 5, 0.5
+@pytest.mark.parametrize(
+    ("overlap", "boxes", "places"),
+    [
+        (0.5, [(2, 3, 9, 8)], 6 * 8 + 2 * 6 + 2 * 4),
+        (1.0, [(0, 0, 6, 7), (5, 9, 8, 9)], 3 * 3 + 5 * 5),  # one in five takes none of ten places
+    ],
+)
+def test_places_with_overlap_are_uniform_over_those_that_have_it(overlap, boxes, places):
+    """Boxes of one size and fixed global ones; the reference tries every place by a plain loop."""
+    others = tuple(jnp.array(side) for side in zip(*boxes, strict=True))
+    size, height, width = (14, 22), 4, 5
     allowed = {}
     for top in range(size[0] - height + 1):
         for left in range(size[1] - width + 1):
-            rows = range(max(top, 2), min(top + height, 11))
-            columns = range(max(left, 3), min(left + width, 11))
-            if len(rows) * len(columns) >= overlap * height * width:
-                allowed[top, left] = 0
+            for g_top, g_left, g_height, g_width in boxes:
+                rows = range(max(top, g_top), min(top + height, g_top + g_height))
+                columns = range(max(left, g_left), min(left + width, g_left + g_width))
+                if len(rows) * len(columns) >= overlap * height * width:
+                    allowed[top, left] = 0
 
     def draw(key):
         place, again = jax.random.split(key)
@@ -273,12 +296,11 @@ def test_places_with_overlap_are_uniform_over_those_that_have_it():
         box = (top, left, height, width)
         return augment_draws.overlapping_box(again, box, size, others, overlap)
 
-    boxes = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2), DRAWS))
-    for top, left in np.stack(boxes[:2], axis=1).tolist():
+    drawn_boxes = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2), DRAWS))
+    for top, left in np.stack(drawn_boxes[:2], axis=1).tolist():
         allowed[top, left] += 1
-    expected, freedom = DRAWS / len(allowed), len(allowed) - 1
-    chi_square = sum((count - expected) ** 2 / expected for count in allowed.values())
-    assert len(allowed) > 50 and chi_square < freedom + ERRORS * math.sqrt(2 * freedom)
+    assert len(allowed) == places
+    assert_equally_often(list(allowed.values()))
 
 
 # Presets and their way into a config
