@@ -34,12 +34,11 @@ class Source(Protocol):
       multi_hot: bool[len(self), len(class_names)], every category that is in the image (crowds left
         out, as in labels); None where an image has one label only.
     Optional methods:
-      read(i, max_side) -> u8[H, W, 3]: as [i], but free to come smaller, with a longer side of at
-        least max_side (pixels). The pipeline uses it where it is there.
       masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
         class_names.
       encoded(i) -> bytes: image i as it is stored, not decoded (a JPEG or another file's bytes).
-        Raises BadImage. Prepared data are made of it without a loss where it is there.
+        Raises BadImage. Where it is there, batches are decoded from it, reduced while decoding if they may
+        be, and prepared data are made of it without a loss.
     """
 
     class_names: tuple[str, ...]  # () when unlabelled
@@ -81,10 +80,6 @@ class ImageFiles:
 
     def __getitem__(self, i: int) -> np.ndarray:
         return decode_image(self.paths[i])
-
-    def read(self, i: int, max_side: int) -> np.ndarray:
-        """u8[H, W, 3], perhaps reduced while decoding, the longer side still at least max_side."""
-        return decode_image(self.paths[i], max_side=max_side)
 
     def encoded(self, i: int) -> bytes:
         """The file's bytes. Raises BadImage if there is no such file."""
@@ -177,11 +172,12 @@ def _plain_jpeg(data: bytes, max_side: int | None) -> np.ndarray | None:
             f for f in (8, 4, 2) if max_side is not None and -(-max(height, width) // f) >= max_side
         )
         factor = next(reduced, 1)
+        height, width = -(-height // factor), -(-width // factor)
         return simplejpeg.decode_jpeg(
             data,
             min_factor=factor,
-            min_height=-(-height // factor),
-            min_width=-(-width // factor),
+            min_height=height,
+            min_width=width,
         )
     except ValueError:
         return None

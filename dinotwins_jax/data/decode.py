@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.data.base import BadImage, Source
+from dinotwins_jax.data.base import BadImage, Source, decode_image
 
 MAX_REPLACEMENT_TRIES = 100  # records in a row, before a source is given up
 
@@ -77,7 +77,8 @@ def read_or_next(source: Source, index: int, canvas_size: int) -> tuple[np.ndarr
     for step in range(tries):
         candidate = (index + step) % len(source)
         try:
-            return _read(source, candidate, canvas_size), candidate, index if step else -1
+            picture = _read(source, candidate, canvas_size)
+            return picture, candidate, index if step else -1
         except BadImage as err:
             last = err
     raise BadImage(last.name, f"{last.reason}; so were the {tries - 1} records before it")
@@ -92,7 +93,11 @@ def read_or_black(source: Source, index: int, canvas_size: int) -> tuple[np.ndar
 
 
 def _read(source: Source, index: int, canvas_size: int) -> np.ndarray:
-    image = source.read(index, canvas_size) if hasattr(source, "read") else source[index]
+    if hasattr(source, "encoded"):
+        data, name = source.encoded(index), source.name(index)
+        image = decode_image(data, name=name, max_side=canvas_size)
+        return _shrink(image, canvas_size)
+    image = source[index]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         found = f"{image.dtype}{list(image.shape)}"
         raise ValueError(f"{source.name(index)}: the source gave {found}, not uint8[H, W, 3]")

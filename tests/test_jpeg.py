@@ -1,0 +1,86 @@
+"""The quick decoder of plain JPEGs gives Pillow's pixels, and leaves to Pillow what it must."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinotwins_jax.data import base
+from dinotwins_jax.data.base import BadImage, decode_image
+
+
+def photo(size=(150, 101), mode="RGB"):
+    width, height = size
+    rng = np.random.default_rng(0)
+    ramp = np.add.outer(np.arange(height), np.arange(width))[:, :, None]
+    noisy = ramp + rng.integers(0, 60, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def jpeg(image, **options):
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def pillow(data, side=None):
+    image = Image.open(io.BytesIO(data))
+    if side:
+        image.draft(None, side)
+    return np.asarray(image.convert("RGB"))
+
+
+KINDS = {
+    "4:4:4": lambda: jpeg(photo(), subsampling=0),
+    "4:2:2": lambda: jpeg(photo(), subsampling=1),
+    "4:2:0": lambda: jpeg(photo(), subsampling=2),
+    "progressive": lambda: jpeg(photo(), progressive=True),
+    "low quality": lambda: jpeg(photo(), quality=20),
+    "grey": lambda: jpeg(photo(mode="L")),
+    "one pixel wide": lambda: jpeg(photo((1, 77))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_jpegs_are_pillows_to_the_bit(kind):
+    data = KINDS[kind]()
+    assert base._plain_jpeg(data, None) is not None
+    np.testing.assert_array_equal(decode_image(data), pillow(data))
+
+
+@pytest.mark.parametrize(("max_side", "factor"), [(64, 2), (50, 2), (32, 4), (16, 8), (65, 1)])
+def test_reduced_decoding_is_pillows_too(max_side, factor):
+    data = jpeg(photo((128, 96)))
+    expected = pillow(data, (128 // factor, 96 // factor))
+    assert expected.shape == (96 // factor, 128 // factor, 3)
+    np.testing.assert_array_equal(decode_image(data, max_side=max_side), expected)
+
+
+def test_what_is_left_to_pillow():
+    rotated = Image.Exif()
+    rotated[0x0112] = 3
+    upright = Image.Exif()
+    upright[0x0112] = 1
+    assert base._plain_jpeg(jpeg(photo(), exif=upright), None) is not None
+    for data in (
+        jpeg(photo(), exif=rotated),
+        jpeg(photo(mode="CMYK")),
+        jpeg(photo(), keep_rgb=True),
+        jpeg(photo())[:-500],
+        b"\x89PNG",
+    ):
+        assert base._plain_jpeg(data, None) is None
+    np.testing.assert_array_equal(
+        decode_image(jpeg(photo(), exif=rotated)), pillow(jpeg(photo()))[::-1, ::-1]
+    )
+
+
+def test_a_file_that_ends_early_is_refused_as_by_pillow():
+    with pytest.raises(BadImage, match="truncated"):
+        decode_image(jpeg(photo())[:-500], name="cut.jpg")
+
+
+def test_a_comment_that_says_exif_is_no_rotation():
+    data = jpeg(photo(), comment=b"Exif\0\0 is only a word here")
+    np.testing.assert_array_equal(decode_image(data), pillow(data))
