@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from configs import barlow_twins, base, hybrid
 from dinotwins_jax import augment_draws
+from dinotwins_jax.augment import make_multi_crop
 from dinotwins_jax.augment_presets import PRESETS
 from dinotwins_jax.augment_recipe import make_recipes
 
@@ -27,6 +28,7 @@ KS = math.sqrt(math.log(2e6) / 2)
 SIZE = (480, 640)
 RATIO = (3 / 4, 4 / 3)
 LOCALS = 2  # enough: all local views are drawn alike
+EDGE = 4 / 255  # one pixel of a ramp: crops end at the centres of their last pixels
 
 # As in the official files named in augment_presets.py; (global 0, global 1, each local).
 OFFICIAL = {
@@ -301,6 +303,33 @@ def test_places_with_overlap_are_uniform_over_those_that_have_it(overlap, boxes,
         allowed[top, left] += 1
     assert len(allowed) == places
     assert_equally_often(list(allowed.values()))
+
+
+def test_overlap_reaches_the_pixels():
+    """Pictures whose red and green are the coordinates: each local crop shows part of a global one."""
+    ramp = np.arange(0, 240, 4, dtype=np.uint8)
+    picture = np.stack([*np.meshgrid(ramp, ramp, indexing="ij"), np.zeros((60, 60), np.uint8)], -1)
+    count = 200
+    plain = {"jitter_prob": 0.0, "grayscale_prob": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    plain |= {"blur_prob": (0.0, 0.0, 0.0), "solarize_prob": (0.0, 0.0, 0.0)}
+    inside = {}
+    for overlap in (0.0, 1.0):
+        multi_crop = make_multi_crop(
+            **plain, global_size=24, local_size=16, num_local=2, local_overlap=overlap
+        )
+        crops = jax.jit(multi_crop)(
+            jnp.broadcast_to(picture, (count, *picture.shape)),
+            jnp.full((count, 2), 60),
+            jax.random.split(jax.random.key(0), count),
+        )
+        low, high = [
+            {name: edge(np.asarray(views)[..., :2], axis=(2, 3)) for name, views in crops.items()}
+            for edge in (np.min, np.max)
+        ]
+        starts = low["local_crops"][:, :, None] >= low["global_crops"][:, None] - EDGE
+        ends = high["local_crops"][:, :, None] <= high["global_crops"][:, None] + EDGE
+        inside[overlap] = (starts & ends).all(axis=-1).any(axis=-1).mean()
+    assert inside[1.0] == 1.0 and inside[0.0] < 0.8
 
 
 # Presets and their way into a config
