@@ -45,7 +45,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_jpegs_are_pillows_to_the_bit(kind):
     data = KINDS[kind]()
-    assert base._plain_jpeg(data, None) is not None
+    assert base._plain_jpeg(data, None, None) is not None
     np.testing.assert_array_equal(decode_image(data), pillow(data))
 
 
@@ -62,7 +62,7 @@ def test_what_is_left_to_pillow():
     rotated[0x0112] = 3
     upright = Image.Exif()
     upright[0x0112] = 1
-    assert base._plain_jpeg(jpeg(photo(), exif=upright), None) is not None
+    assert base._plain_jpeg(jpeg(photo(), exif=upright), None, None) is not None
     for data in (
         jpeg(photo(), exif=rotated),
         jpeg(photo(mode="CMYK")),
@@ -70,7 +70,7 @@ def test_what_is_left_to_pillow():
         jpeg(photo())[:-500],
         b"\x89PNG",
     ):
-        assert base._plain_jpeg(data, None) is None
+        assert base._plain_jpeg(data, None, None) is None
     np.testing.assert_array_equal(
         decode_image(jpeg(photo(), exif=rotated)), pillow(jpeg(photo()))[::-1, ::-1]
     )
@@ -84,3 +84,14 @@ def test_a_file_that_ends_early_is_refused_as_by_pillow():
 def test_a_comment_that_says_exif_is_no_rotation():
     data = jpeg(photo(), comment=b"Exif\0\0 is only a word here")
     np.testing.assert_array_equal(decode_image(data), pillow(data))
+
+
+def test_a_jpeg_as_wide_as_the_canvas_is_decoded_in_place():
+    data, canvas = jpeg(photo((128, 96))), np.full((128, 128, 3), 7, np.uint8)
+    pixels = decode_image(data, canvas=canvas)
+    assert np.may_share_memory(pixels, canvas)
+    np.testing.assert_array_equal(canvas[:96], pillow(data))
+    assert (canvas[96:] == 7).all()
+    for size in (127, 95):
+        small = np.zeros((size, size, 3), np.uint8)
+        assert not np.may_share_memory(decode_image(data, canvas=small), small)

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -183,6 +184,28 @@ def test_worker_processes_give_the_same_stream(tmp_path):
     workers.close()
     assert_same(expected[5:], take(resumed, 2))
     resumed.close()
+
+
+def test_a_batch_stays_as_it_is_while_somebody_holds_it():
+    """Arrays are used again, but not those that a caller, a view or a device still has."""
+    batches, source = stream(Shades(200), batch_size=4), Shades(200)
+    held = take(batches, 20)
+    views = [next(batches)["image"][1:, 2:] for _ in range(5)]
+    on_device = [jax.device_put(next(batches)["image"]) for _ in range(5)]
+    copies = [np.array(x) for x in (*views, *on_device)]
+    take(batches, 30)
+    for batch in held:
+        for image, i in zip(batch["image"], batch["index"], strict=True):
+            np.testing.assert_array_equal(image, fit_canvas(source[i], 8)[0])
+    for array, copy in zip((*views, *on_device), copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_memory_is_used_again():
+    batches = stream(Shades(10), canvas_size=300)
+    addresses = {next(batches)["image"].ctypes.data for _ in range(30)}
+    assert len(addresses) < 15
+    batches.close()
 
 
 def test_memory_stays_flat():

@@ -117,7 +117,11 @@ def canvas_for_photos(global_size: int) -> int:
 
 
 def decode_image(
-    file: str | os.PathLike | bytes, *, name: str = "", max_side: int | None = None
+    file: str | os.PathLike | bytes,
+    *,
+    name: str = "",
+    max_side: int | None = None,
+    canvas: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decodes an image of any format and mode that PIL reads.
 
@@ -129,8 +133,10 @@ def decode_image(
       name: what to call it in an error, by default its path.
       max_side: pixels. A JPEG that is at least twice as large is then decoded at 1/2, 1/4 or 1/8 of
         its size, which is cheaper; its longer side stays >= max_side.
+      canvas: u8[S, S, 3], to be overwritten. A JPEG exactly S wide and no higher may be decoded
+        right into its first rows, which saves a copy.
     Returns:
-      u8[H, W, 3] RGB.
+      u8[H, W, 3] RGB, perhaps a part of the canvas.
     Raises:
       BadImage: missing, empty, truncated, no image, or more than PIL.Image.MAX_IMAGE_PIXELS pixels.
     """
@@ -142,7 +148,7 @@ def decode_image(
     if not data:
         raise BadImage(name, "empty, 0 bytes")
     try:
-        if (pixels := _plain_jpeg(data, max_side)) is not None:
+        if (pixels := _plain_jpeg(data, max_side, canvas)) is not None:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
             return _to_rgb(image, max_side)
@@ -155,7 +161,7 @@ def decode_image(
         raise BadImage(name, reason) from err
 
 
-def _plain_jpeg(data: bytes, max_side: int | None) -> np.ndarray | None:
+def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) -> np.ndarray | None:
     """Pillow's pixels at twice its speed, for the JPEGs that most files are; else None.
 
     Left to Pillow: other formats, CMYK, a rotation in EXIF, and whatever has a flaw, so that there
@@ -173,11 +179,14 @@ def _plain_jpeg(data: bytes, max_side: int | None) -> np.ndarray | None:
         )
         factor = next(reduced, 1)
         height, width = -(-height // factor), -(-width // factor)
+        if canvas is not None and (width != canvas.shape[1] or height > canvas.shape[0]):
+            canvas = None
         return simplejpeg.decode_jpeg(
             data,
             min_factor=factor,
             min_height=height,
             min_width=width,
+            buffer=None if canvas is None else canvas[:height].reshape(-1),
         )
     except ValueError:
         return None
