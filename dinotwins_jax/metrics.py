@@ -169,7 +169,10 @@ class Progress:
         losses = {
             k.removesuffix("/loss"): f"{v:.3f}" for k, v in means.items() if k.endswith("loss")
         }
-        figures = losses | {"img/s": f"{means['images_per_s']:.0f}"}
+        figures = losses | {
+            "img/s": f"{means['images_per_s']:.0f}",
+            "data wait": f"{means['data_wait']:.0%}",
+        }
         if not self._plain:
             self._bar.set_postfix(figures)
             return

@@ -84,3 +84,17 @@ def random_resized_crop(rng, height, width, scale, ratio):
     elif width / height > ratio[1]:
         w = round(h * ratio[1])
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def truncated_gaussian_blur(planes, radius, taps):
+    """torchvision's GaussianBlur(taps, radius) of planes [3, h, w], tap by tap; edges reflected."""
+    reach = taps // 2
+    kernel = np.exp([-0.5 * ((t - reach) / radius) ** 2 for t in range(taps)])
+    kernel /= kernel.sum()
+    _, height, width = planes.shape
+    padded = np.pad(planes, ((0, 0), (reach, reach), (reach, reach)), mode="reflect")
+    result = np.zeros(planes.shape)
+    for i in range(taps):
+        for j in range(taps):
+            result += kernel[i] * kernel[j] * padded[:, i : i + height, j : j + width]
+    return result
