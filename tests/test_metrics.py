@@ -88,8 +88,9 @@ def test_json_lines_forget_what_comes_after_the_checkpoint(tmp_path):
 
 def test_progress_without_a_terminal_is_plain_lines(capsys):
     progress = Progress(total=10, done=0)
-    progress.show(5, {"loss": 1.5, "dino/loss": 1.25, "images_per_s": 123.4, "lr": 0.1})
+    means = {"loss": 1.5, "dino/loss": 1.25, "images_per_s": 123.4, "data_wait": 0.034, "lr": 0.1}
+    progress.show(5, means)
     progress.close()
     line = capsys.readouterr().out
     assert "step 5/10" in line and "loss 1.500" in line and "dino 1.250" in line
-    assert "img/s 123" in line and "left" in line
+    assert "img/s 123" in line and "data wait 3%" in line and "left" in line

@@ -43,10 +43,10 @@ RAW = (640, 480)  # width, height
 def main(argv) -> None:
     del argv
     with tempfile.TemporaryDirectory() as folder:
-        sources, encoded = make_sources(Path(folder))
+        sources, files = make_sources(Path(folder))
         figures = {"environment": environment(), "settings": settings(sources)}
-        figures["host"] = measure_host(sources, encoded)
-        figures["device"] = measure_device(sources, encoded)
+        figures["host"] = measure_host(sources, files)
+        figures["device"] = measure_device(sources, files)
         if _MEMORY.value:
             figures["memory"] = measure_memory(sources["prepared"])
     print(table(figures))
@@ -54,8 +54,8 @@ def main(argv) -> None:
         Path(_JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def make_sources(folder: Path) -> tuple[dict, list[bytes]]:
-    """{"raw": JPEGs of 640 x 480, "prepared": shards of them}, and the bytes of the JPEGs."""
+def make_sources(folder: Path) -> tuple[dict, list[Path]]:
+    """{"raw": JPEGs of 640 x 480, "prepared": shards of them}, and the JPEGs themselves."""
     files = raw_files(folder / "drawn")
     raw = folder / "raw"
     raw.mkdir()
@@ -70,9 +70,7 @@ def make_sources(folder: Path) -> tuple[dict, list[bytes]]:
         command="",
     )
     prepared = make_source("array_record", "pretrain", dir=str(folder / "prepared"))
-    return {"raw": Repeated(source), "prepared": Repeated(prepared)}, [
-        file.read_bytes() for file in files
-    ]
+    return {"raw": Repeated(source), "prepared": Repeated(prepared)}, files
 
 
 def raw_files(drawn: Path) -> list[Path]:
@@ -125,12 +123,12 @@ def batches_of(source, seed: int = 0, **options):
     return train_batches(source, batch_size=_BATCH.value, canvas_size=canvas, seed=seed, **options)
 
 
-def measure_host(sources, encoded) -> dict:
+def measure_host(sources, files) -> dict:
     """Images/s on one core: Pillow's whole pipeline, and ours as far as the host goes."""
     contestants = {
-        "pillow": lambda: pillow_rate(encoded, decode=True, crops=True),
-        "pillow_decode": lambda: pillow_rate(encoded, decode=True, crops=False),
-        "pillow_crops": lambda: pillow_rate(encoded, decode=False, crops=True),
+        "pillow": lambda: pillow_rate(files, decode=True, crops=True),
+        "pillow_decode": lambda: pillow_rate(files, decode=True, crops=False),
+        "pillow_crops": lambda: pillow_rate(files, decode=False, crops=True),
     }
     for name, source in sources.items():
         contestants[name] = lambda source=source: host_rate(source)
@@ -148,18 +146,18 @@ def measure_host(sources, encoded) -> dict:
     return summary(rounds, base="pillow")
 
 
-def pillow_rate(encoded, *, decode: bool, crops: bool) -> float:
-    rng, pictures = random.Random(0), None if decode else [pil_views.decode(d) for d in encoded]
-
-    def work(i):
-        picture = pil_views.decode(encoded[i]) if decode else pictures[i]
+def pillow_rate(files, *, decode: bool, crops: bool) -> float:
+    """Images/s from files (or decoded pictures) to batches of views (or decoded pictures)."""
+    rng, pictures = random.Random(0), None if decode else [pil_views.read(f) for f in files]
+    count, views, start = 0, [], time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _SECONDS.value or count < _BATCH.value:
+        i = count % len(files)
+        picture = pil_views.read(files[i]) if decode else pictures[i]
         if crops:
-            pil_views.multi_crop(picture, rng)
-
-    work(0)
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < _SECONDS.value or not count:
-        work(count % len(encoded))
+            views.append(pil_views.multi_crop(picture, rng))
+        if len(views) == _BATCH.value:
+            pil_views.collate(views)
+            views = []
         count += 1
     return count / elapsed
 
@@ -177,7 +175,7 @@ def host_rate(source, num_workers: int = 0) -> float:
     return count * _BATCH.value / elapsed
 
 
-def measure_device(sources, encoded) -> dict:
+def measure_device(sources, files) -> dict:
     """Images/s with all that the machine has: crops alone, and from the files to the crops."""
     import jax
 
@@ -216,8 +214,8 @@ def measure_device(sources, encoded) -> dict:
         batches.close()
     rounds = []
     for _ in range(_ROUNDS.value):
-        figures = {"pillow_crops_one_core": pillow_rate(encoded, decode=False, crops=True)}
-        figures["pillow_one_core"] = pillow_rate(encoded, decode=True, crops=True)
+        figures = {"pillow_crops_one_core": pillow_rate(files, decode=False, crops=True)}
+        figures["pillow_one_core"] = pillow_rate(files, decode=True, crops=True)
         for name, source in sources.items():
             figures[f"crops_{name}"], figures[f"crops_{name}_per_cpu_second"] = alone(
                 resident[name]

@@ -1,12 +1,12 @@
-"""The baseline that input pipelines are measured against: multi-crop with Pillow, one image at a time.
+"""The baseline that input pipelines are measured against: multi-crop with Pillow, file to batch.
 
 The operations and their order are those of the official DINO recipe as torchvision performs them on
 Pillow images, written out here so that the benchmark needs no PyTorch.
 """
 
-import io
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -16,10 +16,15 @@ from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD
 _MEAN, _STD = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
 
 
-def decode(data: bytes) -> Image.Image:
-    """The picture in an encoded file, RGB."""
-    with Image.open(io.BytesIO(data)) as image:
+def read(path: Path) -> Image.Image:
+    """The picture in a file, RGB."""
+    with path.open("rb") as file, Image.open(file) as image:
         return image.convert("RGB")
+
+
+def collate(pictures: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """The views of several pictures as batches: f32[B, h, w, 3] a view."""
+    return [np.stack(view) for view in zip(*pictures, strict=True)]
 
 
 def multi_crop(image: Image.Image, rng: random.Random, num_local: int = 8) -> list[np.ndarray]:
