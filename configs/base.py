@@ -33,8 +33,9 @@ def get_config() -> ConfigDict:
     c.model.dtype = "float32"
 
     c.data = ConfigDict()
-    c.data.source = "coco"  # scenes | coco | folder | cifar10 | "pkg.module:factory"
-    c.data.dir = ""  # where the images are; scenes need none
+    # scenes | coco | folder | cifar10 | array_record (prepared data) | tfds | "pkg.module:factory"
+    c.data.source = "coco"
+    c.data.dir = ""  # where the images are; scenes need none; folder takes "/data/**/*.jpg" too
     # Pixels: images travel to the device in this square, larger ones are shrunk; 0: the source's choice.
     c.data.canvas_size = 0
     c.data.num_workers = 0  # decoding processes; 0: threads of this one
@@ -45,6 +46,15 @@ def get_config() -> ConfigDict:
     )
     # The fraction is held out when there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
+    # Built elsewhere with --file_format=array_record; dir "": where TFDS puts its data.
+    c.data.tfds = ConfigDict(
+        {
+            "name": "coco/2017",
+            "pretrain_splits": ("train",),
+            "train_split": "train",
+            "test_split": "validation",
+        }
+    )
 
     # Multi-crop, on the device; triples are (global 0, global 1, each local). This is DINO's; others
     # are one word on the command line, such as configs/hybrid.py:coco+dinov2_as_trained.

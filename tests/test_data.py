@@ -160,7 +160,11 @@ def test_make_source_takes_a_users_factory():
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("cocoa", {}, "unknown data source 'cocoa'.*scenes, coco, folder, cifar10.*mean 'coco'"),
+        (
+            "cocoa",
+            {},
+            "unknown data source 'cocoa'.*scenes, coco, folder, cifar10, array_record, tfds.*mean 'coco'",
+        ),
         ("no_such_pkg.mod:f", {}, "no module named 'no_such_pkg'"),
         ("dinotwins_jax.data.folder:Foldr", {}, "no 'Foldr'; did you mean 'Folder'"),
         ("folder", {"test_fractoin": 0.1}, "test_fractoin.*test_fraction"),

@@ -12,6 +12,8 @@ SOURCES = {
     "coco": "dinotwins_jax.data.coco:Coco",
     "folder": "dinotwins_jax.data.folder:Folder",
     "cifar10": "dinotwins_jax.data.cifar10:Cifar10",
+    "array_record": "dinotwins_jax.data.array_record:ArrayRecord",
+    "tfds": "dinotwins_jax.data.tfds:Tfds",
 }
 
 

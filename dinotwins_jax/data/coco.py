@@ -203,9 +203,23 @@ def _rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
         return runs.reshape(width, height).T
     # PIL fills a polygon's outline too, half a pixel too wide: draw it larger, then keep the pixel
     # that holds each centre. And COCO counts from a pixel's corner, PIL from its centre.
-    canvas = Image.new("1", (width * SUPERSAMPLE, height * SUPERSAMPLE))
+    mask = np.zeros((height, width), bool)
+    corners = np.concatenate([*segmentation, np.zeros((0, 2))])
+    if not len(corners):
+        return mask
+    # Drawn within the object's box and a pixel more, not in the whole picture.
+    left, top = (max(int(low) - 1, 0) for low in corners.min(axis=0))
+    right, bottom = (
+        min(int(high) + 2, side)
+        for high, side in zip(corners.max(axis=0), (width, height), strict=True)
+    )
+    if left >= right or top >= bottom:  # beside the picture
+        return mask
+    canvas = Image.new("1", ((right - left) * SUPERSAMPLE, (bottom - top) * SUPERSAMPLE))
     draw = ImageDraw.Draw(canvas)
     for polygon in segmentation:
-        draw.polygon([tuple(p) for p in (polygon * SUPERSAMPLE - 0.5).tolist()], fill=1)
+        points = polygon * SUPERSAMPLE - 0.5 - np.array([left, top], np.float32) * SUPERSAMPLE
+        draw.polygon([tuple(point) for point in points.tolist()], fill=1)
     middle = SUPERSAMPLE // 2
-    return np.asarray(canvas)[middle::SUPERSAMPLE, middle::SUPERSAMPLE]
+    mask[top:bottom, left:right] = np.asarray(canvas)[middle::SUPERSAMPLE, middle::SUPERSAMPLE]
+    return mask

@@ -1,0 +1,94 @@
+"""What the commands share: the flag --config, and errors as one line."""
+
+import difflib
+import runpy
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dinotwins_jax.data import make_source
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file, and a preset after a colon: configs/hybrid.py:coco",
+    lock_config=True,
+)
+
+USAGE_ERROR, NON_FINITE, INTERRUPTED = 2, 3, 130  # exit codes
+
+
+def fail(message: str, code: int = USAGE_ERROR) -> int:
+    """One line on stderr, no traceback."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def parse_flags(argv):
+    """absl's parser, with one clear line where ml_collections gives a traceback."""
+    config_file = _given_config(argv)
+    if config_file and not Path(config_file.partition(":")[0]).is_file():
+        sys.exit(fail(f"no such config file: {config_file.partition(':')[0]}"))
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        message = str(error).strip()
+        if "Traceback" in message:  # of the config file: its last line is "ValueError: …"
+            message = f"{config_file or '--config'}: {message.splitlines()[-1].partition(': ')[2]}"
+        sys.exit(fail(message))
+    except (AttributeError, KeyError) as error:
+        sys.exit(fail(_unknown_key(argv, error)))
+    except (ValueError, TypeError) as error:
+        sys.exit(fail(f"--config: {error}"))
+    if CONFIG.value is None:
+        sys.exit(fail("which config? e.g. --config=configs/hybrid.py"))
+    return rest
+
+
+def _given_config(argv) -> str | None:
+    return next((a.partition("=")[2] for a in argv if a.startswith("--config=")), None)
+
+
+def _unknown_key(argv, error: Exception) -> str:
+    """Names the --config.… key that does not exist, and its neighbours."""
+    config_file = _given_config(argv)
+    given = [
+        a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")
+    ]
+    if config_file is None or not given:
+        return f"--config: {error}"
+    config = load_config(config_file)
+    for key in given:
+        node, parent = config, "config"
+        for part in key.split("."):
+            if not hasattr(node, "keys") or part not in node:
+                known = sorted(node.keys()) if hasattr(node, "keys") else []
+                near = difflib.get_close_matches(part, known, n=1)
+                hint = (
+                    f"did you mean '{near[0]}'?"
+                    if near
+                    else f"it has {', '.join(known) or 'no parts'}"
+                )
+                return f"--config.{key}: {parent} has no key '{part}'; {hint}"
+            node, parent = node[part], f"{parent}.{part}"
+    return f"--config: {error}"
+
+
+def load_config(config_file: str):
+    """The config of "path.py" or "path.py:preset", as the flag reads it."""
+    path, colon, preset = config_file.partition(":")
+    get_config = runpy.run_path(path)["get_config"]
+    return get_config(preset) if colon else get_config()
+
+
+def source_options(config: ConfigDict) -> dict:
+    """The arguments that the config gives to its source, besides data.dir."""
+    options = config.data.get(config.data.source)
+    return options.to_dict() if isinstance(options, ConfigDict) else {}
+
+
+def open_source(config: ConfigDict, split: str):
+    """A split of the source that config.data names, as training opens it."""
+    return make_source(config.data.source, split, dir=config.data.dir, **source_options(config))

@@ -1,0 +1,73 @@
+"""A picture of what training sees: images, and their views as the first step draws them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD, image_keys, make_multi_crop
+from dinotwins_jax.data.base import Source
+from dinotwins_jax.data.pipeline import train_batches
+from dinotwins_jax.step import AUGMENT
+
+_GAP = 4  # pixels between pictures
+
+
+def draw_crop_sheet(
+    path: Path, source: Source, views: dict, *, canvas_size: int, seed: int, count: int = 8
+) -> None:
+    """Writes a PNG: a row for each image, the image itself, its global, then its local views.
+
+    These are the first images of a run of that seed, and the very views that it takes of them.
+
+    Args:
+      views: arguments of `make_multi_crop`.
+      canvas_size: side in pixels of what goes to the device; 0: the source's choice.
+      count: images.
+    Raises:
+      ValueError: an empty source or bad views. BadImage: nothing readable.
+    """
+    multi_crop = jax.jit(make_multi_crop(**views))
+    height, width = np.broadcast_to(views["global_size"], 2)
+    canvas_size = canvas_size or source.default_canvas(int(max(height, width)))
+    batches = train_batches(source, batch_size=count, canvas_size=canvas_size, seed=seed)
+    batch = next(batches)
+    batches.close()
+    keys = image_keys(jax.random.fold_in(jax.random.key(seed), AUGMENT), batch["place"])
+    crops = multi_crop(batch["image"], batch["size"], keys)
+    rows = []
+    for k, (h, w) in enumerate(batch["size"]):
+        picture = Image.fromarray(batch["image"][k, :h, :w])
+        picture.thumbnail((2 * width, height))
+        global_views, local_views = (_pictures(crops[f"{g}_crops"][k]) for g in ("global", "local"))
+        rows.append(_row(picture, global_views, local_views, (2 * int(width), int(height))))
+    sheet = np.concatenate(rows)[:-_GAP]
+    Image.fromarray(sheet).save(path, "PNG")
+
+
+def _pictures(views: jax.Array) -> list[Image.Image]:
+    """Normalised f32[V, h, w, 3] as pictures again."""
+    pixels = (np.asarray(views, np.float32) * IMAGENET_STD + IMAGENET_MEAN) * 255
+    return [Image.fromarray(p) for p in np.clip(pixels.round(), 0, 255).astype(np.uint8)]
+
+
+def _row(image, global_views, local_views, room: tuple[int, int]) -> np.ndarray:
+    """u8[height, width, 3]: the image in `room` (width, height), then views in columns."""
+    height = max([room[1]] + [view.height for view in local_views[:1]])
+    places, x = [(image, 0, 0)], room[0] + _GAP
+    for view in global_views:
+        places.append((view, x, 0))
+        x += view.width + _GAP
+    if local_views:
+        local = local_views[0]
+        a_column = (height + _GAP) // (local.height + _GAP)
+        for k, view in enumerate(local_views):
+            column, place = divmod(k, a_column)
+            position = (x + column * (local.width + _GAP), place * (local.height + _GAP))
+            places.append((view, *position))
+        x += -(-len(local_views) // a_column) * (local.width + _GAP)
+    sheet = Image.new("RGB", (x - _GAP, height + _GAP), "white")
+    for picture, left, top in places:
+        sheet.paste(picture, (left, top))
+    return np.asarray(sheet)

@@ -1,0 +1,108 @@
+"""What a record of prepared data holds: one encoded image, or the masks of one image."""
+
+import contextlib
+import io
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dinotwins_jax.data.base import Source, decode_image
+
+Size = tuple[int, int]  # (height, width) in pixels, upright
+
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_MASKS = struct.Struct("<3i")  # count, height, width
+
+
+class ImageRecord(NamedTuple):
+    """An image as it is stored, and where it came from."""
+
+    data: bytes  # a JPEG
+    source: bytes  # what it was made of: the source's encoded bytes, or its pixels
+    size: Size  # stored
+    original_size: Size
+    verbatim: bool  # data is source
+
+
+def image_record(source: Source, i: int, *, short_side: int, quality: int) -> ImageRecord:
+    """Image i of a source, its short side brought down to `short_side`.
+
+    Never enlarged. A JPEG that is small enough, RGB or grey and not rotated by EXIF keeps its bytes,
+    all others are encoded as JPEG, 4:2:0, upright.
+
+    Args:
+      short_side: pixels; 0 keeps every size.
+      quality: of the JPEG, 1 to 95.
+    Raises:
+      BadImage: unreadable; also where the bytes would have been kept.
+    """
+    if not hasattr(source, "encoded"):
+        pixels = source[i]
+        original = pixels.shape[:2]
+        raw, plain = pixels.tobytes(), False
+    else:
+        raw, name = source.encoded(i), source.name(i)
+        plain, original = _jpeg_header(raw)
+        # A large JPEG may be reduced while it is decoded, to no less than twice what is wanted.
+        wanted = target_size(original, short_side) if original else None
+        pixels = decode_image(raw, name=name, max_side=2 * max(wanted) if wanted else None)
+        original = original or pixels.shape[:2]
+    size = target_size(original, short_side)
+    if plain and size == original:
+        return ImageRecord(raw, raw, size, original, True)
+    image = Image.fromarray(pixels)
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return ImageRecord(file.getvalue(), raw, size, original, False)
+
+
+def target_size(size: Size, short_side: int) -> Size:
+    """`size` with its short side shrunk to short_side (0: left alone), the aspect kept."""
+    short = min(size)
+    if not short_side or short <= short_side:
+        return tuple(size)
+    height, width = (max(1, round(side * short_side / short)) for side in size)
+    return height, width
+
+
+def _jpeg_header(data: bytes) -> tuple[bool, Size | None]:
+    """(may its bytes be kept, upright size) of a JPEG; (False, None) for anything else."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format != "JPEG":
+                return False, None
+            orientation = 1
+            with contextlib.suppress(Exception):  # a broken EXIF block: decode_image ignores it too
+                orientation = image.getexif().get(0x0112, 1)
+            width, height = image.size
+            size = (width, height) if orientation in _ROTATED else (height, width)
+            return image.mode in ("RGB", "L") and orientation not in range(2, 9), size
+    except Exception:  # decode_image says what is wrong
+        return False, None
+
+
+def mask_record(masks: np.ndarray, categories: np.ndarray, size: Size) -> bytes:
+    """Masks bool[n, H, W], resized to `size` (nearest), and categories i32[n], compressed."""
+    height, width = size
+    if masks.shape[1:] != size:
+        images = (Image.fromarray(mask.astype(np.uint8)) for mask in masks)
+        resized = [im.resize((width, height), Image.Resampling.NEAREST) for im in images]
+        masks = np.array([np.asarray(im) for im in resized], bool).reshape(-1, height, width)
+    header = _MASKS.pack(len(masks), height, width)
+    content = np.ascontiguousarray(categories, "<i4").tobytes() + np.packbits(masks).tobytes()
+    return zlib.compress(header + content)
+
+
+def read_mask_record(record: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """What `mask_record` took: bool[n, h, w] and i32[n]."""
+    content = zlib.decompress(record)
+    count, height, width = _MASKS.unpack_from(content)
+    categories = np.frombuffer(content, "<i4", count, _MASKS.size).astype(np.int32)
+    bits = np.frombuffer(content, np.uint8, offset=_MASKS.size + categories.nbytes)
+    masks = np.unpackbits(bits, count=count * height * width).astype(bool)
+    return masks.reshape(count, height, width), categories
