@@ -17,7 +17,7 @@ SOURCES = {
 }
 
 
-def make_source(name: str, split: str, *, dir: str = "", **kwargs: Any) -> Source:
+def make_source(name: str, split: str, /, *, dir: str = "", **kwargs: Any) -> Source:
     """The image source called `name`.
 
     Args:
