@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from dinotwins_jax.data import make_source
+from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Config file, and a preset after a colon: configs/hybrid.py:coco",
+    "Config file, and presets after a colon: configs/hybrid.py:coco, …:coco+dinov2_as_trained",
     lock_config=True,
 )
 
@@ -81,14 +79,3 @@ def load_config(config_file: str):
     path, colon, preset = config_file.partition(":")
     get_config = runpy.run_path(path)["get_config"]
     return get_config(preset) if colon else get_config()
-
-
-def source_options(config: ConfigDict) -> dict:
-    """The arguments that the config gives to its source, besides data.dir."""
-    options = config.data.get(config.data.source)
-    return options.to_dict() if isinstance(options, ConfigDict) else {}
-
-
-def open_source(config: ConfigDict, split: str):
-    """A split of the source that config.data names, as training opens it."""
-    return make_source(config.data.source, split, dir=config.data.dir, **source_options(config))

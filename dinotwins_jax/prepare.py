@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from dinotwins_jax.cli import CONFIG, INTERRUPTED, fail, open_source, parse_flags, source_options
-from dinotwins_jax.data import make_source, shards, workers
+from dinotwins_jax.cli import CONFIG, INTERRUPTED, fail, parse_flags
+from dinotwins_jax.data import make_source, open_source, shards, source_options, workers
 from dinotwins_jax.data.base import SPLITS, BadImage
 from dinotwins_jax.data.records import image_record
 from dinotwins_jax.data.store import (
@@ -75,7 +75,7 @@ def prepare(config) -> None:
     check_settings(settings)
     out = Path(_OUT.value) if _OUT.value else None
     if _DRY_RUN.value or out:
-        store = union({split: open_source(config, split) for split in SPLITS})
+        store = union({split: open_source(config.data.to_dict(), split) for split in SPLITS})
         print(summary(store))
     if _DRY_RUN.value:
         print(forecast(store, settings, out))
@@ -86,7 +86,7 @@ def prepare(config) -> None:
 
         prepared = out is not None and not _DRY_RUN.value
         source = make_source("array_record", "pretrain", dir=out) if prepared else None
-        source = source or open_source(config, "pretrain")
+        source = source or open_source(config.data.to_dict(), "pretrain")
         draw_crop_sheet(
             Path(_CROP_SHEET.value),
             source,
@@ -99,7 +99,7 @@ def prepare(config) -> None:
 
 def write(store: Store, settings: Settings, out: Path, config) -> None:
     """Writes `out` and says what became of it."""
-    options = source_options(config)
+    options = source_options(config.data.to_dict())
     description = {"name": config.data.source, "dir": str(config.data.dir), **options}
     manifest = shards.write(
         store,

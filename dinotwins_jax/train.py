@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
-from dinotwins_jax.data import make_source
+from dinotwins_jax.data import open_source
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.evals.features import check_last_blocks, make_backbone_embed, pixel_embed
 from dinotwins_jax.evals.report import draw_attention, score_features, score_table
@@ -93,7 +93,7 @@ _FILES = {
 def build(config: ConfigDict) -> Run:
     """Turns config into parts; every mistake that can be seen without compiling is raised here."""
     _check_ranges(config)
-    views = config.views.to_dict()
+    views, data = config.views.to_dict(), config.data.to_dict()
     placement = make_placement(config.parallel, config.batch_size)
     backbone = make_backbone(config)
     for name in ("global_size", "local_size"):
@@ -101,7 +101,7 @@ def build(config: ConfigDict) -> Run:
             _check_crop(name, views[name], backbone.patch_size)
     loss = make_loss({name: term.to_dict() for name, term in config.loss.items()})
     check_last_blocks(backbone, config.evals.n_last_blocks)
-    source, probe_sources = _source(config, "pretrain"), _probe_sources(config)
+    source, probe_sources = open_source(data, "pretrain"), _probe_sources(data)
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
     # Every duration is stated in epochs of total_epochs, and keeps its share when total_steps is set.
@@ -234,16 +234,9 @@ def _check_crop(name: str, size, patch_size: int) -> None:
         )
 
 
-def _source(config: ConfigDict, split: str):
-    data = config.data
-    options = data.get(data.source)
-    options = options.to_dict() if isinstance(options, ConfigDict) else {}
-    return make_source(data.source, split, dir=data.dir, **options)
-
-
-def _probe_sources(config: ConfigDict) -> tuple:
+def _probe_sources(data: dict) -> tuple:
     """Sources "train" and "test", whose labels must mean the same."""
-    train, test = _source(config, "train"), _source(config, "test")
+    train, test = open_source(data, "train"), open_source(data, "test")
     labelled = train.labels is not None and test.labels is not None
     if labelled and train.class_names != test.class_names:
         raise ValueError(

@@ -12,14 +12,14 @@ import numpy as np
 from absl import app, flags, logging
 
 from dinotwins_jax.augment_recipe import make_recipes
-from dinotwins_jax.data import make_source
+from dinotwins_jax.cli import fail, parse_flags
+from dinotwins_jax.data import open_source
 from dinotwins_jax.evals.shared_objects import (
     MIN_FILL,
     MIN_VISIBLE,
     rate_table,
     shared_object_rates,
 )
-from dinotwins_jax.main import fail, parse_flags
 
 OVERLAPS = (0.25, 0.5, 0.75, 1.0)
 
@@ -46,13 +46,11 @@ def main(argv) -> int:
 def measure(config) -> None:
     """Raises ValueError for a source without masks, and what the source and the recipe raise."""
     started = time.perf_counter()
-    data, views = config.data, config.views.to_dict()
-    options = data.get(data.source)
-    source = make_source(
-        data.source, "train", dir=data.dir, **(options.to_dict() if options else {})
-    )
+    views, source = config.views.to_dict(), open_source(config.data.to_dict(), "train")
     if not hasattr(source, "masks"):
-        raise ValueError(f"config.data.source '{data.source}' has no masks: scenes and coco do")
+        raise ValueError(
+            f"config.data.source '{config.data.source}' has no masks: scenes and coco do"
+        )
     recipes = {"as configured": make_recipes(**views)}
     if views["num_local"]:
         for overlap in OVERLAPS:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from dinotwins_jax.data.base import Source, check_split
@@ -38,6 +39,16 @@ def make_source(name: str, split: str, /, *, dir: str = "", **kwargs: Any) -> So
     except TypeError as err:
         raise ValueError(f"data source {name!r}: {err}; it takes {signature}") from None
     return factory(split, dir=dir, **kwargs)
+
+
+def open_source(data: Mapping[str, Any], split: str) -> Source:
+    """The source that the section `data` of a config names, with the arguments it has for it."""
+    return make_source(data["source"], split, dir=data["dir"], **source_options(data))
+
+
+def source_options(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for the chosen source in the section `data` of a config."""
+    return dict(data.get(data["source"]) or {})
 
 
 def _find(name: str) -> Any:
