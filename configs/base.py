@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     c.data.dir = ""  # where the images are; scenes need none; folder takes "/data/**/*.jpg" too
     # Pixels: images travel to the device in this square, larger ones are shrunk; 0: the source's choice.
     c.data.canvas_size = 0
-    c.data.num_workers = 0  # decoding processes; 0: threads of this one
+    c.data.num_workers = 0  # decoding processes; 0: threads of this one, cheaper a picture
     # Arguments of one source each; only those of data.source are used.
     c.data.scenes = ConfigDict({"num_train": 8000, "num_test": 2000, "size": 64, "seed": 0})
     c.data.coco = ConfigDict(

@@ -86,12 +86,14 @@ class _Canvases:
     def __init__(self, keep: int = 8):
         self._arrays: list[np.ndarray] = []
         self._keep = keep
+        alone = [np.empty(0)]
+        self._alone = getrefcount(alone[0])  # of what only a list holds, in this Python
 
     def free(self, shape: tuple[int, ...]) -> np.ndarray:
         """u8[shape] of anything. Views, other threads and devices that hold an array count."""
         for number in range(len(self._arrays)):
-            # Two references: the list's, and getrefcount's own argument.
-            if self._arrays[number].shape == shape and getrefcount(self._arrays[number]) == 2:
+            free = getrefcount(self._arrays[number]) == self._alone
+            if free and self._arrays[number].shape == shape:
                 return self._arrays[number]
         self._arrays = [*self._arrays[1 - self._keep :], np.empty(shape, np.uint8)]
         return self._arrays[-1]
