@@ -73,7 +73,10 @@ def prepare(config) -> None:
         _SHORT_SIDE.value, _QUALITY.value, tuple(filter(None, _MASKS.value)), _PER_SHARD.value
     )
     check_settings(settings)
-    out = Path(_OUT.value) if _OUT.value else None
+    out = Path(_OUT.value).expanduser() if _OUT.value else None
+    sheet = Path(_CROP_SHEET.value).expanduser() if _CROP_SHEET.value else None
+    if sheet and not sheet.parent.is_dir():
+        raise FileNotFoundError(f"--crop_sheet: no such directory: {sheet.parent}")
     if _DRY_RUN.value or out:
         store = union({split: open_source(config.data.to_dict(), split) for split in SPLITS})
         print(summary(store))
@@ -81,20 +84,20 @@ def prepare(config) -> None:
         print(forecast(store, settings, out))
     elif out:
         write(store, settings, out, config)
-    if _CROP_SHEET.value:
+    if sheet:
         from dinotwins_jax.crop_sheet import draw_crop_sheet  # needs JAX, which nothing else does
 
         prepared = out is not None and not _DRY_RUN.value
         source = make_source("array_record", "pretrain", dir=out) if prepared else None
         source = source or open_source(config.data.to_dict(), "pretrain")
         draw_crop_sheet(
-            Path(_CROP_SHEET.value),
+            sheet,
             source,
             config.views.to_dict(),
             canvas_size=config.data.canvas_size,
             seed=config.seed,
         )
-        print(f"{_CROP_SHEET.value}: an image a row, then its global and local views")
+        print(f"{sheet}: an image a row, then its global and local views")
 
 
 def write(store: Store, settings: Settings, out: Path, config) -> None:
@@ -167,7 +170,7 @@ def forecast(store: Store, settings: Settings, out: Path | None) -> str:
         f"shards: {len(names)}, {done} of them done",
         f"of a sample of {count}: {verbatim} kept as they are, {len(bad)} unreadable",
         f"size: about {_size(total)} of {_size(before)}, masks not counted",
-        f"processes: {_WORKERS.value or workers.num_cores()}",
+        f"processes: {min(_WORKERS.value or workers.num_cores(), len(names))}, a shard at a time each",
     ]
     return "\n".join([*lines, *bad])
 

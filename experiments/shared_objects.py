@@ -49,7 +49,8 @@ def measure(config) -> None:
     views, source = config.views.to_dict(), open_source(config.data.to_dict(), "train")
     if not hasattr(source, "masks"):
         raise ValueError(
-            f"config.data.source '{config.data.source}' has no masks: scenes and coco do"
+            f"config.data.source '{config.data.source}' has no masks of split 'train': scenes and "
+            "coco do, and data prepared with --masks=train,test"
         )
     recipes = {"as configured": make_recipes(**views)}
     if views["num_local"]:

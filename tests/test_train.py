@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import barlow_twins, base, dino, hybrid, presets
+from dinotwins_jax import data as data_module
 from dinotwins_jax import train as train_module
 from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
 from dinotwins_jax.metrics import NonFiniteError, Progress
@@ -143,7 +144,7 @@ def test_every_other_shipped_config_runs(module, tmp_path):
 @pytest.mark.parametrize("module", [hybrid, dino, barlow_twins])
 def test_real_data_presets_are_what_they_say(module, preset, monkeypatch):
     config = module.get_config(preset)
-    monkeypatch.setattr(train_module, "_source", lambda config, split: FakeLength())
+    monkeypatch.setattr(train_module, "open_source", lambda data, split: FakeLength())
     run = build(config.unlock())
     side, patch, width = (224, 16, 384) if preset == "coco" else (32, 4, 192)
     assert (run.backbone.image_size, run.backbone.patch_size) == (side, patch)
@@ -164,14 +165,15 @@ class FakeLength:
 
 def test_no_key_of_the_config_is_dead():
     """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
-    source = Path(train_module.__file__).read_text()
+    files = (train_module.__file__, data_module.__file__)
+    source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()
     whole = {"views", "model", "loss"}
     keys = [k for k, v in config.items() if not isinstance(v, dict)]
     keys += [k for s in ("teacher", "optim", "log", "checkpoint", "evals") for k in config[s]]
     keys += [k for k, v in config["data"].items() if not isinstance(v, dict)]
     assert whole <= set(config) and len(keys) > 20
-    dead = [k for k in keys if not re.search(rf"\.{k}\b", source)]
+    dead = [k for k in keys if not re.search(rf"""(\.|data\["){k}\b""", source)]
     assert not dead
 
 
@@ -304,11 +306,11 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
 
 
 def test_labels_of_both_splits_must_mean_the_same(monkeypatch):
-    def source(config, split):
+    def source(data, split):
         names = ("cat", "dog") if split == "train" else ("dog", "cat")
         return SimpleNamespace(labels=np.zeros(3, np.int32), class_names=names)
 
-    monkeypatch.setattr(train_module, "_source", source)
+    monkeypatch.setattr(train_module, "open_source", source)
     with pytest.raises(ValueError, match="labels differ"):
         build(shrunk())
 

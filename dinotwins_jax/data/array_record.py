@@ -1,5 +1,6 @@
 """Prepared data: the directory that python -m dinotwins_jax.prepare writes (see store.py)."""
 
+import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ class ArrayRecord:
         arrays = _read_arrays(root / ARRAYS)
         self._rows = arrays[f"{split}_rows"]
         self._names, self._name_offsets = arrays["names"], arrays["name_offsets"]
-        self._largest_side = int(arrays["sizes"].max())
+        self._longer_side = float(np.quantile(arrays["sizes"].max(axis=1), 0.95))
         self.labels: np.ndarray | None = arrays.get(f"{split}_labels")
         self.multi_hot: np.ndarray | None = None
         if f"{split}_multi_hot" in arrays:
@@ -82,8 +83,8 @@ class ArrayRecord:
         return self._names[start:stop].tobytes().decode(errors="surrogateescape")
 
     def default_canvas(self, global_size: int) -> int:
-        """The largest side stored, but no more than twice the short side; a multiple of 32 pixels."""
-        longest = -(-self._largest_side // 32) * 32
+        """Holds 95 of 100 images as they are, at most twice the short side; a multiple of 32 pixels."""
+        longest = math.ceil(self._longer_side / 32) * 32
         most = -(-2 * self._short_side // 32) * 32 or canvas_for_photos(global_size)
         return min(longest, most)
 

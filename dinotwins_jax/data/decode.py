@@ -8,7 +8,7 @@ from sys import getrefcount
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.data.base import BadImage, Source, decode_image
+from dinotwins_jax.data.base import BadImage, Source, decode_image, gives_encoded
 
 MAX_REPLACEMENT_TRIES = 100  # records in a row, before a source is given up
 
@@ -49,10 +49,17 @@ class BatchLoader:
     def __reduce__(self):
         return BatchLoader, self._args
 
+    def close(self) -> None:
+        """Lets threads and memory go; the next call makes new ones."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown(wait=False)
+            self._pool, self._canvases = None, _Canvases()
+
     def __call__(self, ids: np.ndarray) -> Batch:
         source, canvas_size, num_threads, read = self._args
         with self._lock:
-            self._pool = self._pool or ThreadPoolExecutor(num_threads)
+            self._pool = pool = self._pool or ThreadPoolExecutor(num_threads)
             images = self._canvases.free((len(ids), canvas_size, canvas_size, 3))
         batch = {
             "image": images,
@@ -76,7 +83,7 @@ class BatchLoader:
 
         # A task a thread: handing over every picture by itself costs 5% of decoding it.
         rows = range(len(ids))
-        list(self._pool.map(place_all, [rows[t::num_threads] for t in range(num_threads)]))
+        list(pool.map(place_all, [rows[t::num_threads] for t in range(num_threads)]))
         return batch
 
 
@@ -124,7 +131,7 @@ def read_or_black(source: Source, index: int, canvas: np.ndarray) -> tuple[np.nd
 
 
 def _read(source: Source, index: int, canvas: np.ndarray) -> np.ndarray:
-    if hasattr(source, "encoded"):
+    if gives_encoded(source):
         data, name = source.encoded(index), source.name(index)
         image = decode_image(data, name=name, max_side=len(canvas), canvas=canvas)
         return _shrink(image, len(canvas))

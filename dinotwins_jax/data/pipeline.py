@@ -12,7 +12,6 @@ position in it): what random keys are made of.
 """
 
 import atexit
-import os
 import re
 import sys
 import weakref
@@ -27,6 +26,7 @@ from absl import flags, logging
 from dinotwins_jax.data.base import BadImage, Source
 from dinotwins_jax.data.decode import Batch, BatchLoader, read_or_black, read_or_next
 from dinotwins_jax.data.decode import fit_canvas as fit_canvas  # part of this module's face
+from dinotwins_jax.data.workers import num_cores
 
 BATCHES_AHEAD = 2  # enough to hide decoding; each is batch_size * canvas_size^2 * 3 bytes
 
@@ -68,7 +68,7 @@ def train_batches(
         raise ValueError(f"seed and num_workers must not be negative: got {seed} and {num_workers}")
     local = batch_size // process_count
     rows = slice(process_index * local, (process_index + 1) * local)
-    threads = num_threads or max(1, _num_cores() // max(1, num_workers))
+    threads = num_threads or max(1, num_cores() // max(1, num_workers))
     load = BatchLoader(source, canvas_size, threads, read_or_next)
     order = {"batch_size": batch_size, "seed": seed, "rows": rows}
     return TrainBatches(len(source), load, **order, num_workers=num_workers)
@@ -80,7 +80,7 @@ class TrainBatches(Iterator[Batch]):
     def __init__(
         self,
         num_records: int,
-        load: Callable[[np.ndarray], Batch],
+        load: BatchLoader,
         *,
         batch_size: int,
         seed: int,
@@ -134,12 +134,15 @@ class TrainBatches(Iterator[Batch]):
         if self._batches is not None:
             self._batches.close()
             self._batches = None
+        self._load.close()
 
     def _start(self) -> Any:
         # grain's shuffle of epoch e uses seed + e, which would make epoch 1 of seed 0 epoch 0 of
         # seed 1.
         (mixed,) = np.random.SeedSequence(self._seed).generate_state(1)
-        stream = grain.MapDataset.range(self._num_records).shuffle(int(mixed)).repeat()
+        stream = grain.MapDataset.range(self._num_records).shuffle(int(mixed))
+        # Endless for all that matters: repeat() alone is too long for slices of batches of one.
+        stream = stream.repeat(sys.maxsize // 4 // self._num_records)
         load = partial(_load_at, self._load, self._rows, self._position, self._num_records)
         batches = stream[self._position :].batch(self._batch_size).map_with_index(load)
         dataset = batches.to_iter_dataset(grain.ReadOptions(BATCHES_AHEAD, BATCHES_AHEAD))
@@ -183,7 +186,7 @@ def eval_batches(
     outside = ids[(ids < 0) | (ids >= len(source))]
     if outside.size:
         raise ValueError(f"index {outside[0]} is not in [0, {len(source)})")
-    load = BatchLoader(source, canvas_size, num_threads or _num_cores(), read_or_black)
+    load = BatchLoader(source, canvas_size, num_threads or num_cores(), read_or_black)
     return _in_order(ids, load, batch_size)
 
 
@@ -248,7 +251,3 @@ def _check_source(source: Source, batch_size: int, canvas_size: int) -> None:
         raise ValueError(f"batch_size {batch_size} and canvas_size {canvas_size} must be positive")
     if len(source) == 0:
         raise ValueError("the data source is empty: it has no images")
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

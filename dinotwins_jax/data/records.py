@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.data.base import Source, decode_image
+from dinotwins_jax.data.base import Source, decode_image, gives_encoded
 
 Size = tuple[int, int]  # (height, width) in pixels, upright
 
@@ -39,7 +39,7 @@ def image_record(source: Source, i: int, *, short_side: int, quality: int) -> Im
     Raises:
       BadImage: unreadable; also where the bytes would have been kept.
     """
-    if not hasattr(source, "encoded"):
+    if not gives_encoded(source):
         pixels = source[i]
         original = pixels.shape[:2]
         raw, plain = pixels.tobytes(), False

@@ -11,7 +11,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         if overwrite:
-            _clear(out)
+            _clear(out, identity | {"command": command})
         manifest = check_begun(out, identity)
         _remove(out, "*.tmp")  # of a start that was killed
         if manifest is None:
@@ -123,7 +124,7 @@ def _tasks(out: Path, kind: str, items: Sequence, settings: Settings) -> list[tu
 def _write_images(path: Path, items: list, sources, tick, short_side: int, quality: int) -> None:
     """One task, in a worker: items are (split, index)."""
     digest, source_bytes, sizes, skipped, verbatim = hashlib.sha256(), 0, [], [], 0
-    with _new_shard(path) as writer:
+    with _new_shard(path) as write:
         for k, (split, i) in enumerate(items):
             tick()
             try:
@@ -131,7 +132,7 @@ def _write_images(path: Path, items: list, sources, tick, short_side: int, quali
             except BadImage as error:
                 skipped.append([k, error.name, error.reason])
                 continue
-            writer.write(record.data)
+            write(record.data)
             digest.update(record.source)
             source_bytes += len(record.source)
             sizes.append([*record.size, *record.original_size])
@@ -149,24 +150,28 @@ def _write_images(path: Path, items: list, sources, tick, short_side: int, quali
 
 def _write_masks(path: Path, items: list, sources, tick) -> None:
     """One task, in a worker: items are (split, index, stored size)."""
-    with _new_shard(path) as writer:
+    with _new_shard(path) as write:
         for split, i, size in items:
             tick()
-            writer.write(mask_record(*sources[split].masks(i), size))
+            write(mask_record(*sources[split].masks(i), size))
     _write_sidecar(path, records=len(items))
 
 
 @contextlib.contextmanager
-def _new_shard(path: Path) -> Iterator[ArrayRecordWriter]:
-    """A writer whose file gets its name when the block ends well."""
+def _new_shard(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Appends records to a file that gets its name when the block ends well."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+
+    def checked(call, *args):
         try:
-            writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-            yield writer
-            writer.close()
+            return call(*args)
         except RuntimeError as error:  # of array_record: disk full, no permission, ...
-            raise OSError(f"writing {path}: {str(error).splitlines()[0]}") from None
+            raise OSError(f"writing {path}: {' '.join(str(error).split())[:200]}") from None
+
+    try:
+        writer = checked(ArrayRecordWriter, str(temporary), WRITER_OPTIONS)
+        yield partial(checked, writer.write)
+        checked(writer.close)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -277,11 +282,11 @@ def _locked(out: Path) -> Iterator[None]:
             (out / LOCK).unlink()
 
 
-def _clear(out: Path) -> None:
-    """Removes what an earlier start wrote, and nothing else."""
-    _remove(out, MANIFEST)  # first: without it nothing looks complete
-    _remove(out, "images-*.array_record", "masks-*.array_record", "images-*.json", "masks-*.json")
-    _remove(out, ARRAYS, UNFINISHED)
+def _clear(out: Path, unfinished: dict[str, Any]) -> None:
+    """Removes what an earlier start wrote, and nothing else; at no moment does it look complete."""
+    _remove(out, "images-*.json", "masks-*.json")  # without them no shard counts
+    replace_text(out / UNFINISHED, _dump(unfinished))
+    _remove(out, MANIFEST, "images-*.array_record", "masks-*.array_record", ARRAYS)
 
 
 def _remove(out: Path, *patterns: str) -> None:

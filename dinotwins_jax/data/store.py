@@ -58,7 +58,10 @@ def check_settings(settings: Settings) -> None:
 
 
 def union(sources: dict[str, Source]) -> Store:
-    """The images of all splits; the same name in two splits is one image."""
+    """The images of all splits; the same name in two splits is one image.
+
+    Raises ValueError if two images of a split have the same name.
+    """
     row: dict[str, int] = {}
     origin, rows = [], {}
     for split, source in sources.items():
@@ -69,22 +72,33 @@ def union(sources: dict[str, Source]) -> Store:
                 row[name] = len(row)
                 origin.append((split, i))
             rows[split][i] = row[name]
+        if len(np.unique(rows[split])) != len(source):
+            twice = int(np.bincount(rows[split]).argmax())
+            raise ValueError(
+                f"split {split!r}: two images are called {list(row)[twice]!r}: the source's name(i) "
+                "must tell them apart"
+            )
     return Store(sources, list(row), origin, rows)
 
 
 def identify(store: Store, settings: Settings) -> dict[str, Any]:
     """What two starts must have in common to be the same work; reads labels and files' sizes."""
     files, labels = hashlib.sha256(), hashlib.sha256()
+    # The same files by another path, such as a relative one, are the same.
+    shared = os.path.commonprefix(store.names).rpartition("/")  # noqa: RUF071, cut at a slash
+    start = len(shared[0] + shared[1])
     for name in store.names:
+        size = ""
         with contextlib.suppress(OSError, ValueError):
-            name = f"{name} {os.stat(name).st_size}"  # where the name is a file's
-        files.update(name.encode(errors="surrogateescape") + b"\0")
+            size = os.stat(name).st_size  # where the name is a file's
+        files.update(f"{name[start:]} {size}\0".encode(errors="surrogateescape"))
     for split, source in store.sources.items():
         parts = (store.rows[split], source.labels, getattr(source, "multi_hot", None))
         labels.update(f"{split} {source.class_names}".encode())
         for part in parts:
             labels.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
     return {
+        "format": FORMAT,
         "version": VERSION,
         **settings._asdict(),
         "masks": list(settings.masks),
@@ -96,11 +110,15 @@ def identify(store: Store, settings: Settings) -> dict[str, Any]:
 
 def check_ours(out: Path) -> None:
     """Raises ValueError if `out` is a directory of something else."""
-    if not out.exists() or (out / MANIFEST).exists() or (out / UNFINISHED).exists():
+    if not out.exists():
         return
     if not out.is_dir():
         raise ValueError(f"{out} is a file: choose a directory")
-    others = sorted(path.name for path in out.iterdir() if path.name != LOCK)
+    for name in (MANIFEST, UNFINISHED):
+        begun = read_json(out / name)
+        if isinstance(begun, dict) and begun.get("format") == FORMAT:
+            return
+    others = sorted(p.name for p in out.iterdir() if p.name != LOCK and p.suffix != ".tmp")
     if others:
         raise ValueError(f"{out} holds other files, such as {others[0]}: choose an empty directory")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from dinotwins_jax.data.base import BadImage, canvas_for_photos, check_split, decode_image
 from dinotwins_jax.data.coco import dominant_categories
@@ -115,7 +116,8 @@ class Tfds:
         return dominant_categories(*index, np.array(areas, np.float64), shape)
 
     def _all(self):
-        return (self._records[i] for i in range(len(self)))
+        what = f"labels of {self._part}"
+        return (self._records[i] for i in tqdm(range(len(self)), what, unit="img", disable=None))
 
 
 def _version_dir(root: Path, name: str) -> Path:

@@ -79,7 +79,7 @@ def run(
                     future.result()
         except BrokenProcessPool:
             raise OSError(
-                "a worker process was killed (out of memory? then fewer --workers)"
+                "a worker process died, most often killed for want of memory: try fewer --workers"
             ) from None
         finally:
             stop.value = 1
