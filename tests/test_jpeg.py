@@ -95,3 +95,18 @@ def test_a_jpeg_as_wide_as_the_canvas_is_decoded_in_place():
     for size in (127, 95):
         small = np.zeros((size, size, 3), np.uint8)
         assert not np.may_share_memory(decode_image(data, canvas=small), small)
+
+
+def test_exif_behind_other_segments_is_found():
+    rotated = Image.Exif()
+    rotated[0x0112] = 3
+    data = jpeg(photo(), exif=rotated)
+    large = b"\xff\xed" + (60_000).to_bytes(2) + bytes(59_998)
+    padded = data[:2] + large + large + data[2:]
+    np.testing.assert_array_equal(decode_image(padded), pillow(jpeg(photo()))[::-1, ::-1])
+
+
+@pytest.mark.parametrize("cut", [2, 3, 4, 5, 11, 20])
+def test_a_header_that_ends_anywhere_is_refused(cut):
+    with pytest.raises(BadImage, match=r"^cut\.jpg: "):
+        decode_image(jpeg(photo())[:cut], name="cut.jpg")

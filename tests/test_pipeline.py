@@ -13,6 +13,7 @@ from PIL import Image
 
 from dinotwins_jax.data import make_source
 from dinotwins_jax.data.base import BadImage
+from dinotwins_jax.data.folder import Folder
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches, fit_canvas, train_batches
 
 
@@ -119,6 +120,21 @@ def test_the_order_depends_on_the_seed_alone():
     np.testing.assert_array_equal(first, order(stream(seed=3, num_threads=3), 5))
     np.testing.assert_array_equal(first, order(stream(seed=3, batch_size=2), 10))
     assert first.tolist() != order(stream(seed=4), 5).tolist()
+
+
+def test_batches_of_one():
+    assert sorted(order(stream(Shades(3), batch_size=1), 3)) == [0, 1, 2]
+
+
+def test_a_subclass_that_changes_pixels_is_respected(tmp_path):
+    Image.new("RGB", (6, 4), (200, 0, 0)).save(tmp_path / "red.png")
+
+    class Swapped(Folder):
+        def __getitem__(self, i):
+            return super().__getitem__(i)[:, :, ::-1]
+
+    batch = next(stream(Swapped("pretrain", dir=str(tmp_path)), batch_size=1))
+    assert batch["image"][0, 0, 0].tolist() == [0, 0, 200]
 
 
 def test_a_batch_larger_than_the_source():

@@ -189,6 +189,55 @@ def test_a_directory_of_something_else_is_left_alone(coco):
         write(coco, coco, overwrite=True)
 
 
+def test_a_manifest_of_something_else_is_left_alone(coco, tmp_path):
+    out = tmp_path / "web"
+    out.mkdir()
+    for text in ('{"name": "an app"}', "[1]"):
+        (out / "manifest.json").write_text(text)
+        (out / "images-a.json").write_text("{}")
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=r"holds other files, such as images-a.json"):
+                write(coco, out, overwrite=overwrite)
+        assert (out / "manifest.json").read_text() == text
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_overwriting_may_be_killed_anywhere(coco, prepared, monkeypatch, removed):
+    """After any number of removed files the next start finds its way, to the same bytes."""
+    expected = contents(prepared)
+    real, left = Path.unlink, [removed]
+
+    def unlink(path, missing_ok=False):
+        if path.parent == prepared and path.suffix != ".tmp":
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        real(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            write(coco, prepared, overwrite=True)
+    write(coco, prepared, overwrite=(prepared / "manifest.json").exists())
+    assert contents(prepared) == expected
+
+
+def test_the_same_files_by_another_path_are_the_same(coco, prepared, monkeypatch):
+    monkeypatch.chdir(coco.parent)
+    store = union(sources(Path(coco.name)))
+    shards.write(store, prepared, SMALL, description={}, command="", workers=1)  # not refused
+    photo(9).save(coco / "train2017/1.jpg")
+    with pytest.raises(ValueError, match="source files"):
+        shards.write(store, prepared, SMALL, description={}, command="", workers=1)
+
+
+def test_images_of_the_same_name_are_refused(coco):
+    source = make_source("coco", "pretrain", dir=str(coco))
+    source.paths[4] = source.paths[1]
+    with pytest.raises(ValueError, match=r"split 'pretrain': two images are called '.*1.jpg'"):
+        union({"pretrain": source})
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [

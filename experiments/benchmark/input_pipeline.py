@@ -2,6 +2,8 @@
 
     python -m experiments.benchmark.input_pipeline --dir=/data/coco/train2017 --json=input.json
 
+Raw pictures are those of 640 x 480 pixels, shards are made of the first ones of any shape.
+
 Figures are for one core wherever a figure for one core means something: the process is pinned to one
 while the host is measured, Pillow too. Rounds of all contestants alternate; the table shows medians.
 Without --dir the pictures are drawn, not photographed, and decode faster than photographs do.
@@ -42,6 +44,8 @@ RAW = (640, 480)  # width, height
 
 def main(argv) -> None:
     del argv
+    if _MEMORY.value and not Path("/proc/self/statm").exists():
+        raise app.UsageError("--memory_batches reads /proc, which this system does not have")
     with tempfile.TemporaryDirectory() as folder:
         sources, files = make_sources(Path(folder))
         figures = {"environment": environment(), "settings": settings(sources)}
@@ -55,26 +59,33 @@ def main(argv) -> None:
 
 
 def make_sources(folder: Path) -> tuple[dict, list[Path]]:
-    """{"raw": JPEGs of 640 x 480, "prepared": shards of them}, and the JPEGs themselves."""
-    files = raw_files(folder / "drawn")
-    raw = folder / "raw"
-    raw.mkdir()
-    for number, file in enumerate(files):
-        (raw / f"{number:05}.jpg").symlink_to(file)
-    source = make_source("folder", "pretrain", dir=str(raw))
+    """{"raw": JPEGs of 640 x 480, "prepared": shards}, and the JPEGs of 640 x 480."""
+    found = jpegs(folder / "drawn")
+    files = list(islice(filter(_is_raw, found), _IMAGES.value))
+    if not files:
+        raise app.UsageError(f"--dir={_DIR.value}: no .jpg of 640 x 480 pixels in it")
+    raw = folder_of(files, folder / "raw")
     shards.write(
-        union({"pretrain": source}),
+        union({"pretrain": folder_of(found[: _IMAGES.value], folder / "any")}),
         folder / "prepared",
         Settings(short_side=_SIDE.value),
         description={"name": "folder"},
         command="",
     )
     prepared = make_source("array_record", "pretrain", dir=str(folder / "prepared"))
-    return {"raw": Repeated(source), "prepared": Repeated(prepared)}, files
+    return {"raw": Repeated(raw), "prepared": Repeated(prepared)}, files
 
 
-def raw_files(drawn: Path) -> list[Path]:
-    """JPEGs of 640 x 480 pixels: the first of --dir, or drawn ones."""
+def folder_of(files: list[Path], folder: Path):
+    """A source of these files."""
+    folder.mkdir()
+    for number, file in enumerate(files):
+        (folder / f"{number:05}.jpg").symlink_to(file)
+    return make_source("folder", "pretrain", dir=str(folder))
+
+
+def jpegs(drawn: Path) -> list[Path]:
+    """All JPEGs below --dir, or drawn ones of 640 x 480 pixels."""
     if _DIR.value is None:
         drawn.mkdir()
         scenes = Scenes("train", num_train=_IMAGES.value, size=RAW[0])
@@ -82,16 +93,15 @@ def raw_files(drawn: Path) -> list[Path]:
             picture = Image.fromarray(scenes[i][: RAW[1]])
             picture.save(drawn / f"{i:05}.jpg", quality=92)
         return sorted(drawn.iterdir())
-    found = (path.resolve() for path in sorted(Path(_DIR.value).rglob("*.jpg")))
-    files = list(islice(filter(_is_raw, found), _IMAGES.value))
-    if not files:
-        raise app.UsageError(f"--dir={_DIR.value}: no .jpg of 640 x 480 pixels in it")
-    return files
+    return [path.resolve() for path in sorted(Path(_DIR.value).rglob("*.jpg"))]
 
 
 def _is_raw(path: Path) -> bool:
-    with Image.open(path) as image:
-        return image.size == RAW and image.mode == "RGB"
+    try:
+        with Image.open(path) as image:
+            return image.size == RAW and image.mode == "RGB"
+    except OSError:
+        return False
 
 
 class Repeated:
