@@ -16,11 +16,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import barlow_twins, base, dino, hybrid, presets
+from dinotwins_jax import build as build_module
 from dinotwins_jax import data as data_module
 from dinotwins_jax import train as train_module
+from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
 from dinotwins_jax.metrics import NonFiniteError, Progress
-from dinotwins_jax.train import build, train
+from dinotwins_jax.train import train
 from experiments import vicreg
 from experiments.compare import compare
 
@@ -144,7 +146,7 @@ def test_every_other_shipped_config_runs(module, tmp_path):
 @pytest.mark.parametrize("module", [hybrid, dino, barlow_twins])
 def test_real_data_presets_are_what_they_say(module, preset, monkeypatch):
     config = module.get_config(preset)
-    monkeypatch.setattr(train_module, "open_source", lambda data, split: FakeLength())
+    monkeypatch.setattr(build_module, "open_source", lambda data, split: FakeLength())
     run = build(config.unlock())
     side, patch, width = (224, 16, 384) if preset == "coco" else (32, 4, 192)
     assert (run.backbone.image_size, run.backbone.patch_size) == (side, patch)
@@ -165,7 +167,7 @@ class FakeLength:
 
 def test_no_key_of_the_config_is_dead():
     """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
-    files = (train_module.__file__, data_module.__file__)
+    files = (m.__file__ for m in (build_module, train_module, data_module))
     source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()
     whole = {"views", "model", "loss"}
@@ -310,7 +312,7 @@ def test_labels_of_both_splits_must_mean_the_same(monkeypatch):
         names = ("cat", "dog") if split == "train" else ("dog", "cat")
         return SimpleNamespace(labels=np.zeros(3, np.int32), class_names=names)
 
-    monkeypatch.setattr(train_module, "open_source", source)
+    monkeypatch.setattr(build_module, "open_source", source)
     with pytest.raises(ValueError, match="labels differ"):
         build(shrunk())
 

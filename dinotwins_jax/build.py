@@ -1,0 +1,195 @@
+"""From the config to the parts of a run, checked before anything is compiled or written.
+
+Nothing below sees `config`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dinotwins_jax.augment import image_keys, make_multi_crop
+from dinotwins_jax.data import open_source
+from dinotwins_jax.evals.features import check_last_blocks
+from dinotwins_jax.losses import Loss, make_loss
+from dinotwins_jax.models import create_vit
+from dinotwins_jax.models.vit import VisionTransformer, as_pair
+from dinotwins_jax.optim import make_optimizer
+from dinotwins_jax.parallel import Placement, make_placement
+from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
+from dinotwins_jax.state import create_state, init_backbone
+from dinotwins_jax.step import INIT, make_train_step
+
+
+class Run(NamedTuple):
+    """All parts of a run, built and checked, before anything is compiled or written."""
+
+    source: object  # of training
+    probe_sources: tuple  # (train, test) of the probes
+    canvas_size: int
+    backbone: VisionTransformer
+    loss: Loss
+    placement: Placement
+    total_steps: int
+    warmup_steps: int
+    checkpoint_steps: int
+    train_step: object
+    fresh_state: object  # () -> TrainState
+    random_backbone: object  # () -> the backbone's parameters in fresh_state
+
+
+def build(config: ConfigDict) -> Run:
+    """Turns config into parts; every mistake that can be seen without compiling is raised here."""
+    _check_ranges(config)
+    views, data = config.views.to_dict(), config.data.to_dict()
+    placement = make_placement(config.parallel, config.batch_size)
+    backbone = make_backbone(config)
+    for name in ("global_size", "local_size"):
+        if name == "global_size" or views["num_local"]:
+            _check_crop(name, views[name], backbone.patch_size)
+    loss = make_loss({name: term.to_dict() for name, term in config.loss.items()})
+    check_last_blocks(backbone, config.evals.n_last_blocks)
+    source, probe_sources = open_source(data, "pretrain"), _probe_sources(data)
+    steps_per_epoch = max(len(source) // config.batch_size, 1)
+    total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
+    # Every duration is stated in epochs of total_epochs, and keeps its share when total_steps is set.
+    steps = _durations(config, total_steps)
+    tx = make_optimizer(
+        config.optim.name,
+        clip=config.optim.clip,
+        clip_mode=config.optim.clip_mode,
+        freeze_last_layer_steps=steps["freeze_last_layer"],
+    )
+    train_step = make_train_step(
+        backbone=backbone,
+        loss=loss,
+        views=_make_views(views, placement),
+        tx=tx,
+        schedules=make_schedules(config, total_steps, steps),
+        seed=config.seed,
+        axis_name=placement.axis_name,
+    )
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT)
+    jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # shapes that do not fit
+    return Run(
+        source=source,
+        probe_sources=probe_sources,
+        canvas_size=config.data.canvas_size
+        or source.default_canvas(max(as_pair(views["global_size"]))),
+        backbone=backbone,
+        loss=loss,
+        placement=placement,
+        total_steps=total_steps,
+        warmup_steps=steps["warmup"],
+        checkpoint_steps=max(steps["checkpoint"], 1),
+        train_step=train_step,
+        fresh_state=lambda: create_state(backbone, loss, tx, key),
+        random_backbone=lambda: init_backbone(backbone, key),
+    )
+
+
+def make_backbone(config: ConfigDict) -> VisionTransformer:
+    """The ViT of config.model; its positions are stored for the grid of the global crops."""
+    fields = {name: value for name, value in config.model.to_dict().items() if value is not None}
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if fields["dtype"] not in dtypes:
+        raise ValueError(f"config.model.dtype is '{fields['dtype']}': choose {' or '.join(dtypes)}")
+    fields["dtype"] = dtypes[fields["dtype"]]
+    return create_vit(fields.pop("name"), image_size=config.views.global_size, **fields)
+
+
+def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) -> dict:
+    """lr, weight_decay, teacher_momentum and teacher_temp, each step -> f32[].
+
+    Differs: the teacher's temperature warms up step by step as in DINOv2, not epoch by epoch.
+    """
+    optim, teacher = config.optim, config.teacher
+    peak = optim.lr * config.batch_size / 256
+    return {
+        "lr": cosine_schedule(peak, optim.final_lr, total_steps, steps["warmup"]),
+        "weight_decay": cosine_schedule(optim.weight_decay, optim.final_weight_decay, total_steps),
+        "teacher_momentum": cosine_schedule(teacher.momentum, teacher.final_momentum, total_steps),
+        "teacher_temp": teacher_temp_schedule(
+            teacher.warmup_temp, teacher.temp, steps["warmup_temp"]
+        ),
+    }
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    evals = config.evals
+    positive = {
+        "batch_size": config.batch_size,
+        "total_epochs": config.total_epochs,
+        "log.every_steps": config.log.every_steps,
+        "checkpoint.every_epochs": config.checkpoint.every_epochs,
+        "checkpoint.keep": config.checkpoint.keep,
+        "evals.batch_size": evals.batch_size,
+        "evals.knn_k": min(evals.knn_k, default=0),
+        "evals.knn_temp": evals.knn_temp,
+        "evals.split_seeds (how many)": len(evals.split_seeds),
+    }
+    for name, value in positive.items():
+        if value <= 0:
+            raise ValueError(f"config.{name} is {value}: it must be positive")
+    if not 0 < evals.label_fraction <= 1:
+        raise ValueError(
+            f"config.evals.label_fraction is {evals.label_fraction}: it must lie in (0, 1]"
+        )
+    if config.seed < 0:
+        raise ValueError(f"config.seed is {config.seed}: it must not be negative")
+    if evals.attention_images and evals.attention_size < config.model.patch_size:
+        raise ValueError(
+            f"config.evals.attention_size is {evals.attention_size}: at least one patch of "
+            f"{config.model.patch_size} pixels"
+        )
+
+
+def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
+    epochs = {
+        "warmup": config.optim.warmup_epochs,
+        "warmup_temp": config.teacher.warmup_temp_epochs,
+        "freeze_last_layer": config.optim.freeze_last_layer_epochs,
+        "checkpoint": config.checkpoint.every_epochs,
+    }
+    longest = max(epochs["warmup"], epochs["warmup_temp"], epochs["freeze_last_layer"])
+    if longest > config.total_epochs:
+        raise ValueError(
+            f"config.total_epochs is {config.total_epochs:g}, shorter than one of its parts: optim."
+            f"warmup_epochs {epochs['warmup']:g}, teacher.warmup_temp_epochs "
+            f"{epochs['warmup_temp']:g}, optim.freeze_last_layer_epochs "
+            f"{epochs['freeze_last_layer']:g}"
+        )
+    return {
+        name: round(value / config.total_epochs * total_steps) for name, value in epochs.items()
+    }
+
+
+def _make_views(recipe: dict, placement: Placement):
+    # A loop over images that are split over devices would gather them all on each device.
+    split = placement.axis_name is None and jax.device_count() > 1
+    multi_crop = make_multi_crop(**recipe, one_by_one=False if split else None)
+
+    def views(batch, key):
+        return multi_crop(batch["image"], batch["size"], image_keys(key, batch["place"]))
+
+    return views
+
+
+def _check_crop(name: str, size, patch_size: int) -> None:
+    if any(side % patch_size for side in as_pair(size)):
+        raise ValueError(
+            f"config.views.{name} {size} is not a multiple of config.model.patch_size {patch_size}"
+        )
+
+
+def _probe_sources(data: dict) -> tuple:
+    """Sources "train" and "test", whose labels must mean the same."""
+    train, test = open_source(data, "train"), open_source(data, "test")
+    labelled = train.labels is not None and test.labels is not None
+    if labelled and train.class_names != test.class_names:
+        raise ValueError(
+            f"the classes of the training and test labels differ: {len(train.class_names)} and "
+            f"{len(test.class_names)} names, or another order"
+        )
+    return train, test
