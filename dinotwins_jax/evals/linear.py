@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.evals.knn import top_k_accuracy
+from dinotwins_jax.evals.scores import top_k_accuracy
 from dinotwins_jax.evals.splits import check_labels, holdout, stratified_indices
 
 PROTOCOL = "linear-sgd-cached-v1"  # change it with anything that changes a score

@@ -9,8 +9,9 @@ from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD, center_view
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
 from dinotwins_jax.evals.attention import attention_grid, cls_attention
 from dinotwins_jax.evals.features import Embed, extract
-from dinotwins_jax.evals.knn import knn_classify, top_k_accuracy
+from dinotwins_jax.evals.knn import knn_classify
 from dinotwins_jax.evals.linear import linear_probe_splits
+from dinotwins_jax.evals.scores import top_k_accuracy
 from dinotwins_jax.models.vit import VisionTransformer
 
 

@@ -1,0 +1,65 @@
+"""Tests of dinotwins_jax.evals.attention."""
+
+import struct
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinotwins_jax.evals import attention
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("keep", [60, 30])
+def test_mass_mask_equals_the_official_code(keep):
+    data = np.load(GOLDEN / "attention_mass.npz")
+    for maps in (data["attention"], jnp.asarray(data["attention"] * 7.0)):
+        np.testing.assert_array_equal(
+            attention.mass_mask(maps, keep=keep / 100), data[f"mask_{keep}"]
+        )
+
+
+def test_mass_mask_keeps_the_fewest_patches_with_that_mass():
+    maps = np.array([[[0.1, 0.5], [0.25, 0.15]], [[0.0, 0.0], [0.0, 0.0]]])
+    expected = [[[False, True], [True, False]], [[False, False], [False, False]]]
+    assert attention.mass_mask(maps, keep=0.6).tolist() == expected
+    for keep in (0.0, 1.1):
+        with pytest.raises(ValueError, match=f"keep={keep}"):
+            attention.mass_mask(maps, keep=keep)
+
+
+def test_cls_attention_skips_class_token_and_registers():
+    full = np.arange(2 * 3 * 9 * 9, dtype=np.float32).reshape(2, 3, 9, 9)
+    maps = attention.cls_attention(full, (2, 3), num_prefix_tokens=3)
+    assert maps.shape == (2, 3, 2, 3)
+    for b, head, row, column in np.ndindex(2, 3, 2, 3):
+        assert maps[b, head, row, column] == full[b, head, 0, 3 + 3 * row + column]
+    with pytest.raises(ValueError, match=r"attention has 9 tokens.* tokens: 7"):
+        attention.cls_attention(full, (2, 3))
+
+
+def test_outline_is_the_border_of_the_mask():
+    mask = np.zeros((3, 4), bool)
+    mask[1, 1:3] = True
+    sides = {((1, 1), (2, 1)), ((2, 1), (3, 1)), ((1, 2), (2, 2)), ((2, 2), (3, 2))}
+    assert set(attention._edges(mask)) == sides | {((1, 1), (1, 2)), ((3, 1), (3, 2))}
+
+
+def test_attention_grid_writes_a_png(tmp_path):
+    pytest.importorskip("matplotlib")
+    rng = np.random.RandomState(0)
+    images = rng.randint(0, 255, (2, 32, 48, 3), np.uint8)
+    maps = rng.rand(2, 8, 2, 3)
+    path = tmp_path / "attention.png"
+    attention.attention_grid(path, images, maps, titles=["one", "two"])
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    # 9 columns (six of the eight heads) of 1.5 x 1 inch at 150 dpi, two rows, and margins.
+    assert 9 * 225 < width < 9 * 240 and 2 * 150 < height < 2 * 240
+    with pytest.raises(ValueError, match="1 titles for 2 images"):
+        attention.attention_grid(path, images, maps, titles=["one"])
+    with pytest.raises(ValueError, match=r"images \(1, 32, 48, 3\)"):
+        attention.attention_grid(path, images[:1], maps)
