@@ -6,6 +6,7 @@ from blobs import blobs
 from refs_evals import softmax_regression
 
 from dinotwins_jax.evals import linear
+from dinotwins_jax.evals.scores import top_k_accuracy
 
 
 def test_sgd_equals_the_plain_loop():
