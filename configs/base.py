@@ -81,7 +81,11 @@ def get_config() -> ConfigDict:
 
     # Terms of the loss: name -> {fn: name or "module:factory" (default: the term's name), weight,
     # and the factory's own arguments, listed in losses/<name>.py}. Their weighted sum is trained.
+    # weight may move: linearly from 0 over weight_warmup_epochs, then by a cosine to final_weight, if set.
     c.loss = ConfigDict()
+    # A term, such as "dino": every other one's gradient at the class tokens is scaled to its weight
+    # times this one's. "": weights are as they are; metrics "balance/…" say who pulls how hard.
+    c.match_gradients_to = ""
 
     c.teacher = ConfigDict()
     # Kept fraction of the EMA at the start; a cosine takes it to final_momentum.
@@ -133,6 +137,8 @@ def dino_terms(
     return ConfigDict(
         {
             "weight": 1.0,
+            "final_weight": config_dict.placeholder(float),
+            "weight_warmup_epochs": 0.0,
             "out_dim": out_dim,  # prototypes K
             "hidden_dim": hidden_dim,
             "bottleneck_dim": bottleneck_dim,
@@ -149,6 +155,8 @@ def barlow_twins_terms(dim: int = 8192, weight: float = 1.0) -> ConfigDict:
     return ConfigDict(
         {
             "weight": weight,
+            "final_weight": config_dict.placeholder(float),
+            "weight_warmup_epochs": 0.0,
             "hidden_dims": (dim, dim, dim),
             "lambd": 0.0051,
             "pair": "student_student",

@@ -48,13 +48,18 @@ def build(config: ConfigDict) -> Run:
     for name in ("global_size", "local_size"):
         if name == "global_size" or views["num_local"]:
             _check_crop(name, views[name], backbone.patch_size)
-    loss = make_loss({name: term.to_dict() for name, term in config.loss.items()})
     check_last_blocks(backbone, config.evals.n_last_blocks)
     source, probe_sources = open_source(data, "pretrain"), _probe_sources(data)
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
     # Every duration is stated in epochs of total_epochs, and keeps its share when total_steps is set.
     steps = _durations(config, total_steps)
+    loss = make_loss(_terms(config, total_steps))
+    if config.match_gradients_to not in ("", *config.loss):
+        raise ValueError(
+            f"config.match_gradients_to is '{config.match_gradients_to}': '' or a term of config.loss, "
+            f"{' or '.join(config.loss)}"
+        )
     tx = make_optimizer(
         config.optim.name,
         clip=config.optim.clip,
@@ -69,6 +74,7 @@ def build(config: ConfigDict) -> Run:
         schedules=make_schedules(config, total_steps, steps),
         seed=config.seed,
         axis_name=placement.axis_name,
+        match_gradients_to=config.match_gradients_to,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), INIT)
     jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # shapes that do not fit
@@ -114,6 +120,25 @@ def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) 
             teacher.warmup_temp, teacher.temp, steps["warmup_temp"]
         ),
     }
+
+
+def _terms(config: ConfigDict, total_steps: int) -> dict[str, dict]:
+    """The terms of config.loss, with a schedule for a weight that is not one number."""
+    terms = {name: term.to_dict() for name, term in config.loss.items()}
+    for name, term in terms.items():
+        weight = float(term.get("weight", 1.0))
+        final, warmup = term.pop("final_weight", None), term.pop("weight_warmup_epochs", 0.0)
+        if not 0 <= warmup <= config.total_epochs:
+            raise ValueError(
+                f"config.loss.{name}.weight_warmup_epochs is {warmup:g}: it must lie in "
+                f"[0, total_epochs {config.total_epochs:g}]"
+            )
+        warmup = round(warmup / config.total_epochs * total_steps)
+        term["weight"] = weight
+        if final is not None or warmup:
+            final = weight if final is None else final
+            term["weight"] = cosine_schedule(weight, final, total_steps, warmup)
+    return terms
 
 
 def _check_ranges(config: ConfigDict) -> None:

@@ -7,12 +7,14 @@ the new center comes out of the loss.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dinotwins_jax.losses.base import HeadSpec, Loss
+from dinotwins_jax.balance import balance
+from dinotwins_jax.losses.base import HeadSpec, Loss, named, weight_at
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.state import TrainState, ema_update, teacher_part
 
@@ -29,6 +31,7 @@ def make_train_step(
     schedules: dict[str, Callable],
     seed: int,
     axis_name: str | None = None,
+    match_gradients_to: str = "",
 ) -> Callable:
     """The pure function of a step, ready for jit or pmap.
 
@@ -40,11 +43,19 @@ def make_train_step(
       schedules: lr, weight_decay, teacher_momentum, teacher_temp: step -> f32[].
       seed: all randomness of the step comes from it. Drop path: (seed, step, image in the batch).
       axis_name: mapped axis under pmap; None under jit, where arrays are global.
+      match_gradients_to: a term of the loss, see `balance`.
     Returns:
       train_step(state, batch) -> (state, metrics f32[] each).
     """
     bound = {"axis_name": axis_name, "dtype": backbone.dtype}
-    loss = loss._replace(heads={name: _bind(spec, bound) for name, spec in loss.heads.items()})
+    terms = {
+        name: (
+            weight,
+            term._replace(heads={k: _bind(spec, bound) for k, spec in term.heads.items()}),
+        )
+        for name, (weight, term) in (loss.terms or {"": (1.0, loss)}).items()
+    }
+    heads = {name: spec for _, term in terms.values() for name, spec in term.heads.items()}
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         hparams = {name: schedule(state.step) for name, schedule in schedules.items()}
@@ -52,28 +63,25 @@ def make_train_step(
         root = jax.random.key(seed)
         ids = _image_ids(jax.tree.leaves(batch)[0].shape[0], axis_name)
         crops = views(batch, jax.random.fold_in(root, AUGMENT))
-        teacher = teacher_forward(backbone, loss.heads, state, crops)
-
-        def objective(params):
-            drop_key = jax.random.fold_in(jax.random.fold_in(root, DROP_PATH), state.step)
-            student, batch_stats = student_forward(
-                backbone, loss.heads, params, state.batch_stats, crops, drop_key, ids
-            )
-            value, loss_state, metrics = loss.apply(state.loss_state, student, teacher, hparams)
-            metrics |= spread(student["cls"][:, :2], axis_name)
-            return value, (loss_state, batch_stats, metrics)
-
-        (value, (loss_state, batch_stats, metrics)), grads = jax.value_and_grad(
-            objective, has_aux=True
-        )(state.params)
+        teacher = teacher_forward(backbone, heads, state, crops)
+        drop_key = jax.random.fold_in(jax.random.fold_in(root, DROP_PATH), state.step)
+        student, pull_back = jax.vjp(
+            lambda params: student_features(backbone, params, crops, drop_key, ids),
+            state.params["backbone"],
+        )
+        value, grads, (loss_state, batch_stats, metrics) = loss_gradients(
+            terms, state, student, teacher, hparams, match_gradients_to
+        )
+        grads = {"backbone": pull_back(grads["features"])[0], "heads": grads["heads"]}
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
         params, opt_state = apply_gradients(tx, state, grads, hparams)
         teacher_params = ema_update(
             state.teacher_params,
-            teacher_part(params, loss.heads),
+            teacher_part(params, heads),
             momentum=hparams["teacher_momentum"],
         )
+        metrics |= spread(student["cls"][:, :2], axis_name)
         metrics |= {"loss": value, "grad_norm": optax.global_norm(grads)}
         metrics |= {name: hparams[name] for name in schedules}
         return TrainState(
@@ -93,15 +101,55 @@ def teacher_forward(backbone, heads, state: TrainState, crops) -> dict:
     return jax.lax.stop_gradient(outputs | projected)
 
 
-def student_forward(
-    backbone, heads, params, batch_stats, crops, drop_key, ids
-) -> tuple[dict, dict]:
-    """Outputs of the student on all crops, and the heads' new batch statistics."""
+def student_features(backbone, params, crops, drop_key, ids) -> dict:
+    """What the student's backbone, with drop path, makes of all crops."""
     groups = {"global": crops["global_crops"], "local": crops["local_crops"]}
     groups = {name: images for name, images in groups.items() if images.shape[1]}
-    outputs = _features(backbone, params["backbone"], groups, {"train": True}, (drop_key, ids))
-    projected, new_stats = _project(heads, params["heads"], batch_stats, outputs["cls"])
-    return outputs | projected, batch_stats | new_stats
+    return _features(backbone, params, groups, {"train": True}, (drop_key, ids))
+
+
+def loss_gradients(terms, state: TrainState, features, teacher, hparams, match_to):
+    """The weighted sum of the terms and its gradients, each term through its own heads.
+
+    The terms meet at the backbone's features. Differentiating them one by one up to there costs no
+    more than their sum, and shows what each asks of the backbone.
+
+    Returns:
+      value f32[], {"features": like `features`, "heads": {name: …}}, and
+      (loss_state, batch_stats, metrics).
+    """
+    values, weights, feature_grads, head_grads = {}, {}, {}, {}
+    loss_state, batch_stats, metrics = {}, dict(state.batch_stats), {}
+    for name, (weight, term) in terms.items():
+
+        def objective(features, params, name=name, term=term):
+            own, stats = _project(term.heads, params, state.batch_stats, features["cls"])
+            kept = state.loss_state[name] if name else state.loss_state
+            value, kept, own = term.apply(kept, features | own, teacher, hparams)
+            return value, (kept, stats, named(name, value, own) if name else own)
+
+        params = {head: state.params["heads"][head] for head in term.heads}
+        (values[name], (loss_state[name], stats, own)), (feature_grads[name], head_grads[name]) = (
+            jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(features, params)
+        )
+        batch_stats, metrics = batch_stats | stats, metrics | own
+        weights[name] = weight_at(weight, hparams)
+    if len(terms) > 1:
+        shared = {name: grads["cls"] for name, grads in feature_grads.items()}
+        weights, found = balance(weights, shared, match_to=match_to, axis_name=hparams["axis_name"])
+        metrics |= found
+    value = sum(weights[name] * value for name, value in values.items())
+    features_grad = jax.tree.map(
+        lambda *g: sum(w * x for w, x in zip(weights.values(), g, strict=True)),
+        *feature_grads.values(),
+    )
+    heads = {}
+    for name, grads in head_grads.items():
+        for head, grad in grads.items():
+            grad = jax.tree.map(partial(jnp.multiply, weights[name]), grad)
+            heads[head] = jax.tree.map(jnp.add, heads[head], grad) if head in heads else grad
+    grads = {"features": features_grad, "heads": heads}
+    return value, grads, (loss_state if "" not in terms else loss_state[""], batch_stats, metrics)
 
 
 def apply_gradients(tx, state: TrainState, grads, hparams):

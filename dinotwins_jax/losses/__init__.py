@@ -18,14 +18,14 @@ def make_loss(terms: dict[str, dict]) -> Loss:
 
     Args:
       terms: name -> {"fn": a key of LOSSES or "module:factory" (default: the name itself),
-        "weight": factor (default 1), and the factory's own keyword arguments}.
+        "weight": factor or schedule of factors (default 1), and the factory's own keyword arguments}.
     Raises:
       ValueError: unknown loss, or arguments that its factory does not take.
     """
     losses = {}
     for name, spec in terms.items():
         arguments = dict(spec)
-        weight = float(arguments.pop("weight", 1.0))
+        weight = arguments.pop("weight", 1.0)
         factory = _find(arguments.pop("fn", name))
         try:
             losses[name] = (weight, factory(**arguments))

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+Weight = float | Callable[[Any], jax.Array]  # a number, or a schedule: step i32[] -> f32[]
+
 
 class HeadSpec(NamedTuple):
     """A Linen module that a loss puts on the backbone's class token.
@@ -36,18 +38,23 @@ class Loss(NamedTuple):
         "<head>": f32[B, V, …]}; the teacher's V is 2 and carries no gradient.
       hparams: this step's scalars: "step", "lr", "weight_decay", "teacher_momentum", "teacher_temp";
         and "axis_name", None under jit, the mapped axis under pmap: batch means must then be pmean'ed.
+      It sees the outputs of the heads that it declares.
+    terms: of a weighted sum, name -> (weight, loss); the step differentiates them one by one, so that
+      their gradients can be compared. None: the loss is one piece.
     """
 
     heads: dict[str, HeadSpec]
     init: Callable[[], Any]
     apply: Callable[..., tuple[jax.Array, Any, dict[str, jax.Array]]]
+    terms: dict[str, tuple[Weight, "Loss"]] | None = None
 
 
-def weighted_sum(terms: dict[str, tuple[float, Loss]]) -> Loss:
+def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> Loss:
     """Sum of weighted losses. State and metrics of each live under its name.
 
     Args:
-      terms: name -> (weight, loss). A term of weight 0 is still measured.
+      terms: name -> (weight, loss); a weight is a number or a schedule, step i32[] -> f32[]. A term
+        of weight 0 is still measured.
     Returns:
       a Loss whose metrics hold "<name>/loss", each unweighted, beside the terms' own metrics.
     Raises:
@@ -70,8 +77,18 @@ def weighted_sum(terms: dict[str, tuple[float, Loss]]) -> Loss:
         total, new_state, metrics = 0.0, {}, {}
         for name, (weight, loss) in terms.items():
             value, new_state[name], own = loss.apply(loss_state[name], student, teacher, hparams)
-            total = total + weight * value
-            metrics |= {f"{name}/loss": value} | {f"{name}/{k}": v for k, v in own.items()}
+            total = total + weight_at(weight, hparams) * value
+            metrics |= named(name, value, own)
         return total, new_state, metrics
 
-    return Loss(heads, init, apply)
+    return Loss(heads, init, apply, terms)
+
+
+def weight_at(weight: Weight, hparams: dict) -> jax.Array | float:
+    """The weight of a term in the step of hparams["step"]."""
+    return weight(hparams["step"]) if callable(weight) else weight
+
+
+def named(name: str, value: jax.Array, metrics: dict) -> dict[str, jax.Array]:
+    """A term's unweighted value and its own metrics, under its name."""
+    return {f"{name}/loss": value} | {f"{name}/{key}": v for key, v in metrics.items()}
