@@ -1,0 +1,159 @@
+"""How two terms share the backbone: against plain gradients of the whole loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_files import assert_close, assert_trees_close
+from ml_collections import ConfigDict
+
+from configs import hybrid
+from dinotwins_jax.balance import balance
+from dinotwins_jax.build import build
+from dinotwins_jax.losses import make_loss
+from dinotwins_jax.models.vit import VisionTransformer
+from dinotwins_jax.optim import make_optimizer
+from dinotwins_jax.schedules import cosine_schedule
+from dinotwins_jax.state import create_state
+from dinotwins_jax.step import (
+    _project,
+    loss_gradients,
+    make_train_step,
+    student_features,
+    teacher_forward,
+)
+
+VIT = VisionTransformer(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=16)
+TERMS = {
+    "dino": {"out_dim": 24, "hidden_dim": 24, "bottleneck_dim": 12},
+    "barlow_twins": {"weight": 0.1, "hidden_dims": (16, 16)},
+}
+HPARAMS = {"step": jnp.int32(3), "teacher_temp": 0.05, "axis_name": None}
+
+
+@functools.cache
+def setting():
+    """(loss, state, crops) of a hybrid."""
+    loss = make_loss(TERMS)
+    state = create_state(VIT, loss, make_optimizer(), jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 2)
+    crops = {
+        "global_crops": jax.random.normal(keys[0], (6, 2, 16, 16, 3)),
+        "local_crops": jax.random.normal(keys[1], (6, 1, 8, 8, 3)),
+    }
+    return loss, state, crops
+
+
+def plain(loss, state, crops):
+    """(value, gradients, {term: gradient at the class tokens}) by differentiating the sum as a whole."""
+    teacher = teacher_forward(VIT, loss.heads, state, crops)
+    features = student_features(
+        VIT, state.params["backbone"], crops, jax.random.key(0), jnp.arange(6)
+    )
+
+    def total(params, term=None, cls=None):
+        x = student_features(VIT, params["backbone"], crops, jax.random.key(0), jnp.arange(6))
+        x = x if cls is None else x | {"cls": cls}
+        heads, _ = _project(loss.heads, params["heads"], state.batch_stats, x["cls"])
+        value, _, metrics = loss.apply(state.loss_state, x | heads, teacher, HPARAMS)
+        return value if term is None else metrics[f"{term}/loss"]
+
+    value, grads = jax.value_and_grad(total)(state.params)
+    at_cls = {
+        name: jax.grad(lambda cls, name=name: total(state.params, name, cls))(features["cls"])
+        for name in loss.terms
+    }
+    return value, grads, at_cls
+
+
+@functools.cache
+def both(match_to=""):
+    loss, state, crops = setting()
+    teacher = teacher_forward(VIT, loss.heads, state, crops)
+    features, pull_back = jax.vjp(
+        lambda p: student_features(VIT, p, crops, jax.random.key(0), jnp.arange(6)),
+        state.params["backbone"],
+    )
+    value, grads, (_, _, metrics) = loss_gradients(
+        loss.terms, state, features, teacher, HPARAMS, match_to
+    )
+    grads = {"backbone": pull_back(grads["features"])[0], "heads": grads["heads"]}
+    return value, grads, metrics, plain(loss, state, crops)
+
+
+def test_term_by_term_equals_the_gradient_of_the_sum():
+    value, grads, _, (expected_value, expected_grads, _) = both()
+    assert_close(value, expected_value, 1e-6)
+    assert_trees_close(grads, expected_grads, 1e-5, floor=1e-2)
+
+
+def test_norms_and_cosine_are_those_at_the_class_tokens():
+    _, _, metrics, (_, _, at_cls) = both()
+    a, b = (np.asarray(at_cls[name], np.float64) for name in ("dino", "barlow_twins"))
+    assert_close(metrics["balance/dino/norm"], np.linalg.norm(a), 1e-5)
+    assert_close(metrics["balance/barlow_twins/norm"], np.linalg.norm(b), 1e-5)
+    cosine = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
+    assert metrics["balance/cos/dino,barlow_twins"] == pytest.approx(cosine, abs=1e-5)
+    assert metrics["balance/barlow_twins/weight"] == pytest.approx(0.1)
+
+
+def test_matched_norms():
+    """The other term's weighted gradient has its weight times the norm of the named term's."""
+    value, grads, metrics, (_, _, at_cls) = both("dino")
+    norms = {name: float(jnp.linalg.norm(g.ravel())) for name, g in at_cls.items()}
+    dino, other = (float(metrics[f"balance/{n}/weight"]) * norms[n] for n in TERMS)
+    assert dino == pytest.approx(norms["dino"], rel=1e-5)
+    assert other == pytest.approx(0.1 * dino, rel=1e-4)
+    expected = (
+        metrics["dino/loss"] + metrics["balance/barlow_twins/weight"] * metrics["barlow_twins/loss"]
+    )
+    assert value == pytest.approx(float(expected), rel=1e-6)
+    unmatched = both()[1]["heads"]["barlow_twins"]["dense_0"]["kernel"]
+    factor = metrics["balance/barlow_twins/weight"] / 0.1
+    assert_close(grads["heads"]["barlow_twins"]["dense_0"]["kernel"], factor * unmatched, 1e-5)
+
+
+def test_a_vanished_gradient_is_not_blown_up():
+    zero, one = jnp.zeros((2, 2, 3)), jnp.ones((2, 2, 3))
+    weights, metrics = balance({"a": 1.0, "b": 0.5}, {"a": one, "b": zero}, match_to="a")
+    assert weights["b"] <= 0.5 * 1e4 and np.isfinite(metrics["balance/cos/a,b"])
+
+
+def test_weights_follow_their_schedules_in_the_step():
+    weight = cosine_schedule(0.2, 0.0, 4, warmup_steps=2)
+    terms = TERMS | {"barlow_twins": TERMS["barlow_twins"] | {"weight": weight}}
+    loss, tx = make_loss(terms), make_optimizer()
+    values = {"lr": 0.0, "weight_decay": 0.0, "teacher_momentum": 0.9, "teacher_temp": 0.05}
+    step = jax.jit(
+        make_train_step(
+            backbone=VIT,
+            loss=loss,
+            views=lambda batch, key: batch,
+            tx=tx,
+            schedules={k: lambda step, v=v: jnp.float32(v) for k, v in values.items()},
+            seed=0,
+        )
+    )
+    _, state, crops = setting()
+    state = state.replace(opt_state=tx.init(state.params))
+    for expected in (0.0, 0.2, 0.2, 0.1):
+        state, metrics = step(state, crops)
+        assert metrics["balance/barlow_twins/weight"] == pytest.approx(expected)
+        total = metrics["dino/loss"] + expected * metrics["barlow_twins/loss"]
+        assert metrics["loss"] == pytest.approx(float(total), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"match_gradients_to": "dion"}, "match_gradients_to is 'dion'.*barlow_twins or dino"),
+        ({"loss.dino.weight_warmup_epochs": 15.0}, r"weight_warmup_epochs is 15.*total_epochs 14"),
+    ],
+)
+def test_bad_balance_is_named(changes, message):
+    config = ConfigDict(hybrid.get_config("demo"))
+    config.update_from_flattened_dict(changes | {"data.scenes.num_train": 200})
+    with pytest.raises(ValueError, match=message):
+        build(config)
