@@ -3,11 +3,13 @@
 import struct
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import refs_attention as refs
 
-from dinotwins_jax.evals import attention
+from dinotwins_jax.evals import attention, pictures
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -40,11 +42,37 @@ def test_cls_attention_skips_class_token_and_registers():
         attention.cls_attention(full, (2, 3))
 
 
+@pytest.mark.parametrize("prefix", [1, 3])
+def test_rollout_equals_the_plain_loop(prefix):
+    rng = np.random.RandomState(prefix)
+    T = prefix + 6
+    attentions = [rng.rand(2, heads, T, T) ** 2 for heads in (3, 1, 2)]
+    attentions = [np.float32(a / a.sum(axis=-1, keepdims=True)) for a in attentions]
+    maps = attention.rollout(attentions, (2, 3), prefix)
+    assert maps.shape == (2, 2, 3)
+    np.testing.assert_allclose(maps, refs.rollout(attentions, (2, 3), prefix), rtol=1e-5)
+    with pytest.raises(ValueError, match="at least one block"):
+        attention.rollout([], (2, 3))
+    with pytest.raises(ValueError, match=f"attention has {T} tokens"):
+        attention.rollout(attentions, (3, 3), prefix)
+
+
+def test_rollout_of_known_blocks():
+    """Looking at itself alone leaves the class token; looking at patch 1, then half of it is there."""
+    itself = jnp.eye(5)[None, None]
+    assert not attention.rollout([itself, itself], (2, 2)).any()
+    elsewhere = itself.at[0, 0, 0].set(jax.nn.one_hot(2, 5))
+    expected = [[[0.0, 0.5], [0.0, 0.0]]]
+    assert attention.rollout([itself, elsewhere], (2, 2)).tolist() == expected
+    both = attention.rollout([elsewhere, elsewhere], (2, 2))
+    assert both.tolist() == [[[0.0, 0.75], [0.0, 0.0]]]
+
+
 def test_outline_is_the_border_of_the_mask():
     mask = np.zeros((3, 4), bool)
     mask[1, 1:3] = True
     sides = {((1, 1), (2, 1)), ((2, 1), (3, 1)), ((1, 2), (2, 2)), ((2, 2), (3, 2))}
-    assert set(attention._edges(mask)) == sides | {((1, 1), (1, 2)), ((3, 1), (3, 2))}
+    assert set(pictures.mask_edges(mask)) == sides | {((1, 1), (1, 2)), ((3, 1), (3, 2))}
 
 
 def test_attention_grid_writes_a_png(tmp_path):
@@ -63,3 +91,22 @@ def test_attention_grid_writes_a_png(tmp_path):
         attention.attention_grid(path, images, maps, titles=["one"])
     with pytest.raises(ValueError, match=r"images \(1, 32, 48, 3\)"):
         attention.attention_grid(path, images[:1], maps)
+
+
+def test_comparison_writes_a_png_with_two_columns_a_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    rng = np.random.RandomState(0)
+    images = rng.randint(0, 255, (2, 32, 48, 3), np.uint8)
+    runs = {"DINO": rng.rand(2, 3, 2, 3), "DINO + Barlow Twins": rng.rand(2, 6, 4, 6)}
+    path = tmp_path / "comparison.png"
+    attention.attention_comparison(path, images, runs, ["one", "two"])
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    assert 5 * 225 < width < 5 * 245 and 2 * 150 < height < 2 * 240
+    with pytest.raises(ValueError, match=r"attention \(1, 3, 2, 3\)"):
+        attention.attention_comparison(path, images, {"DINO": runs["DINO"][:1]})
+    with pytest.raises(ValueError, match="1 titles for 2 images"):
+        attention.attention_comparison(path, images, runs, ["one"])
+    with pytest.raises(ValueError, match="no images to draw"):
+        attention.attention_comparison(path, images[:0], {})

@@ -1,16 +1,18 @@
-"""What the class token looks at: attention maps, their kept mass, and a picture of both.
+"""What the class token looks at: attention maps, their kept mass, rollout, and pictures of them.
 
 Letters: B images, T tokens, h x w patches, H x W pixels.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dinotwins_jax.evals.pictures import panel_grid, show, show_map, show_mask
+
 MAX_HEADS = 6  # columns of the picture; ViT-S has six heads
-CELL, GAP, MARGIN, HEADER, ROW_TITLE = 1.5, 0.06, 0.12, 0.26, 0.24  # inches
-OUTLINE = "#ffd400"
 
 
 def mass_mask(attention: jax.Array | np.ndarray, keep: float = 0.6) -> np.ndarray:
@@ -55,7 +57,7 @@ def cls_attention(
     Raises:
       ValueError: grid and T do not fit.
     """
-    (h, w), (B, heads, T, _) = grid, attention.shape
+    (h, w), (B, heads, _, T) = grid, attention.shape
     expected = num_prefix_tokens + h * w
     if expected != T:
         raise ValueError(
@@ -64,27 +66,43 @@ def cls_attention(
     return attention[:, :, 0, num_prefix_tokens:].reshape(B, heads, h, w)
 
 
-def _edges(mask: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Sides of the kept cells of bool[h, w] that face a cell not kept, as (x, y) pairs in cells."""
-    padded = np.pad(mask, 1)
-    across = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])  # between rows y - 1 and y
-    down = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])  # between columns x - 1 and x
-    return [((x, y), (x + 1, y)) for y, x in across] + [((x, y), (x, y + 1)) for y, x in down]
+def rollout(
+    attentions: Sequence[jax.Array], grid: tuple[int, int], num_prefix_tokens: int = 1
+) -> jax.Array:
+    """How much of each patch reaches the class token through all blocks and their residual paths.
+
+    A_l = rows of (mean over heads of attention_l + identity), each divided by its sum
+    class-token row of A_L ... A_2 A_1
+
+    Args:
+      attentions: f32[B, heads, T, T] of every block, the first block's first, row = query.
+      grid: (h, w) patches, h * w = T - num_prefix_tokens.
+      num_prefix_tokens: tokens before the patches: the class token and the registers.
+    Returns:
+      f32[B, h, w]; sums to 1 less what came from the prefix tokens.
+    Raises:
+      ValueError: no blocks, or grid and T do not fit.
+    Source: Abnar and Zuidema, arXiv:2005.00928, section 3 (attention rollout).
+    Differs: starts at the class token and the last block, so it is a vector times L matrices instead of
+      a product of matrices: the same numbers.
+    """
+    if not len(attentions):
+        raise ValueError("rollout needs the attention of at least one block, got none")
+    B, _, T, _ = attentions[0].shape
+    reach = jnp.broadcast_to(jnp.eye(T)[0], (B, T))  # of each token into the class token
+    for attention in reversed(attentions):
+        mixing = attention.mean(axis=1) + jnp.eye(T)
+        mixing /= mixing.sum(axis=-1, keepdims=True)
+        reach = jnp.einsum("bt,bts->bs", reach, mixing, precision="highest")
+    return cls_attention(reach[:, None, None], grid, num_prefix_tokens)[:, 0]
 
 
-def _overlay(axes, image: np.ndarray, mask: np.ndarray) -> None:
-    """The image, dimmed where bool[h, w] `mask` is not set, its kept patches outlined."""
-    from matplotlib.collections import LineCollection
-
-    h, w = mask.shape
-    extent = (0, w, h, 0)
-    axes.imshow(image, extent=extent, aspect="auto")
-    shade = np.zeros((h, w, 4), np.float32)
-    shade[..., 3] = np.where(mask, 0.0, 0.62)
-    axes.imshow(shade, extent=extent, aspect="auto", interpolation="nearest")
-    axes.add_collection(
-        LineCollection(_edges(mask), colors=OUTLINE, linewidths=1.1, capstyle="round")
-    )
+def _check_pictures(images: np.ndarray, attention: np.ndarray) -> None:
+    n = len(images)
+    if images.ndim != 4 or attention.ndim != 4 or len(attention) != n or n == 0:
+        raise ValueError(
+            f"images {images.shape} must be [n, H, W, 3], attention {attention.shape} [n, heads, h, w]"
+        )
 
 
 def attention_grid(
@@ -108,49 +126,45 @@ def attention_grid(
     Raises:
       ValueError: numbers of images, maps and titles differ, or a shape does not fit.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     images, attention = np.asarray(images), np.asarray(attention, np.float32)
-    n = len(images)
-    if images.ndim != 4 or attention.ndim != 4 or len(attention) != n or n == 0:
-        raise ValueError(
-            f"images {images.shape} must be [n, H, W, 3], attention {attention.shape} [n, heads, h, w]"
-        )
-    if titles is not None and len(titles) != n:
-        raise ValueError(f"{len(titles)} titles for {n} images")
+    _check_pictures(images, attention)
     mean = attention.mean(axis=1)
-    masks = mass_mask(mean, keep)
-    heads = min(attention.shape[1], MAX_HEADS)
-    columns = ["image", "mean of heads", *(f"head {i + 1}" for i in range(heads))]
+    heads = attention[:, :MAX_HEADS]
+    columns = ["image", "mean of heads", *(f"head {i + 1}" for i in range(heads.shape[1]))]
     columns.append(f"{keep:.0%} of the mean")
+    rows = [
+        [show(image), show_map(m), *(show_map(head) for head in each), show_mask(image, kept)]
+        for image, m, each, kept in zip(images, mean, heads, mass_mask(mean, keep), strict=True)
+    ]
+    panel_grid(path, rows, columns, aspect=images.shape[1] / images.shape[2], titles=titles)
 
-    cell_height = CELL * images.shape[1] / images.shape[2]
-    row_title = ROW_TITLE if titles else 0.0
-    row_height = cell_height + GAP + row_title
-    width = 2 * MARGIN + len(columns) * (CELL + GAP) - GAP
-    height = 2 * MARGIN + HEADER + n * row_height - GAP
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    for row in range(n):
-        bottom = height - MARGIN - HEADER - (row + 1) * row_height + GAP
-        maps = [mean[row], *attention[row, :heads]]
-        for column, name in enumerate(columns):
-            left = MARGIN + column * (CELL + GAP)
-            box = (left / width, bottom / height, CELL / width, cell_height / height)
-            axes = figure.add_axes(box)
-            axes.set_axis_off()
-            if column == 0:
-                axes.imshow(images[row], aspect="auto")
-            elif column <= len(maps):
-                cells = maps[column - 1]
-                axes.imshow(cells, "magma", aspect="auto", interpolation="nearest", vmin=0)
-            else:
-                _overlay(axes, images[row], masks[row])
-            if row == 0:
-                middle = ((left + CELL / 2) / width, 1 - (MARGIN + HEADER / 2) / height)
-                figure.text(*middle, name, ha="center", va="center", fontsize=10, color="#222222")
-        if titles:
-            at = (MARGIN / width, (bottom + cell_height + row_title / 2) / height)
-            figure.text(*at, titles[row], ha="left", va="center", fontsize=8, color="#555555")
-    figure.savefig(path, dpi=150, format="png")
+
+def attention_comparison(
+    path: str | Path,
+    images: np.ndarray,
+    attentions: Mapping[str, np.ndarray],
+    titles: list[str] | None = None,
+    *,
+    keep: float = 0.6,
+) -> None:
+    """Writes one PNG with a row per image: image, then the mean of the heads and its kept mass, run by run.
+
+    Args:
+      path: file to write.
+      images: u8[n, H, W, 3].
+      attentions: name of a run -> f32[n, heads, h, w]; runs may differ in heads and in grid.
+      titles: one line above each row, or None.
+      keep: share of the mean's attention that the masks keep, in (0, 1].
+    Raises:
+      ValueError: numbers of images, maps and titles differ, or a shape does not fit.
+    """
+    images = np.asarray(images)
+    columns, rows = ["image"], [[show(image)] for image in images]
+    for name, attention in attentions.items():
+        attention = np.asarray(attention, np.float32)
+        _check_pictures(images, attention)
+        mean = attention.mean(axis=1)
+        columns += [name, f"{keep:.0%} of it"]
+        for row, image, m, kept in zip(rows, images, mean, mass_mask(mean, keep), strict=True):
+            row += [show_map(m), show_mask(image, kept)]
+    panel_grid(path, rows, columns, aspect=images.shape[1] / images.shape[2], titles=titles)

@@ -234,10 +234,8 @@ class VisionTransformer(nn.Module):
             )
         return size[0] // self.patch_size, size[1] // self.patch_size
 
-    def _blocks(self, images, train, sample_ids):
-        """Token sequence [B, T, D] and attention [B, heads, T, T] after each block."""
-        if sample_ids is None:
-            sample_ids = jnp.arange(images.shape[0])
+    def _embed(self, images):
+        """Token sequence [B, T, D] that enters the first block."""
         stored, grid = self.grid(as_pair(self.image_size)), self.grid(images.shape[1:3])
         pos_embed = interpolate_pos_embed(self.pos_embed, stored, grid).astype(self.dtype)
         x = self.patch_embed(images)  # [B, N, D]
@@ -247,7 +245,16 @@ class VisionTransformer(nn.Module):
             registers = self.register_tokens.astype(self.dtype)
             registers = jnp.broadcast_to(registers, (x.shape[0], *registers.shape[1:]))
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
-        for block in self.blocks:
+        return x
+
+    def _blocks(self, images, train, sample_ids):
+        """Token sequence [B, T, D] and attention [B, heads, T, T] after each block."""
+        yield from self._through(self._embed(images), self.blocks, train, sample_ids)
+
+    def _through(self, x, blocks, train, sample_ids=None):
+        if sample_ids is None:
+            sample_ids = jnp.arange(x.shape[0])
+        for block in blocks:
             x, attention = block(x, sample_ids, train)
             yield x, attention
 
@@ -270,6 +277,13 @@ class VisionTransformer(nn.Module):
         cls, patches = self._split(x)
         return ViTOutput(cls, patches, attention if return_attention else None)
 
+    def attentions(self, images) -> list[jax.Array]:
+        """f32[B, heads, T, T] softmax attention of every block, the first block's first.
+
+        Rows are queries. Call as apply(..., method="attentions").
+        """
+        return [attention for _, attention in self._blocks(images, False, None)]
+
     def intermediate_layers(self, images, n=1) -> list[tuple[jax.Array, jax.Array]]:
         """(cls [B, D], patches [B, N, D]) of the last n blocks, each after the final LayerNorm.
 
@@ -277,3 +291,30 @@ class VisionTransformer(nn.Module):
         """
         outputs = [x for x, _ in self._blocks(images, False, None)]
         return [self._split(x) for x in outputs[-n:]]
+
+    def embed_until(self, images, block: int) -> jax.Array:
+        """Tokens [B, T, D] (of `dtype`) that enter block `block`, 0 .. depth; depth: after the last.
+
+        Call as apply(..., method="embed_until").
+        """
+        self._check_block(block)
+        x = self._embed(images)
+        for x, _ in self._through(x, self.blocks[:block], False):
+            pass
+        return x
+
+    def finish_from(self, tokens, block: int, train=False) -> ViTOutput:
+        """What __call__ gives for the images of `tokens` [B, T, D] from embed_until(images, block).
+
+        Call as apply(..., method="finish_from"); train applies drop path.
+        """
+        self._check_block(block)
+        x = tokens.astype(self.dtype)
+        for x, _ in self._through(x, self.blocks[block:], train):
+            pass
+        cls, patches = self._split(x)
+        return ViTOutput(cls, patches, None)
+
+    def _check_block(self, block):
+        if not 0 <= block <= self.depth:
+            raise ValueError(f"block={block} must be in 0 .. depth={self.depth}")
