@@ -40,3 +40,34 @@ def softmax_regression(features, labels, order, weight, rate, momentum):
         weight -= now * velocity_weight
         bias -= now * velocity_bias
     return weight, bias
+
+
+def knn_multilabel_scores(train, multi_hot, test, k, temperature):
+    """Share of the k nearest's votes that each class has, one neighbour at a time, in float64."""
+    scores = np.zeros((len(test), multi_hot.shape[1]))
+    for n, query in enumerate(np.asarray(test, np.float64)):
+        similarities = []
+        for m, key in enumerate(np.asarray(train, np.float64)):
+            cosine = query @ key / (np.linalg.norm(query) * np.linalg.norm(key))
+            similarities.append((cosine, m))
+        total = 0.0
+        for cosine, m in sorted(similarities, reverse=True)[:k]:
+            vote = math.exp(cosine / temperature)
+            total += vote
+            for c in range(multi_hot.shape[1]):
+                scores[n, c] += vote * bool(multi_hot[m, c])
+        scores[n] /= total
+    return scores
+
+
+def adamw_trajectory(p, gradients, rates, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
+    """One tensor after AdamW steps with decoupled decay (arXiv:1711.05101, Algorithm 2), in float64."""
+    p = np.array(p, np.float64)
+    first, second = np.zeros_like(p), np.zeros_like(p)
+    for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        g = np.asarray(g, np.float64)
+        first = b1 * first + (1 - b1) * g
+        second = b2 * second + (1 - b2) * g**2
+        direction = first / (1 - b1**t) / (np.sqrt(second / (1 - b2**t)) + eps)
+        p = p - rate * (direction + weight_decay * p)
+    return p

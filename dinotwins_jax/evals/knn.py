@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinotwins_jax.evals import scores
 from dinotwins_jax.evals.splits import check_labels
 
 TEST_ROWS, TRAIN_ROWS = 256, 8192  # similarities held at once: 256 x 8192 float32 = 8 MiB
@@ -19,39 +20,109 @@ def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def _blocks(x: jax.Array, rows: int, fill) -> jax.Array:
-    """[n, ...] -> [ceil(n / rows), rows, ...], the last block padded with `fill`."""
-    padding = [(0, -len(x) % rows)] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, padding, constant_values=fill).reshape(-1, rows, *x.shape[1:])
+def _block(x, start: int, rows: int, fill=0) -> np.ndarray:
+    """Rows start .. start + rows of x [n, ...]; past the end, `fill`: every block has one shape."""
+    x = np.asarray(x[start : start + rows])
+    padding = [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1)
+    return np.pad(x, padding, constant_values=fill)
 
 
-@partial(jax.jit, static_argnames=("k", "num_classes", "test_rows", "train_rows"))
-def _class_scores(train, labels, test, temperature, *, k, num_classes, test_rows, train_rows):
-    train_blocks = _blocks(_unit(train), train_rows, 0.0)
-    label_blocks = _blocks(labels, train_rows, -1)
+@jax.jit
+def _nearer(best, queries, keys, index):
+    """(similarity f32[n, k], index i32[n, k]) after one more block of training images.
 
-    def score(queries):  # f32[n, D] -> f32[n, C]
-        n = len(queries)
+    index: i32[rows] of the keys f32[rows, D] in the training set, -1 for no one's neighbour.
+    """
+    # TF32 or bfloat16 products would reorder near neighbours.
+    similarity = jnp.matmul(_unit(queries), _unit(keys).T, precision=jax.lax.Precision.HIGHEST)
+    similarity = jnp.where(index >= 0, similarity, -jnp.inf)
+    pool = jnp.concatenate([best[0], similarity], axis=1)
+    everyone = jnp.broadcast_to(index, (len(queries), len(index)))
+    everyone = jnp.concatenate([best[1], everyone], axis=1)
+    nearest, where = jax.lax.top_k(pool, best[0].shape[1])
+    return nearest, jnp.take_along_axis(everyone, where, axis=1)
 
-        def nearer(best, block):
-            keys, classes = block
-            # TF32 or bfloat16 products would reorder near neighbours.
-            similarity = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
-            similarity = jnp.where(classes >= 0, similarity, -jnp.inf)
-            pool = jnp.concatenate([best[0], similarity], axis=1)
-            pool_classes = jnp.concatenate([best[1], jnp.broadcast_to(classes, (n, train_rows))], 1)
-            nearest, where = jax.lax.top_k(pool, k)
-            return (nearest, jnp.take_along_axis(pool_classes, where, axis=1)), None
 
-        nobody = (jnp.full((n, k), -jnp.inf), jnp.full((n, k), -1, jnp.int32))
-        (similarity, classes), _ = jax.lax.scan(nearer, nobody, (train_blocks, label_blocks))
-        exponent = similarity / temperature
-        exponent -= jnp.maximum(exponent.max(axis=1, keepdims=True) - _LARGEST_EXPONENT, 0.0)
-        rows = jnp.arange(n)[:, None]
-        return jnp.zeros((n, num_classes)).at[rows, classes].add(jnp.exp(exponent))
+def nearest_neighbours(
+    train_features: np.ndarray, usable: np.ndarray, test_features: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k most cosine-similar training images of every test image, nearest first.
 
-    scores = jax.lax.map(score, _blocks(_unit(test), test_rows, 0.0))
-    return scores.reshape(-1, num_classes)[: len(test)]
+    Training rows may stay on the host: each block of them visits the device once. Beside the test
+    features and the result, the device holds one block of similarities, whatever N and M.
+
+    Args:
+      train_features: f32[M, D], test_features: f32[N, D]; normalised here.
+      usable: bool[M], whom to consider.
+      k: neighbours; more than M means all M.
+    Returns:
+      f32[N, k] cosines, i32[N, k] rows of train_features; where there are fewer than k usable
+      images, -inf and -1. Equal cosines go by row.
+    """
+    N, M = len(test_features), len(train_features)
+    k, n, m = min(k, M), min(TEST_ROWS, N), min(TRAIN_ROWS, M)
+    index = np.where(usable, np.arange(M, dtype=np.int32), np.int32(-1))
+    queries = [
+        jnp.asarray(_block(test_features, start, n), jnp.float32) for start in range(0, N, n)
+    ]
+    nobody = (jnp.full((n, k), -jnp.inf), jnp.full((n, k), -1, jnp.int32))
+    best = [nobody] * len(queries)
+    for start in range(0, M, m):
+        keys = jnp.asarray(_block(train_features, start, m), jnp.float32)
+        rows = jnp.asarray(_block(index, start, m, fill=-1))
+        best = [_nearer(b, q, keys, rows) for b, q in zip(best, queries, strict=True)]
+    similarity, index = (np.concatenate([np.asarray(b[i]) for b in best])[:N] for i in (0, 1))
+    return similarity, index
+
+
+@partial(jax.jit, static_argnames=("num_classes",))
+def _single_label_votes(similarity, classes, temperature, *, num_classes):
+    exponent = similarity / temperature
+    exponent -= jnp.maximum(exponent.max(axis=1, keepdims=True) - _LARGEST_EXPONENT, 0.0)
+    rows = jnp.arange(len(similarity))[:, None]
+    return jnp.zeros((len(similarity), num_classes)).at[rows, classes].add(jnp.exp(exponent))
+
+
+@jax.jit
+def _multi_label_votes(similarity, multi_hot, temperature):
+    # Only the ratios count here, so the nearest may weigh 1 at any temperature.
+    weight = jax.nn.softmax(similarity / temperature, axis=1)
+    return jnp.einsum(
+        "nk,nkc->nc", weight, multi_hot.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+
+
+def _votes(similarity, index, labels, temperature, num_classes) -> np.ndarray:
+    """Class scores f32[N, C] of neighbours [N, k], by blocks of test images."""
+    N, votes = len(similarity), []
+    n = min(TEST_ROWS, N)
+    for start in range(0, N, n):
+        cosines = _block(similarity, start, n)
+        whose = labels[_block(index, start, n, fill=-1)]  # [n, k] or [n, k, C]
+        if labels.ndim == 2:
+            votes.append(_multi_label_votes(cosines, whose, temperature))
+        else:
+            votes.append(_single_label_votes(cosines, whose, temperature, num_classes=num_classes))
+    return np.concatenate([np.asarray(block) for block in votes])[:N]
+
+
+def _check(train_features, labels, test_features, k, temperature, num_classes) -> None:
+    if labels.ndim == 2:
+        if labels.shape != (len(train_features), num_classes):
+            raise ValueError(
+                f"training set: multi-label labels {labels.shape} must be [M, C] = "
+                f"[{len(train_features)}, {num_classes}]"
+            )
+    else:
+        check_labels(train_features, labels, num_classes, name="training set")
+        if not (labels >= 0).any():
+            raise ValueError(f"no labelled images: all {len(labels)} training labels are -1")
+    if k < 1 or temperature <= 0:
+        raise ValueError(f"k={k} must be at least 1 and temperature={temperature} above 0")
+    if len(test_features.shape) != 2 or test_features.shape[1] != train_features.shape[1]:
+        raise ValueError(
+            f"test features {tuple(test_features.shape)} must be [N, {train_features.shape[1]}]"
+        )
 
 
 def knn_classify(
@@ -70,7 +141,7 @@ def knn_classify(
     with N * M, and any N >= 1 will do.
 
     Args:
-      train_features: f32[M, D], normalised here.
+      train_features: f32[M, D], normalised here; may stay on the host.
       train_labels: i32[M] in [0, C); images labelled -1 are no one's neighbour.
       test_features: f32[N, D], normalised here.
       k: neighbours (DINO reports 10, 20, 100, 200); more than M means all M.
@@ -86,24 +157,65 @@ def knn_classify(
       whole instead of overflowing, which leaves its ranking.
     """
     labels = np.asarray(train_labels, np.int32)
-    check_labels(train_features, labels, num_classes, name="training set")
-    if k < 1 or temperature <= 0:
-        raise ValueError(f"k={k} must be at least 1 and temperature={temperature} above 0")
-    if not (labels >= 0).any():
-        raise ValueError(f"no labelled images: all {len(labels)} training labels are -1")
-    if len(test_features.shape) != 2 or test_features.shape[1] != train_features.shape[1]:
-        raise ValueError(
-            f"test features {tuple(test_features.shape)} must be [N, {train_features.shape[1]}]"
-        )
+    _check(train_features, labels, test_features, k, temperature, num_classes)
     if not len(test_features):
         return jnp.zeros((0, num_classes))
-    return _class_scores(
-        jnp.asarray(train_features, jnp.float32),
-        jnp.asarray(labels),
-        jnp.asarray(test_features, jnp.float32),
-        jnp.float32(temperature),
-        k=min(k, len(labels)),
-        num_classes=num_classes,
-        test_rows=min(TEST_ROWS, len(test_features)),
-        train_rows=min(TRAIN_ROWS, len(labels)),
-    )
+    nearest = nearest_neighbours(train_features, labels >= 0, test_features, k)
+    return jnp.asarray(_votes(*nearest, labels, temperature, num_classes))
+
+
+def knn_scores(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    ks: tuple[int, ...] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    num_classes: int,
+) -> dict:
+    """Accuracy of the weighted k-NN for several k, from one pass over the training set.
+
+    single-label: the votes of `knn_classify`
+    multi-label:  score[n, c] = sum_m w_m label[m, c] / sum_m w_m,  w_m = exp(cosine / temperature)
+
+    Args:
+      train_features: f32[M, D], may stay on the host; test_features: f32[N, D].
+      train_labels, test_labels: i32[M] and i32[N], -1 = none; or bool[M, C] and bool[N, C].
+      ks: numbers of neighbours; more than M means all M.
+      temperature: of the votes, > 0.
+      num_classes: C.
+    Returns:
+      {"protocol", "k<k>": {"top1", "top5"}} in per cent, {"k<k>": {"map"}} for multi-label. Top-5 is
+      of the min(5, k) best, as below k votes the rest are classes without any.
+    Raises:
+      ValueError: no ks, no test images, single-label beside multi-label; as `knn_classify`.
+    Source: as `knn_classify`.
+    Differs: the multi-label rule has no official counterpart; it is the same vote, normalised so
+      that scores compare between images, as average precision needs.
+    """
+    labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+    multi_label = labels.ndim == 2
+    if not ks:
+        raise ValueError("ks is empty: give at least one number of neighbours")
+    if labels.ndim != test_labels.ndim:
+        raise ValueError(
+            f"training labels {labels.shape} and test labels {test_labels.shape} must both be "
+            "single-label [M] or both multi-label [M, C]"
+        )
+    if not len(test_labels):
+        raise ValueError("no test images")
+    _check(train_features, labels, test_features, min(ks), temperature, num_classes)
+    usable = np.ones(len(labels), bool) if multi_label else labels >= 0
+    similarity, index = nearest_neighbours(train_features, usable, test_features, max(ks))
+    result = {"protocol": f"knn-cosine-T{temperature:g}{'-multilabel' * multi_label}-v1"}
+    for k in ks:
+        votes = _votes(similarity[:, :k], index[:, :k], labels, temperature, num_classes)
+        if multi_label:
+            result[f"k{k}"] = {"map": scores.mean_average_precision(votes, test_labels)}
+        else:
+            tops = {"top1": 1, "top5": min(5, k)}
+            result[f"k{k}"] = {
+                name: scores.top_k_accuracy(votes, test_labels, top) for name, top in tops.items()
+            }
+    return result

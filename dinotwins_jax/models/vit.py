@@ -299,9 +299,7 @@ class VisionTransformer(nn.Module):
         """
         self._check_block(block)
         x = self._embed(images)
-        for x, _ in self._through(x, self.blocks[:block], False):
-            pass
-        return x
+        return [x, *(y for y, _ in self._through(x, self.blocks[:block], False))][-1]
 
     def finish_from(self, tokens, block: int, train=False) -> ViTOutput:
         """What __call__ gives for the images of `tokens` [B, T, D] from embed_until(images, block).
@@ -310,9 +308,8 @@ class VisionTransformer(nn.Module):
         """
         self._check_block(block)
         x = tokens.astype(self.dtype)
-        for x, _ in self._through(x, self.blocks[block:], train):
-            pass
-        cls, patches = self._split(x)
+        outputs = [x, *(y for y, _ in self._through(x, self.blocks[block:], train))]
+        cls, patches = self._split(outputs[-1])
         return ViTOutput(cls, patches, None)
 
     def _check_block(self, block):
