@@ -1,11 +1,13 @@
 """Tests of dinotwins_jax.evals.linear."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from blobs import blobs
 from refs_evals import softmax_regression
+from refs_probes import sigmoid_regression
 
-from dinotwins_jax.evals import linear
+from dinotwins_jax.evals import linear, protocol
 from dinotwins_jax.evals.scores import top_k_accuracy
 
 
@@ -42,16 +44,14 @@ def test_linear_probe_learning_rate_matters_and_ties_go_to_the_smaller():
     train, labels = blobs(90, 8, 3, spread=0.2)
     settings = {"num_classes": 3, "epochs": 2}  # two steps: too few for the small rates
     alone = {
-        rate: linear.fit_linear_probe(
-            train, labels, learning_rates=(rate,), **settings
-        ).holdout_top1
+        rate: linear.fit_linear_probe(train, labels, learning_rates=(rate,), **settings).holdout
         for rate in linear.LEARNING_RATES
     }
     best = [rate for rate, top1 in alone.items() if top1 == max(alone.values())]
     assert 1 < len(best) < len(alone)  # there are ties, and the rate does matter
     shuffled = linear.LEARNING_RATES[::-1]
     probe = linear.fit_linear_probe(train, labels, learning_rates=shuffled, **settings)
-    assert (probe.learning_rate, probe.holdout_top1) == (min(best), alone[min(best)])
+    assert (probe.learning_rate, probe.holdout) == (min(best), alone[min(best)])
 
 
 def test_test_labels_never_choose_the_learning_rate_or_the_weights(monkeypatch):
@@ -64,7 +64,7 @@ def test_test_labels_never_choose_the_learning_rate_or_the_weights(monkeypatch):
             scored.append(np.asarray(scores))
         return top_k_accuracy(scores, labels, k)
 
-    monkeypatch.setattr(linear, "top_k_accuracy", spy)
+    monkeypatch.setattr(protocol, "top_k_accuracy", spy)
     results = [
         linear.linear_probe(train, train_labels, test, labels, num_classes=3, epochs=20)
         for labels in (test_labels, (test_labels + 1) % 3)
@@ -131,3 +131,47 @@ def test_linear_probe_errors_name_the_value():
         linear.linear_probe_splits(
             train, labels, train, labels, num_classes=3, fraction=0.5, split_seeds=()
         )
+
+
+# several labels an image
+
+
+def several(num_images, dim=12, classes=5, seed=0):
+    """Features whose signs say which of the classes an image shows; the last class is rare."""
+    rng = np.random.RandomState(seed)
+    features = rng.normal(size=(num_images, dim)).astype(np.float32)
+    shows = features[:, :classes] + 0.5 * rng.normal(size=(num_images, classes)) > 0.5
+    shows[:, -1] = np.arange(num_images) % 17 == 0
+    return features, shows
+
+
+def test_multi_label_sgd_equals_the_plain_loop():
+    features, labels = several(19)
+    order = linear.batch_order(np.arange(19), steps=9, batch_size=4, seed=1)
+    weight = np.random.RandomState(2).normal(0, 0.01, (5, 12)).astype(np.float32)
+    rates = jnp.array([0.3, 2.0])
+    weights, biases = linear.sgd(features, labels, order, weight, rates, jnp.float32(0.9))
+    for w, b, rate in zip(weights, biases, (0.3, 2.0), strict=True):
+        expected = sigmoid_regression(features, labels, order, weight, rate, 0.9)
+        np.testing.assert_allclose(w, expected[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(b, expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_multi_label_probe_learns_what_there_is_to_learn():
+    (x, y), (z, t) = several(300), several(200, seed=1)
+    result = linear.linear_probe_splits(
+        x, y, z, t, num_classes=5, fraction=0.5, split_seeds=(0, 1), epochs=30
+    )
+    assert result["protocol"] == "multilabel-sgd-cached-v1"
+    informative = linear.linear_probe(x, y[:, :4], z, t[:, :4], num_classes=4, epochs=30)
+    assert informative["map"] > 75.0 and informative["f1_micro"] > 60.0
+    assert result["map_mean"] < informative["map"]  # the rare class is noise
+    assert {"map_std", "f1_macro_mean", "f1_micro_std"} <= set(result) and "top1_mean" not in result
+
+
+def test_with_all_labels_all_draws_are_one():
+    x, y = blobs(40, 6, 4, spread=2.0)
+    result = linear.linear_probe_splits(
+        x, y, x, y, num_classes=4, fraction=1.0, split_seeds=(0, 1, 2), epochs=2
+    )
+    assert result["top1_std"] == 0.0 and [s["split_seed"] for s in result["splits"]] == [0, 1, 2]

@@ -49,3 +49,31 @@ def test_split_errors_name_the_value():
         splits.holdout(np.zeros(4, int), np.arange(4), 1.0, 0)
     with pytest.raises(ValueError, match="no labelled images"):
         splits.stratified_indices(np.full(4, -1), 0.5, 0)
+
+
+def shows(num_images=400, seed=0):
+    """bool[M, 4]: a common class, two rarer ones, a very rare one; some images show nothing."""
+    rng = np.random.RandomState(seed)
+    return rng.uniform(size=(num_images, 4)) < [0.6, 0.2, 0.1, 0.015]
+
+
+def test_strata_are_the_rarest_class_that_an_image_shows():
+    labels = np.array([[1, 0, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]], bool)
+    np.testing.assert_array_equal(splits.strata(labels), [2, 0, 1, 3, 0])
+    np.testing.assert_array_equal(splits.strata([3, -1, 0]), [3, -1, 0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_several_labels_keep_their_shares_and_nest(seed):
+    labels = shows()
+    small, large = (splits.stratified_indices(labels, f, seed) for f in (0.1, 0.5))
+    assert set(small) < set(large)
+    for kept, fraction in ((small, 0.1), (large, 0.5)):
+        assert len(kept) == pytest.approx(fraction * len(labels), abs=4)
+        assert labels[kept].any(axis=0).all()
+        wanted = fraction * labels.sum(axis=0)
+        assert (np.abs(labels[kept].sum(axis=0) - wanted) <= 2 + 0.15 * wanted).all()
+        nothing = ~labels.any(axis=1)
+        assert nothing[kept].sum() == round(fraction * nothing.sum())
+    fit, held = splits.holdout(labels, large, 0.2, seed)
+    assert sorted([*fit, *held]) == sorted(large) and labels[fit].any(axis=0).all()

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.evals.scores import top_k_accuracy
-from dinotwins_jax.evals.splits import check_labels, holdout, stratified_indices
+from dinotwins_jax.evals.protocol import final_scores, num_labelled, over_splits, selection_score
+from dinotwins_jax.evals.splits import check_labels, holdout
 
-PROTOCOL = "linear-sgd-cached-v1"  # change it with anything that changes a score
+# Change them with anything that changes a score.
+PROTOCOL, MULTILABEL_PROTOCOL = "linear-sgd-cached-v1", "multilabel-sgd-cached-v1"
 # DINOv2's 13 rates (1e-5 ... 0.1), ten times up: standardised features, and 1000 steps, not 12500.
 LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
@@ -28,17 +29,19 @@ class LinearProbe(NamedTuple):
     mean: np.ndarray  # f32[D]
     scale: np.ndarray  # f32[D], 0 for a dimension that is constant over the training images
     learning_rate: float  # per 256 images
-    holdout_top1: float | None  # per cent; None when no class had an image to spare
+    holdout: float | None  # top-1 or mAP in per cent; None when no class had an image to spare
 
 
 @jax.jit
 def sgd(features, labels, order, weight, rates, momentum) -> tuple[jax.Array, jax.Array]:
-    """Softmax regression by SGD with momentum and a cosine to 0, one classifier a learning rate.
+    """Regression by SGD with momentum and a cosine to 0, one classifier a learning rate.
+
+    Softmax for one label an image; for several, a sigmoid for each class, their losses added up.
 
     g = d/dw mean cross-entropy of batch t;  v = momentum v + g;  w -= rate (1 + cos(pi t / S)) / 2 v
 
     Args:
-      features: f32[M, D], labels: i32[M].
+      features: f32[M, D], labels: i32[M] or bool[M, C].
       order: i32[S, B] images of each step.
       weight: f32[C, D] initial weight of every classifier; biases start at 0.
       rates: f32[L] peak learning rates.
@@ -56,7 +59,11 @@ def sgd(features, labels, order, weight, rates, momentum) -> tuple[jax.Array, ja
         # (L, C) are joined, so all classifiers are one matrix product; with D last the CPU backend
         # took 1.7 ms a step instead of 3.5 (D = 3072, L = 13, C = 10, two cores).
         logits = jnp.matmul(x, params[0].T, precision=_EXACT) + params[1]
-        error = jax.nn.softmax(logits.reshape(B, L, C)) - jax.nn.one_hot(labels[batch], C)[:, None]
+        logits, target = logits.reshape(B, L, C), labels[batch]
+        if labels.ndim == 1:
+            error = jax.nn.softmax(logits) - jax.nn.one_hot(target, C)[:, None]
+        else:
+            error = jax.nn.sigmoid(logits) - target[:, None]
         error = error.reshape(B, L * C) / B
         gradient = (jnp.matmul(error.T, x, precision=_EXACT), error.sum(axis=0))
         velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, gradient)
@@ -106,7 +113,7 @@ def fit_linear_probe(
     single image, nothing can be held out and the images themselves decide. Arguments, errors and
     sources: see `linear_probe`.
     """
-    features, labels = np.asarray(features, np.float32), np.asarray(labels, np.int32)
+    features, labels = np.asarray(features, np.float32), np.asarray(labels)
     check_labels(features, labels, num_classes, name="training set")
     rates = np.sort(np.asarray(learning_rates, np.float64))
     if not rates.size or rates[0] <= 0 or min(epochs, max_steps, batch_size) < 1:
@@ -133,12 +140,12 @@ def fit_linear_probe(
 
     weights, biases = map(np.asarray, train(fit, rates))
     judges = held if held.size else fit
-    seen, classes = jnp.asarray(features[judges]), labels[judges]
-    accuracies = [
-        top_k_accuracy(probe_logits(seen, w, b, mean, scale), classes, 1)
+    seen, truth = jnp.asarray(features[judges]), labels[judges]
+    found = [
+        selection_score(probe_logits(seen, w, b, mean, scale), truth)
         for w, b in zip(weights, biases, strict=True)
     ]
-    best = int(np.argmax(accuracies))
+    best = int(np.argmax(found))
     weights, biases = train(everything, rates[best : best + 1])
     return LinearProbe(
         weight=np.asarray(weights[0]),
@@ -146,7 +153,7 @@ def fit_linear_probe(
         mean=mean,
         scale=scale,
         learning_rate=float(rates[best]),
-        holdout_top1=accuracies[best] if held.size else None,
+        holdout=found[best] if held.size else None,
     )
 
 
@@ -162,15 +169,17 @@ def linear_probe(
     """Accuracy of a linear classifier trained on frozen features.
 
     Args:
-      train_features: f32[M, D], train_labels: i32[M] in [0, C); images labelled -1 are left out.
-      test_features: f32[N, D], test_labels: i32[N]; only the final score reads them.
+      train_features: f32[M, D], train_labels: i32[M] in [0, C), images labelled -1 are left out; or
+        bool[M, C], several labels an image.
+      test_features: f32[N, D], test_labels: alike; only the final score reads them.
       num_classes: C; classes without an image are fine.
       **settings: of `fit_linear_probe`: learning_rates (per 256 images, scaled by batch / 256),
         epochs, max_steps (whichever ends first), batch_size (images, at most those there are),
         momentum, holdout_fraction (of the training images, to select the rate), seed.
     Returns:
-      {"top1", "top5", "holdout_top1"} in per cent, {"learning_rate"} selected, {"protocol"},
-      {"num_train", "num_test"} labelled images. holdout_top1 is None when no class has two images.
+      {"top1", "top5", "holdout_top1"} in per cent (several labels: "map", "f1_macro", "f1_micro" at a
+      probability of 0.5, "holdout_map"), {"learning_rate"} selected, {"protocol"}, {"num_train",
+      "num_test"} labelled images. The held-out score is None when no class has two images.
     Raises:
       ValueError: no labelled images, shapes or labels or settings that do not fit.
     Source: DINO, arXiv:2104.14294, eval_linear.py (SGD, momentum 0.9, no weight decay, N(0, 0.01)
@@ -185,14 +194,14 @@ def linear_probe(
     check_labels(test_features, test_labels, num_classes, name="test set")
     probe = fit_linear_probe(train_features, train_labels, num_classes=num_classes, **settings)
     logits = np.asarray(probe_logits(test_features, *probe[:4]))
+    multi = test_labels.ndim == 2
     return {
-        "top1": top_k_accuracy(logits, test_labels, 1),
-        "top5": top_k_accuracy(logits, test_labels, 5),
+        **final_scores(logits, test_labels, threshold=0.0),  # a probability of 0.5
         "learning_rate": probe.learning_rate,
-        "holdout_top1": probe.holdout_top1,
-        "protocol": PROTOCOL,
-        "num_train": int((np.asarray(train_labels) >= 0).sum()),
-        "num_test": int((test_labels >= 0).sum()),
+        f"holdout_{'map' if multi else 'top1'}": probe.holdout,
+        "protocol": MULTILABEL_PROTOCOL if multi else PROTOCOL,
+        "num_train": num_labelled(train_labels),
+        "num_test": num_labelled(test_labels),
     }
 
 
@@ -216,18 +225,14 @@ def linear_probe_splits(
       split_seeds: one draw each, see `splits.stratified_indices`.
       Others: as in `linear_probe`.
     Returns:
-      {"top1_mean", "top1_std" (over draws, n - 1; 0 for one), "top5_mean", "fraction", "protocol",
-      "splits": one `linear_probe` result a draw with its "split_seed"}.
+      as `over_splits`.
     Raises:
       ValueError: as `linear_probe`; fraction outside (0, 1]; no split seeds.
     """
-    if not split_seeds:
-        raise ValueError("split_seeds is empty: give at least one seed")
     train_features, train_labels = np.asarray(train_features), np.asarray(train_labels)
-    splits = []
-    for split_seed in split_seeds:
-        kept = stratified_indices(train_labels, fraction, split_seed)
-        result = linear_probe(
+
+    def one(kept):
+        return linear_probe(
             train_features[kept],
             train_labels[kept],
             test_features,
@@ -235,13 +240,5 @@ def linear_probe_splits(
             num_classes=num_classes,
             **settings,
         )
-        splits.append({"split_seed": split_seed, **result})
-    top1 = [result["top1"] for result in splits]
-    return {
-        "top1_mean": float(np.mean(top1)),
-        "top1_std": float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0,
-        "top5_mean": float(np.mean([result["top5"] for result in splits])),
-        "fraction": fraction,
-        "protocol": PROTOCOL,
-        "splits": splits,
-    }
+
+    return over_splits(one, train_labels, fraction, split_seeds)

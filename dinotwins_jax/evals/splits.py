@@ -6,16 +6,46 @@ import numpy as np
 
 
 def check_labels(features, labels: np.ndarray, num_classes: int, *, name: str) -> None:
-    """Raises ValueError unless features is [M, D], labels is [M] and every label is < num_classes."""
-    if len(features.shape) != 2 or labels.shape != features.shape[:1]:
+    """Raises ValueError unless features is [M, D] and labels is [M] with every label < num_classes,
+    or bool[M, num_classes]."""
+    multi = labels.ndim == 2
+    if (
+        len(features.shape) != 2
+        or labels.shape[:1] != features.shape[:1]
+        or labels.ndim not in (1, 2)
+    ):
         raise ValueError(
             f"{name}: features {tuple(features.shape)} and labels {labels.shape} must be [M, D] and [M]"
         )
-    if labels.size and labels.max() >= num_classes:
+    if multi and (labels.dtype != bool or labels.shape[1] != num_classes):
+        raise ValueError(
+            f"{name}: several labels an image are bool[M, num_classes={num_classes}], "
+            f"not {labels.dtype}{list(labels.shape)}"
+        )
+    if not multi and labels.size and labels.max() >= num_classes:
         raise ValueError(
             f"{name}: label {labels.max()} does not fit num_classes={num_classes}; "
             "labels run from 0 to num_classes - 1, -1 means none"
         )
+
+
+def strata(labels: np.ndarray) -> np.ndarray:
+    """i32[M], the group of each image that a stratified draw keeps the share of.
+
+    Args:
+      labels: i32[M], which are the groups themselves; or bool[M, C]: the rarest class that an image
+        shows, so that rare classes keep their share first; C for images without any class, which
+        are negatives like others.
+    Differs: iterative stratification (Sechidis et al., ECML 2011) balances all classes of an image;
+      this draw is nested over fractions, and balances the rarest.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 1:
+        return labels
+    counts = np.append(labels.sum(axis=0), len(labels) + 1)  # the last one: no class at all
+    shown = np.concatenate([labels, np.ones((len(labels), 1), bool)], axis=1)
+    order = np.argsort(counts, kind="stable")
+    return order[np.argmax(shown[:, order], axis=1)].astype(np.int32)
 
 
 def _draw(labels: np.ndarray, indices: np.ndarray, seed: int, count: Callable) -> np.ndarray:
@@ -48,7 +78,7 @@ def stratified_indices(
     fraction is a subset of a larger one, so that a label-efficiency curve adds labels only.
 
     Args:
-      labels: i32[M] class of each image, -1 = none (never chosen).
+      labels: i32[M] class of each image, -1 = none (never chosen); or bool[M, C], see `strata`.
       fraction: of each class, in (0, 1].
       seed: 0 <= seed < 2**32.
       minimum: images per class, whatever the fraction.
@@ -57,7 +87,7 @@ def stratified_indices(
     Raises:
       ValueError: fraction outside (0, 1], or no labelled images.
     """
-    labels = np.asarray(labels)
+    labels = strata(labels)
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction={fraction} of the labels must be in (0, 1]")
     indices = _labelled(labels, np.arange(len(labels)))
@@ -73,7 +103,8 @@ def holdout(
     most all but one; a class with a single example stays in fit, so held out may be empty.
 
     Args:
-      labels: i32[M] class of each image of the whole set, -1 = none (in neither part).
+      labels: i32[M] class of each image of the whole set, -1 = none (in neither part); or
+        bool[M, C], see `strata`.
       indices: i64[m] the images to part.
       fraction: held out of each class, in (0, 1).
       seed: 0 <= seed < 2**32.
@@ -82,7 +113,7 @@ def holdout(
     Raises:
       ValueError: fraction outside (0, 1), or no labelled images among `indices`.
     """
-    labels = np.asarray(labels)
+    labels = strata(labels)
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction={fraction} held out must be in (0, 1)")
     indices = _labelled(labels, indices)

@@ -1,0 +1,172 @@
+"""A bank of linear probes: every (regularisation x feature set) pair at once, the best one scored.
+
+Letters: M labelled training images, N test images, D features, C classes, R regularisations.
+"""
+
+import numpy as np
+
+from dinotwins_jax.evals.protocol import (
+    final_scores,
+    num_labelled,
+    over_splits,
+    selection_score,
+)
+from dinotwins_jax.evals.solvers import logistic, ridge, standardise, targets_of
+from dinotwins_jax.evals.splits import check_labels, holdout
+
+# Of the mean squared error or mean cross-entropy on standardised features, strongest first.
+REGULARISATIONS = tuple(float(r) for r in 10.0 ** np.arange(2, -7, -1))
+SOLVERS = ("ridge", "logistic")
+HOLDOUT_FRACTION = 0.2
+
+
+def _fit(solver, x, labels, num_classes, regularisations):
+    if solver == "ridge":
+        return ridge(x, targets_of(labels, num_classes), regularisations)
+    return logistic(x, labels, num_classes, regularisations)
+
+
+def _bank(solver, features: dict, labels, fit, judges, num_classes, regularisations):
+    """{feature set: (held-out score of each regularisation, held-out scores [R, h, C])}."""
+    found = {}
+    for name, x in features.items():
+        standard = standardise(x[fit])
+        weights, biases = _fit(solver, standard(x[fit]), labels[fit], num_classes, regularisations)
+        scores = standard(x[judges]) @ weights + biases[:, None]
+        found[name] = [selection_score(s, labels[judges]) for s in scores], scores
+    return found
+
+
+def best_threshold(scores: np.ndarray, targets: np.ndarray) -> float:
+    """The one threshold on scores [N, C] with the highest F1 over all entries; 0 without a positive."""
+    order = np.argsort(-scores, axis=None, kind="stable")
+    found = np.cumsum(targets.ravel()[order])
+    if not found[-1]:
+        return 0.0
+    f1 = 2 * found / (np.arange(1, found.size + 1) + found[-1])
+    ranked = scores.ravel()[order]
+    f1 = np.where(np.append(ranked[1:] < ranked[:-1], True), f1, 0.0)  # equal scores stay together
+    best = int(f1.argmax())
+    return float((ranked[best] + ranked[min(best + 1, found.size - 1)]) / 2)
+
+
+def bank_probe(
+    train: dict[str, np.ndarray],
+    labels: np.ndarray,
+    test: dict[str, np.ndarray],
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    solver: str = "ridge",
+    regularisations: tuple[float, ...] = REGULARISATIONS,
+) -> dict:
+    """The probe that does best on a held-out fifth of the training labels, refitted on all of them.
+
+    Equal held-out scores go to the stronger regularisation, then to the first feature set. Where
+    nothing can be held out the training images themselves decide. Arguments: see `bank_probe_splits`.
+    """
+    multi = labels.ndim == 2
+    fit, held = holdout(labels, np.arange(len(labels)), HOLDOUT_FRACTION, seed=0)
+    judges = held if held.size else fit
+    bank = _bank(solver, train, labels, fit, judges, num_classes, regularisations)
+    name, r = max(
+        ((name, r) for r in range(len(regularisations)) for name in bank),
+        key=lambda pair: bank[pair[0]][0][pair[1]],
+    )
+    everything = np.union1d(fit, held)
+    x, strength = train[name][everything], regularisations[r : r + 1]
+    standard = standardise(x)
+    weights, biases = _fit(solver, standard(x), labels[everything], num_classes, strength)
+    scores = standard(test[name]) @ weights[0] + biases[0]
+    threshold = 0.0
+    if multi and solver == "ridge":  # its scores are no log odds
+        threshold = best_threshold(bank[name][1][r], labels[judges])
+    return {
+        **final_scores(scores, test_labels, threshold),
+        "regularisation": strength[0],
+        "features": name,
+        f"holdout_{'map' if multi else 'top1'}": bank[name][0][r] if held.size else None,
+        "bank": {name: found for name, (found, _) in bank.items()},
+        "protocol": f"{solver}-bank{'-multilabel' if multi else ''}-v1",
+        "num_train": num_labelled(labels),
+        "num_test": num_labelled(test_labels),
+    }
+
+
+def bank_probe_splits(
+    train: dict[str, np.ndarray],
+    labels: np.ndarray,
+    test: dict[str, np.ndarray],
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    solver: str = "ridge",
+    fraction: float,
+    split_seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    regularisations: tuple[float, ...] = REGULARISATIONS,
+) -> dict:
+    """`bank_probe` with `fraction` of the labels, over several draws of which images keep theirs.
+
+    Args:
+      train: feature set -> f32[M, D]; test: the same sets, f32[N, D].
+      labels, test_labels: i32[M] and i32[N], -1 = none; or bool[M, C] and bool[N, C]. The test
+        labels are read for the final scores alone.
+      solver: "ridge", closed form, or "logistic", L-BFGS.
+      fraction, split_seeds: as in `linear_probe_splits`.
+      regularisations: strongest first.
+    Returns:
+      as `over_splits`, each split with the selected "regularisation" and "features" and, in "bank",
+      the held-out score of every pair; and "regularisations".
+    Raises:
+      ValueError: unknown solver, regularisations that do not fall or are not positive, no labelled
+        images, shapes or labels that do not fit.
+    Source: the idea of a grid scored at once: DINOv2, arXiv:2304.07193, eval/linear.py (which
+      selects on the test split); the closed form: big_vision's few-shot evaluation.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver '{solver}': choose {' or '.join(SOLVERS)}")
+    rates = np.asarray(regularisations, np.float64)
+    if not rates.size or rates.min() <= 0 or (np.diff(rates) >= 0).any():
+        raise ValueError(
+            f"regularisations={tuple(regularisations)} must be positive and fall, strongest first"
+        )
+    labels, test_labels = np.asarray(labels), np.asarray(test_labels)
+    if not train or train.keys() != test.keys():
+        raise ValueError(f"feature sets {list(train)} and {list(test)} must be the same")
+    for name in train:
+        check_labels(train[name], labels, num_classes, name=f"training set, {name}")
+        check_labels(test[name], test_labels, num_classes, name=f"test set, {name}")
+
+    def one(kept):
+        return bank_probe(
+            {name: x[kept] for name, x in train.items()},
+            labels[kept],
+            test,
+            test_labels,
+            num_classes=num_classes,
+            solver=solver,
+            regularisations=tuple(regularisations),
+        )
+
+    result = over_splits(one, labels, fraction, split_seeds)
+    return result | {"regularisations": list(regularisations)}
+
+
+def ridge_holdout_score(
+    features: np.ndarray,
+    labels: np.ndarray,
+    holdout_features: np.ndarray,
+    holdout_labels: np.ndarray,
+    *,
+    num_classes: int,
+    regularisations: tuple[float, ...] = REGULARISATIONS,
+) -> float:
+    """The best regularisation's top-1 (or mAP) on held-out images, in per cent: a monitor's number.
+
+    No protocol: the regularisation is chosen on the images that are scored.
+    """
+    standard = standardise(features)
+    targets = targets_of(labels, num_classes)
+    weights, biases = ridge(standard(features), targets, regularisations)
+    scores = standard(holdout_features) @ weights + biases[:, None]
+    return max(selection_score(s, holdout_labels) for s in scores)

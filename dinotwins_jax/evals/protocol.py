@@ -1,0 +1,67 @@
+"""What all probes share: how a setting is selected, what is reported, how draws of labels are summed up.
+
+Letters: M labelled training images, N test images, C classes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from dinotwins_jax.evals.scores import f1_scores, mean_average_precision, top_k_accuracy
+from dinotwins_jax.evals.splits import stratified_indices
+
+METRICS = ("top1", "top5", "map", "f1_macro", "f1_micro")
+
+
+def selection_score(scores: jax.Array, labels: np.ndarray) -> float:
+    """What a setting is selected by, in per cent: top-1, or mAP for several labels an image.
+
+    0 where the images show no class at all.
+    """
+    if labels.ndim == 1:
+        return top_k_accuracy(scores, labels, 1)
+    return mean_average_precision(scores, labels) if labels.any() else 0.0
+
+
+def final_scores(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
+    """{"top1", "top5"}, or {"map", "f1_macro", "f1_micro"} with a yes above the threshold."""
+    if labels.ndim == 1:
+        return {f"top{k}": top_k_accuracy(scores, labels, k) for k in (1, 5)}
+    return {"map": mean_average_precision(scores, labels)} | f1_scores(scores > threshold, labels)
+
+
+def num_labelled(labels: np.ndarray) -> int:
+    """Images with a label; with several labels an image, none at all is a label too."""
+    labels = np.asarray(labels)
+    return len(labels) if labels.ndim == 2 else int((labels >= 0).sum())
+
+
+def over_splits(
+    probe: Callable, labels: np.ndarray, fraction: float, split_seeds: tuple[int, ...]
+) -> dict:
+    """Runs `probe` on several draws of the labels and sums up.
+
+    Args:
+      probe: indices i64[m] of the labelled images that keep their label -> scores in per cent, with
+        its "protocol".
+    Returns:
+      {"<metric>_mean", "<metric>_std" (over draws, n - 1; 0 for one) of top1, top5, map, f1_macro,
+      f1_micro, "fraction", "protocol", "splits": one result a draw with its "split_seed"}.
+    """
+    if not split_seeds:
+        raise ValueError("split_seeds is empty: give at least one seed")
+    splits, known = [], {}
+    for seed in split_seeds:
+        kept = stratified_indices(labels, fraction, seed)
+        if kept.tobytes() not in known:  # with all labels, all draws are one
+            known[kept.tobytes()] = probe(kept)
+        splits.append({"split_seed": seed, **known[kept.tobytes()]})
+    summary = {}
+    for metric in METRICS:
+        if metric in splits[0]:
+            values = [result[metric] for result in splits]
+            summary[f"{metric}_mean"] = float(np.mean(values))
+            summary[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    protocol = splits[0]["protocol"]
+    return summary | {"fraction": fraction, "protocol": protocol, "splits": splits}

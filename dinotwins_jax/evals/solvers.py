@@ -1,0 +1,103 @@
+"""Linear probes in one go: ridge by an eigendecomposition, logistic regression by L-BFGS.
+
+Letters: M images, D features, C classes, R regularisations.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+
+class Standard(NamedTuple):
+    """(x - mean) * scale: what a fit sees of features."""
+
+    mean: np.ndarray  # f64[D]
+    scale: np.ndarray  # f64[D], 0 for a dimension that is constant
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return (np.asarray(x, np.float64) - self.mean) * self.scale
+
+
+def standardise(x: np.ndarray) -> Standard:
+    """Mean and standard deviation of the rows of f32[M, D]."""
+    x = np.asarray(x, np.float64)
+    std = x.std(axis=0)
+    alive = std > 1e-6
+    return Standard(x.mean(axis=0), np.where(alive, 1.0 / np.where(alive, std, 1.0), 0.0))
+
+
+def targets_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """f64[M, C] of -1 and 1."""
+    yes = labels if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
+    return np.where(yes, 1.0, -1.0)
+
+
+def ridge(x: np.ndarray, targets: np.ndarray, regularisations) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares with an L2 penalty, every regularisation from one eigendecomposition.
+
+    w = argmin mean_M |x w + b - y|^2 + r |w|^2, the intercept b free
+
+    In float64 on the host; where M < D the Gram matrix of the images is decomposed instead of that
+    of the features.
+
+    Args:
+      x: f64[M, D]; targets: f64[M, C]; regularisations: r > 0, R of them.
+    Returns:
+      f64[R, D, C] weights and f64[C] targets' mean + what centring x takes away: f64[R, C] biases.
+    """
+    M, D = x.shape
+    center, middle = x.mean(axis=0), targets.mean(axis=0)
+    x, y = x - center, targets - middle
+    strength = M * np.asarray(regularisations, np.float64)[:, None, None]  # [R, 1, 1]
+    if D <= M:
+        values, vectors = np.linalg.eigh(x.T @ x)
+        inside = vectors.T @ (x.T @ y)  # [D, C]
+    else:
+        values, vectors = np.linalg.eigh(x @ x.T)
+        inside, vectors = vectors.T @ y, x.T @ vectors  # [M, C], [D, M]
+    weights = vectors @ (inside / (np.maximum(values, 0.0)[:, None] + strength))
+    return weights, middle - center @ weights
+
+
+def logistic(x: np.ndarray, labels: np.ndarray, num_classes: int, regularisations):
+    """Logistic regression with an L2 penalty by L-BFGS, from the strongest regularisation to the weakest.
+
+    w = argmin mean_M cross-entropy(x w + b) + r / 2 |w|^2, the intercept b free: softmax for one
+    label an image; for several, a sigmoid for each class, their losses added up.
+
+    Returns:
+      f64[R, D, C] weights and f64[R, C] biases, in the order of `regularisations`, which must fall.
+    """
+    D = x.shape[1]
+    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(labels)
+
+    @jax.jit
+    def value_and_grad(flat, strength):
+        def loss(flat):
+            weight, bias = flat[:-num_classes].reshape(D, num_classes), flat[-num_classes:]
+            logits = jnp.matmul(x, weight, precision=jax.lax.Precision.HIGHEST) + bias
+            if y.ndim == 1:
+                picked = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
+                each = jax.nn.logsumexp(logits, axis=1) - picked
+            else:
+                each = jnp.sum(jax.nn.softplus(jnp.where(y, -logits, logits)), axis=1)
+            return jnp.mean(each) + strength / 2 * jnp.sum(weight**2)
+
+        return jax.value_and_grad(loss)(flat)
+
+    def objective(flat, strength):
+        value, grad = value_and_grad(flat.astype(np.float32), np.float32(strength))
+        return float(value), np.asarray(grad, np.float64)
+
+    flat, found = np.zeros((D + 1) * num_classes), []
+    for strength in regularisations:
+        options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-6}
+        flat = scipy.optimize.minimize(
+            objective, flat, (strength,), "L-BFGS-B", jac=True, options=options
+        ).x
+        found.append(flat)
+    found = np.stack(found)
+    return found[:, :-num_classes].reshape(-1, D, num_classes), found[:, -num_classes:]
