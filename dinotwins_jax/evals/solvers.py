@@ -5,10 +5,9 @@ Letters: M images, D features, C classes, R regularisations.
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+import scipy.special
 
 
 class Standard(NamedTuple):
@@ -46,7 +45,7 @@ def ridge(x: np.ndarray, targets: np.ndarray, regularisations) -> tuple[np.ndarr
     Args:
       x: f64[M, D]; targets: f64[M, C]; regularisations: r > 0, R of them.
     Returns:
-      f64[R, D, C] weights and f64[C] targets' mean + what centring x takes away: f64[R, C] biases.
+      f64[R, D, C] weights and f64[R, C] biases.
     """
     M, D = x.shape
     center, middle = x.mean(axis=0), targets.mean(axis=0)
@@ -71,30 +70,24 @@ def logistic(x: np.ndarray, labels: np.ndarray, num_classes: int, regularisation
     Returns:
       f64[R, D, C] weights and f64[R, C] biases, in the order of `regularisations`, which must fall.
     """
-    D = x.shape[1]
-    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(labels)
+    (M, D), multi = x.shape, labels.ndim == 2
+    yes = targets_of(labels, num_classes) > 0
 
-    @jax.jit
-    def value_and_grad(flat, strength):
-        def loss(flat):
-            weight, bias = flat[:-num_classes].reshape(D, num_classes), flat[-num_classes:]
-            logits = jnp.matmul(x, weight, precision=jax.lax.Precision.HIGHEST) + bias
-            if y.ndim == 1:
-                picked = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
-                each = jax.nn.logsumexp(logits, axis=1) - picked
-            else:
-                each = jnp.sum(jax.nn.softplus(jnp.where(y, -logits, logits)), axis=1)
-            return jnp.mean(each) + strength / 2 * jnp.sum(weight**2)
-
-        return jax.value_and_grad(loss)(flat)
-
-    def objective(flat, strength):
-        value, grad = value_and_grad(flat.astype(np.float32), np.float32(strength))
-        return float(value), np.asarray(grad, np.float64)
+    def objective(flat, strength):  # in float64: in float32 the line search gives up early
+        weight, bias = flat[:-num_classes].reshape(D, num_classes), flat[-num_classes:]
+        logits = x @ weight + bias
+        if multi:
+            loss = np.logaddexp(0.0, np.where(yes, -logits, logits)).sum()
+            error = scipy.special.expit(logits) - yes
+        else:
+            loss = (scipy.special.logsumexp(logits, axis=1) - logits[yes]).sum()
+            error = scipy.special.softmax(logits, axis=1) - yes
+        grad = np.append((x.T @ error / M + strength * weight).ravel(), error.sum(axis=0) / M)
+        return loss / M + strength / 2 * (weight**2).sum(), grad
 
     flat, found = np.zeros((D + 1) * num_classes), []
     for strength in regularisations:
-        options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-6}
+        options = {"maxiter": 1000, "ftol": 1e-13, "gtol": 1e-7}
         flat = scipy.optimize.minimize(
             objective, flat, (strength,), "L-BFGS-B", jac=True, options=options
         ).x
