@@ -116,17 +116,30 @@ def get_config() -> ConfigDict:
     c.checkpoint.every_epochs = 5.0
     c.checkpoint.keep = 2
 
-    c.evals = ConfigDict()  # after training, on frozen features of the teacher
+    c.evals = ConfigDict()  # on the frozen teacher; evaluate.py takes them from the run's config
+    # After training; evaluate.py --tasks=… adds others: linear, knn, fewshot, finetune, attention,
+    # segmentation, pca. Those that the data cannot serve (no labels, no masks) are left out.
+    c.evals.tasks = ("linear", "knn", "fewshot", "attention", "segmentation", "pca")
+    # During training: k-NN and ridge probe of the teacher on so many training images, a third of them
+    # held out; 0: never.
+    c.evals.monitor_every_epochs = 1.0
+    c.evals.monitor_images = 1500
     c.evals.batch_size = 256
     c.evals.resize = 256  # short side, then a central crop of views.global_size
     c.evals.n_last_blocks = 4  # class tokens that are concatenated (DINO: 4 for ViT-S, 1 for ViT-B)
     c.evals.mean_patch = False  # append the mean patch token of the last block (DINO: for ViT-B)
-    c.evals.label_fraction = 0.1  # of the training labels, stratified
+    c.evals.label_fractions = (0.01, 0.1, 1.0)  # of the training labels, stratified
     c.evals.split_seeds = (0, 1, 2, 3, 4)  # one draw of the labels each
-    c.evals.knn_k = (10, 20)
+    c.evals.bank_solver = "ridge"  # ridge (closed form) | logistic (L-BFGS)
+    c.evals.knn_k = (10, 20, 100, 200)
     c.evals.knn_temp = 0.07
-    c.evals.attention_size = 448  # side of the pictures in attention.png
-    c.evals.attention_images = 8
+    c.evals.shots = (1, 5, 10)  # images a class
+    c.evals.finetune_fraction = 0.1  # of the training labels
+    c.evals.finetune_blocks = 1  # the last ones
+    c.evals.attention_size = 448  # side of the pictures whose attention is looked at, pixels
+    c.evals.attention_keep = 0.6  # share of the attention that a mask keeps
+    c.evals.mask_images = 1000  # test images whose attention is scored against masks; 0: all
+    c.evals.pictures = 8  # images in attention.png and the others; 0: no pictures
     return c
 
 

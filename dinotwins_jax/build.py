@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.data import open_source
 from dinotwins_jax.evals.features import check_last_blocks
+from dinotwins_jax.evals.tasks import check_tasks
 from dinotwins_jax.losses import Loss, make_loss
 from dinotwins_jax.models import create_vit
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
@@ -34,6 +35,7 @@ class Run(NamedTuple):
     total_steps: int
     warmup_steps: int
     checkpoint_steps: int
+    monitor_steps: int  # 0: never
     train_step: object
     fresh_state: object  # () -> TrainState
     random_backbone: object  # () -> the backbone's parameters in fresh_state
@@ -89,6 +91,7 @@ def build(config: ConfigDict) -> Run:
         total_steps=total_steps,
         warmup_steps=steps["warmup"],
         checkpoint_steps=max(steps["checkpoint"], 1),
+        monitor_steps=max(steps["monitor"], 1) if config.evals.monitor_every_epochs else 0,
         train_step=train_step,
         fresh_state=lambda: create_state(backbone, loss, tx, key),
         random_backbone=lambda: init_backbone(backbone, key),
@@ -150,20 +153,36 @@ def _check_ranges(config: ConfigDict) -> None:
         "checkpoint.every_epochs": config.checkpoint.every_epochs,
         "checkpoint.keep": config.checkpoint.keep,
         "evals.batch_size": evals.batch_size,
+        "evals.monitor_images": evals.monitor_images,
         "evals.knn_k": min(evals.knn_k, default=0),
         "evals.knn_temp": evals.knn_temp,
+        "evals.shots": min(evals.shots, default=0),
         "evals.split_seeds (how many)": len(evals.split_seeds),
+        "evals.finetune_blocks": evals.finetune_blocks,
     }
     for name, value in positive.items():
         if value <= 0:
             raise ValueError(f"config.{name} is {value}: it must be positive")
-    if not 0 < evals.label_fraction <= 1:
+    fractions = {f"label_fractions {f:g}": f for f in evals.label_fractions}
+    fractions |= {
+        "finetune_fraction": evals.finetune_fraction,
+        "attention_keep": evals.attention_keep,
+    }
+    for name, value in fractions.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"config.evals.{name.split()[0]} has {value}: it must lie in (0, 1]")
+    if not evals.label_fractions:
+        raise ValueError("config.evals.label_fractions is empty: name at least one, such as (0.1,)")
+    if evals.monitor_every_epochs < 0:
         raise ValueError(
-            f"config.evals.label_fraction is {evals.label_fraction}: it must lie in (0, 1]"
+            f"config.evals.monitor_every_epochs is {evals.monitor_every_epochs}: 0 for never, or more"
         )
+    if evals.bank_solver not in ("ridge", "logistic"):
+        raise ValueError(f"config.evals.bank_solver is '{evals.bank_solver}': ridge or logistic")
+    check_tasks(evals.tasks)
     if config.seed < 0:
         raise ValueError(f"config.seed is {config.seed}: it must not be negative")
-    if evals.attention_images and evals.attention_size < config.model.patch_size:
+    if evals.attention_size < config.model.patch_size:
         raise ValueError(
             f"config.evals.attention_size is {evals.attention_size}: at least one patch of "
             f"{config.model.patch_size} pixels"
@@ -176,6 +195,7 @@ def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
         "warmup_temp": config.teacher.warmup_temp_epochs,
         "freeze_last_layer": config.optim.freeze_last_layer_epochs,
         "checkpoint": config.checkpoint.every_epochs,
+        "monitor": config.evals.monitor_every_epochs,
     }
     longest = max(epochs["warmup"], epochs["warmup_temp"], epochs["freeze_last_layer"])
     if longest > config.total_epochs:

@@ -24,7 +24,7 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
     return code
 
 
-def parse_flags(argv):
+def parse_flags(argv, config_required: bool = True):
     """absl's parser, with one clear line where ml_collections gives a traceback."""
     config_file = _given_config(argv)
     if config_file and not Path(config_file.partition(":")[0]).is_file():
@@ -40,7 +40,7 @@ def parse_flags(argv):
         sys.exit(fail(_unknown_key(argv, error)))
     except (ValueError, TypeError) as error:
         sys.exit(fail(f"--config: {error}"))
-    if CONFIG.value is None:
+    if CONFIG.value is None and config_required:
         sys.exit(fail("which config? e.g. --config=configs/hybrid.py"))
     return rest
 

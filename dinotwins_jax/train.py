@@ -1,6 +1,5 @@
 """Builds a run from its config, restores, runs the loop, evaluates."""
 
-import json
 import time
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from ml_collections import ConfigDict
 from dinotwins_jax.build import Run, build
 from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
-from dinotwins_jax.evals.features import make_backbone_embed, pixel_embed
-from dinotwins_jax.evals.report import draw_attention, score_features, score_table
-from dinotwins_jax.files import replace_text
+from dinotwins_jax.evals.monitor import make_monitor
+from dinotwins_jax.evals.table import summary
 from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, NonFiniteError, Progress
-from dinotwins_jax.models.vit import as_pair
+from dinotwins_jax.scoring import Subject, eval_view, evaluate
 from dinotwins_jax.state import TrainState
 
 
@@ -37,17 +35,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     claim_workdir(workdir, config.to_dict())
     state = fit(run, config, workdir)
     trained = time.perf_counter() - start
-    scores = evaluate(run, config, state, workdir)
-    if config.evals.attention_images:
-        draw_attention(
-            workdir / "attention.png",
-            run.backbone,
-            state.teacher_params["backbone"],
-            run.probe_sources[1],
-            size=config.evals.attention_size,
-            count=config.evals.attention_images,
-            canvas_size=run.canvas_size,
-        )
+    subject = Subject(state.teacher_params["backbone"], run.random_backbone(), int(state.step))
+    scores = evaluate(run, config, subject, workdir, config.evals.tasks)
+    if scores:
+        print(summary(scores))
     total = time.perf_counter() - start
     print(f"{total:.0f} s in all, {trained:.0f} s of them until the end of training. In {workdir}:")
     for name, what in _FILES.items():
@@ -57,6 +48,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 _FILES = {
+    "report.html": "curves, scores and pictures in one page",
     "scores.json": "all scores",
     "attention.png": "attention of the last block on test images",
     "metrics.jsonl": "losses, schedules, collapse diagnostics and speed by step",
@@ -94,6 +86,7 @@ def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
     log = JsonLines(workdir / "metrics.jsonl", from_step=first)
     bad_images, watch = BadImageLog(run.source), CollapseWatch(run.warmup_steps)
     progress, interval, before = Progress(run.total_steps, first), Interval(), None
+    monitor = _monitor(run, config)
     try:
         while step < run.total_steps:
             waiting = time.perf_counter()
@@ -111,8 +104,11 @@ def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
             progress.advance(step)
             last = step == run.total_steps
             due = last or step % run.checkpoint_steps == 0
-            if due or step % config.log.every_steps == 0:
+            looks = monitor is not None and step % run.monitor_steps == 0
+            if due or looks or step % config.log.every_steps == 0:
                 means = interval.fetch()
+                if looks:
+                    means |= monitor(state.teacher_params["backbone"])
                 interval = Interval()
                 log.write(step, means)
                 progress.show(step, means)
@@ -136,40 +132,17 @@ def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
     return state
 
 
+def _monitor(run: Run, config):
+    """A function of the teacher's backbone, None where there is nothing to look at."""
+    source = run.probe_sources[0]
+    if not run.monitor_steps or source.labels is None:
+        return None
+    return make_monitor(
+        run.backbone, source, eval_view(run, config), images=config.evals.monitor_images
+    )
+
+
 def _check_finite(state: TrainState, step: int) -> None:
     """The update itself may overflow where loss and gradient did not."""
     if not jnp.isfinite(optax.global_norm(state.params)):
         raise NonFiniteError(f"a parameter is not finite after step {step}")
-
-
-def evaluate(run: Run, config: ConfigDict, state: TrainState, workdir: Path) -> dict:
-    """Scores of the teacher, of random weights and of raw pixels; writes scores.json."""
-    evals, crop = config.evals, config.views.global_size
-    features = {"n_last_blocks": evals.n_last_blocks, "mean_patch": evals.mean_patch}
-    train, test = run.probe_sources
-    if train.labels is None or test.labels is None:
-        print("the data has no labels: no probe and no k-NN")
-        return {}
-    teacher, random = state.teacher_params["backbone"], run.random_backbone()
-    embeds = {
-        "teacher": make_backbone_embed(run.backbone, teacher, **features),
-        "random weights": make_backbone_embed(run.backbone, random, **features),
-        "raw pixels": pixel_embed(),
-    }
-    scores = score_features(
-        embeds,
-        train,
-        test,
-        resize=max(evals.resize, *as_pair(crop)),
-        crop=crop,
-        canvas_size=run.canvas_size,
-        batch_size=evals.batch_size,
-        label_fraction=evals.label_fraction,
-        split_seeds=evals.split_seeds,
-        knn_k=evals.knn_k,
-        knn_temp=evals.knn_temp,
-    )
-    report = {"step": int(state.step), "scores": scores}
-    replace_text(workdir / "scores.json", json.dumps(report, indent=2) + "\n")
-    print(score_table(scores))
-    return scores

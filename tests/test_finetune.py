@@ -237,7 +237,7 @@ def test_multi_label_fine_tuning_beats_chance(toy):
         "fraction": 1.0,
         "split_seeds": (0,),
     }
-    result = fine_tune(backbone, params, *sources, num_classes=2, strata=y, **options)
+    result = fine_tune(backbone, params, *sources, num_classes=2, **options)
     assert result["protocol"] == "finetune-last1-multilabel-v1"
     assert result["map_mean"] == result["splits"][0]["map"] > 85
     assert "holdout_map" in result["splits"][0] and "top1_mean" not in result
@@ -249,7 +249,6 @@ def test_fine_tune_errors_name_the_value(toy):
         ({"split_seeds": ()}, "split_seeds is empty"),
         ({"learning_rates": (0.0,)}, r"learning_rates=\(0.0,\)"),
         ({"num_classes": 1}, "label 1 does not fit num_classes=1"),
-        ({"strata": np.zeros(3, int)}, r"strata \(3,\) must be \[300\]"),
         ({"fraction": 1.5}, r"fraction=1.5"),
         ({"test_labels": np.zeros((300, 2), bool)}, r"test labels \(300, 2\)"),
     ]:

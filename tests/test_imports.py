@@ -13,14 +13,16 @@ FORBIDDEN = {
     "models": {"losses", "data", "evals", "step", "build", "train", "state", "optim", "augment"},
     "losses": {"data", "evals", "step", "build", "train", "state", "optim", "augment"},
     "data": {"models", "losses", "evals", "step", "build", "train", "state", "optim", "augment"},
-    "evals": {"losses", "step", "build", "train", "state", "optim"},
+    "evals": {"losses", "step", "build", "train", "state", "optim", "scoring"},
+    "scoring": {"losses", "step", "train", "optim"},
+    "balance": {"data", "evals", "build", "train", "step", "models"},
     "augment": {"models", "losses", "data", "evals", "step", "build", "train", "state"},
     "step": {"data", "evals", "build", "train", "checkpoint", "metrics"},
     "state": {"data", "evals", "build", "train", "step", "augment"},
     "optim": {"data", "evals", "build", "train", "step", "losses", "models"},
     "schedules": {"data", "evals", "build", "train", "step", "losses", "models"},
 }
-ENTRY_POINTS = {"main", "prepare"}
+ENTRY_POINTS = {"main", "prepare", "evaluate"}
 
 
 def imported(path: Path) -> set[str]:
@@ -51,8 +53,8 @@ def test_imports_go_one_way(path):
 def test_outside_imports_stay_in_their_room(path):
     top = {name.split(".")[0] for name in imported(path)}
     assert not top & {"tensorflow", "torch", "configs", "experiments"}
-    if room(path) not in {"build", "train", "cli"}:
-        assert "ml_collections" not in top, "only build, train and the command line see the config"
+    if room(path) not in {"build", "train", "evaluate", "cli"}:
+        assert "ml_collections" not in top, "only build, train and the commands see the config"
     if room(path) in {"models", "losses"}:
         assert top <= {"jax", "flax", "numpy", "dinotwins_jax", "collections", "typing", "re", "einops",
                        "importlib", "difflib"}  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from shrunk import SHRUNK, shrunk
 
 from configs import barlow_twins, base, dino, hybrid, presets
 from dinotwins_jax import build as build_module
@@ -24,46 +25,9 @@ from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
 from dinotwins_jax.metrics import NonFiniteError, Progress
 from dinotwins_jax.train import train
 from experiments import vicreg
-from experiments.compare import compare
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("DINOTWINS_DATA", ROOT.parent / "shared" / "data"))
-
-SHRUNK = {
-    "batch_size": 8,
-    "total_steps": 4,
-    "model.embed_dim": 48,
-    "model.depth": 2,
-    "model.num_heads": 3,
-    "model.patch_size": 8,
-    "views.global_size": 16,
-    "views.local_size": 8,
-    "data.scenes.num_train": 60,
-    "data.scenes.num_test": 20,
-    "data.scenes.size": 24,
-    "log.every_steps": 2,
-    "checkpoint.every_epochs": 7.0,  # half of the demo's epochs: after steps 2 and 4
-    "evals.n_last_blocks": 1,
-    "evals.batch_size": 16,
-    "evals.resize": 16,
-    "evals.split_seeds": (0,),
-    "evals.label_fraction": 0.5,
-    "evals.knn_k": (5,),
-    "evals.attention_size": 16,
-    "evals.attention_images": 2,
-}
-
-
-def shrunk(module=hybrid, preset="demo", **options):
-    """A shipped config, small; options as "section__key"."""
-    config = module.get_config(preset)
-    options = {name.replace("__", "."): value for name, value in options.items()}
-    config.update_from_flattened_dict(SHRUNK | options)
-    if "dino" in config.loss:
-        config.loss.dino.update({"out_dim": 32, "hidden_dim": 32, "bottleneck_dim": 16})
-    if "barlow_twins" in config.loss:
-        config.loss.barlow_twins.hidden_dims = (32, 32, 32)
-    return config
 
 
 def log_of(workdir):
@@ -86,15 +50,19 @@ def whole_run(tmp_path_factory):
 
 def test_a_run_leaves_scores_pictures_log_checkpoints_and_config(whole_run):
     workdir, scores = whole_run
-    assert json.loads((workdir / "scores.json").read_text()) == {"step": 4, "scores": scores}
+    report = json.loads((workdir / "scores.json").read_text())
+    assert report["step"] == 4 and report["scores"] == scores
     assert set(scores) == {"teacher", "random weights", "raw pixels"}
     for score in scores.values():
-        assert 0 <= score["linear"]["top1_mean"] <= 100 and 0 <= score["knn"]["k5"] <= 100
-    assert Image.open(workdir / "attention.png").size > (100, 100)
+        assert 0 <= score["linear"]["sgd 50%"]["top1_mean"] <= 100
+        assert 0 <= score["knn"]["k5"]["top1"] <= 100
+    assert Image.open(workdir / "neighbours.png").size > (100, 100)
+    assert "<img" in (workdir / "report.html").read_text()
     log = log_of(workdir)
     assert [line["step"] for line in log] == [2, 4]
     diagnostics = {"dino/teacher_entropy", "dino/kl", "dino/center_norm", "feature_std"}
     diagnostics |= {"effective_rank", "barlow_twins/on_diag", "barlow_twins/off_diag", "data_wait"}
+    diagnostics |= {"monitor/knn_top1", "monitor/ridge_top1", "balance/dino/norm"}
     assert diagnostics <= set(log[0]) and all(np.isfinite(v) for v in log[0].values())
     config = json.loads((workdir / "config.json").read_text())
     assert config["loss"]["dino"]["out_dim"] == 32
@@ -183,6 +151,7 @@ def test_a_loss_from_outside_and_its_nan(tmp_path, capsys):
     """The step is named, the last good checkpoint stays, and the data may not be evaluated."""
     config = shrunk()
     config.loss = ConfigDict({"mine": {"fn": "fork:alignment", "scale": 2.0, "nan_from_step": 3}})
+    config.match_gradients_to = ""
     config.views.num_local = 0
     with pytest.raises(NonFiniteError, match="loss is nan at step 4; the checkpoint of step 2"):
         train(config, tmp_path)
@@ -201,15 +170,6 @@ def test_the_loss_in_the_readme_runs(tmp_path, monkeypatch):
     config = shrunk(SimpleNamespace(**runpy.run_path(tmp_path / "mine_config.py")), total_steps=2)
     train(config, tmp_path / "run")
     assert np.isfinite(log_of(tmp_path / "run")[-1]["mine/distance"])
-
-
-def test_the_comparison_reads_what_runs_leave(whole_run):
-    table = compare([whole_run[0]])
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
-        "teacher of whole",
-        "random weights",
-        "raw pixels",
-    ]
 
 
 def test_coco_sample_runs(tmp_path):
@@ -253,7 +213,11 @@ def test_too_many_truncated_images_stop_the_run_and_are_named(tmp_path):
         ({"log__every_steps": 0}, "log.every_steps is 0: it must be positive"),
         ({"batch_size": 0}, "batch_size is 0: it must be positive"),
         ({"seed": -1}, "seed is -1"),
-        ({"evals__label_fraction": 10.0}, r"label_fraction is 10.*\(0, 1\]"),
+        ({"evals__label_fractions": (10.0,)}, r"label_fractions has 10.*\(0, 1\]"),
+        ({"evals__label_fractions": ()}, "label_fractions is empty"),
+        ({"evals__tasks": ("linear", "kn")}, "unknown task 'kn': choose from linear, knn"),
+        ({"evals__bank_solver": "svm"}, "bank_solver is 'svm': ridge or logistic"),
+        ({"evals__monitor_every_epochs": -1.0}, "monitor_every_epochs is -1"),
         ({"evals__knn_k": ()}, "knn_k is 0"),
         ({"evals__attention_size": 7}, "attention_size is 7"),
         ({"data__source": "dir"}, "unknown data source 'dir'"),
@@ -279,7 +243,7 @@ def test_mistakes_are_named_before_anything_is_compiled_or_written(options, mess
 )
 def test_unusable_losses_are_named(terms, message):
     config = shrunk()
-    config.loss = ConfigDict(terms)
+    config.loss, config.match_gradients_to = ConfigDict(terms), ""
     with pytest.raises(ValueError, match=message):
         build(config)
 
@@ -318,7 +282,7 @@ def test_labels_of_both_splits_must_mean_the_same(monkeypatch):
 
 
 def test_bfloat16_reaches_heads_and_keeps_parameters_float32(whole_run, tmp_path):
-    config = shrunk(model__dtype="bfloat16", total_steps=2, evals__attention_images=0)
+    config = shrunk(model__dtype="bfloat16", total_steps=2, evals__pictures=0)
     train(config, tmp_path)
     ours = np.mean([line["dino/loss"] for line in log_of(tmp_path)])  # steps 1 and 2
     theirs = log_of(whole_run[0])[0]["dino/loss"]  # their mean

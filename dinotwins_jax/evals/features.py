@@ -1,28 +1,88 @@
-"""Frozen features of a labelled source, as the official linear evaluation takes them."""
+"""Frozen features of a labelled source, computed once and shared by every evaluation.
 
-from collections.abc import Callable, Iterable
+Letters: M images, B batch, D columns, E width of a token.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dinotwins_jax.augment import center_view
+from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
 from dinotwins_jax.models.vit import VisionTransformer
 
 PIXELS = 32  # side of the raw-pixel baseline: 118,287 pictures of COCO take 1.5 GB
+VERSION = 1  # of the cache; change it with anything that changes a feature
+
+
+class View(NamedTuple):
+    """How evaluation sees a source's images: `center_view` of them, batch by batch."""
+
+    resize: int  # pixels, short side before the crop
+    crop: int | tuple[int, int]  # pixels
+    canvas_size: int  # pixels
+    batch_size: int  # images
+
+    def batches(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
+        """(views f32[B, h, w, 3], indices i64[B], valid bool[B]) of all records, or of `indices`.
+
+        All batches are full; a row that is not valid repeats another or was unreadable. Raises
+        ValueError when more than 1% are unreadable.
+        """
+        log, view = BadImageLog(source), _compiled_view(self.resize, self.crop)
+        for batch in eval_batches(
+            source, batch_size=self.batch_size, canvas_size=self.canvas_size, indices=indices
+        ):
+            log.add(batch)
+            yield view(batch["image"], batch["size"]), batch["index"], batch["valid"]
+
+    def of(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """(views f32[b, h, w, 3], indices i64[b]) of the readable records alone."""
+        for views, index, valid in self.batches(source, indices):
+            yield (views if valid.all() else views[valid]), index[valid]
+
+    def map(self, function: Callable, source, indices=None) -> tuple[Any, np.ndarray]:
+        """What function(views) -> pytree of [B, …] gives for each readable record, on the host.
+
+        Returns:
+          (pytree of [M, …], indices i64[M]).
+        """
+        rows, found = [], []
+        for views, index, valid in self.batches(source, indices):
+            rows.append(jax.tree.map(lambda x, valid=valid: np.asarray(x)[valid], function(views)))
+            found.append(index[valid])
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *rows), np.concatenate(found)
+
+
+@functools.cache
+def _compiled_view(resize: int, crop: int | tuple[int, int]) -> Callable:
+    return jax.jit(partial(center_view, resize=resize, crop=crop))
 
 
 class Embed(NamedTuple):
     """Frozen features of images.
 
-    apply: views f32[B, h, w, 3], as `center_view` gives them, -> f32[B, D], what the linear probe sees.
-    knn: the columns of D that k-NN sees.
+    apply: views f32[B, h, w, 3] -> f32[B, D].
+    sets: name -> columns of D, the feature sets that a bank of probes chooses from.
+    linear, knn: the set of the official linear probe and of k-NN.
+    identity: what decides the numbers, such as a checksum of the weights.
     """
 
     apply: Callable[[jax.Array], jax.Array]
-    knn: slice = slice(None)
+    sets: dict[str, slice]
+    linear: str
+    knn: str
+    identity: str
 
 
 def check_last_blocks(backbone: VisionTransformer, n_last_blocks: int) -> None:
@@ -33,64 +93,137 @@ def check_last_blocks(backbone: VisionTransformer, n_last_blocks: int) -> None:
         )
 
 
-def make_backbone_embed(
-    backbone: VisionTransformer, params, *, n_last_blocks: int, mean_patch: bool
-) -> Embed:
-    """Class tokens of the last blocks; k-NN sees the last one's alone.
+def backbone_features(backbone: VisionTransformer, n_last_blocks: int) -> Callable:
+    """(params, views f32[B, h, w, 3]) -> f32[B, (n + 1) * E], jitted.
 
-    Args:
-      params: of the backbone; used as they are, never trained.
-      n_last_blocks: class tokens, each after the final LayerNorm, that are concatenated.
-      mean_patch: append the mean patch token of the last block.
-    Raises:
-      ValueError: more blocks than the backbone has.
-    Source: dino eval_linear.py and eval_knn.py.
+    The class tokens of the last n blocks, the last one at the end, each after the final LayerNorm;
+    then the mean patch token of the last block.
     """
-    check_last_blocks(backbone, n_last_blocks)
 
     @jax.jit
-    def embed(params, views):
+    def features(params, views):
         layers = backbone.apply(
             {"params": params}, views, n=n_last_blocks, method="intermediate_layers"
         )
-        parts = [cls for cls, _ in layers]
-        if mean_patch:
-            parts.append(jnp.mean(layers[-1][1], axis=1))
+        parts = [cls for cls, _ in layers] + [jnp.mean(layers[-1][1], axis=1)]
         return jnp.concatenate(parts, axis=-1)
 
-    last = slice((n_last_blocks - 1) * backbone.embed_dim, n_last_blocks * backbone.embed_dim)
-    return Embed(partial(embed, params), last)
+    return features
+
+
+def backbone_embed(
+    backbone: VisionTransformer,
+    params,
+    features: Callable,
+    *,
+    n_last_blocks: int,
+    mean_patch: bool,
+) -> Embed:
+    """An Embed of a backbone.
+
+    Args:
+      params: of the backbone; used as they are, never trained.
+      features: `backbone_features` of it; one compilation for several sets of parameters.
+      n_last_blocks: class tokens that the linear probe sees.
+      mean_patch: whether it sees the mean patch token too.
+    Source: dino eval_linear.py and eval_knn.py.
+    """
+    n, E = n_last_blocks, backbone.embed_dim
+    last = f"cls of last {n}"
+    sets = {
+        "cls": slice((n - 1) * E, n * E),
+        "mean patch": slice(n * E, (n + 1) * E),
+        "cls + mean patch": slice((n - 1) * E, (n + 1) * E),
+    }
+    if n > 1:
+        sets |= {last: slice(0, n * E), f"{last} + mean patch": slice(0, (n + 1) * E)}
+    linear = ("cls" if n == 1 else last) + (" + mean patch" if mean_patch else "")
+    identity = f"{checksum(params)} last {n} of {backbone.clone(parent=None)}"
+    return Embed(partial(features, params), sets, linear, "cls", identity)
 
 
 def pixel_embed() -> Embed:
     """The view's raw pixels, at most 32 x 32 of them: what no learning gives."""
 
     @jax.jit
-    def embed(views):
+    def features(views):
         height, width = (min(side, PIXELS) for side in views.shape[1:3])
         small = jax.image.resize(views, (len(views), height, width, 3), "linear")
         return small.reshape(len(views), -1)
 
-    return Embed(embed)
+    return Embed(features, {"pixels": slice(None)}, "pixels", "pixels", f"{PIXELS} pixels")
+
+
+def checksum(tree) -> str:
+    """sha256 of names, shapes and values of a pytree."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def source_checksum(source, description: dict) -> str:
+    """sha256 of what a source is: its description in the config, names, file sizes and times, labels."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    for i in range(len(source)):
+        name, stamp = source.name(i), ""
+        with suppress(OSError, ValueError):
+            status = os.stat(name)
+            stamp = f"{status.st_size} {status.st_mtime_ns}"
+        digest.update(f"{name} {stamp}\0".encode(errors="surrogateescape"))
+    for part in (source.labels, getattr(source, "multi_hot", None)):
+        digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+    digest.update(str(source.class_names).encode())
+    return digest.hexdigest()
 
 
 def extract(
-    embeds: dict[str, Embed], batches: Iterable[dict], *, resize: int, crop: int | tuple[int, int]
-) -> tuple[dict, np.ndarray]:
+    embeds: dict[str, Embed], source, view: View, *, cache: Path | None = None, data: str = ""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Features of every readable record, all embeds on the same view of it, in one pass over the data.
 
     Args:
-      embeds: name -> embed; batches: as eval_batches gives them.
-      resize, crop: of `center_view` (pixels).
+      embeds: name -> embed.
+      cache: directory of earlier results; None: nothing is kept.
+      data: `source_checksum` of the source; with the embed's identity and the view it is the key.
     Returns:
-      ({name: f32[n, D]}, record indices i64[n]); unreadable records are left out.
+      ({name: f32[M, D]}, record indices i64[M]); unreadable records are left out.
     """
-    view = jax.jit(partial(center_view, resize=resize, crop=crop))
-    rows: dict[str, list] = {name: [] for name in embeds}
-    indices = []
-    for batch in batches:
-        valid, views = batch["valid"], view(batch["image"], batch["size"])
-        for name, embed in embeds.items():
-            rows[name].append(np.asarray(embed.apply(views))[valid])
-        indices.append(batch["index"][valid])
-    return {name: np.concatenate(r) for name, r in rows.items()}, np.concatenate(indices)
+    files = {name: _cache_file(cache, embed, view, data) for name, embed in embeds.items()}
+    found = {name: _load(path) for name, path in files.items()}
+    missing = [name for name in embeds if found[name] is None]
+    if missing:
+        rows, indices = view.map(
+            lambda views: {name: embeds[name].apply(views) for name in missing}, source
+        )
+        for name in missing:
+            found[name] = rows[name], indices
+            _save(files[name], rows[name], indices)
+    return {name: found[name][0] for name in embeds}, next(iter(found.values()))[1]
+
+
+def _cache_file(cache: Path | None, embed: Embed, view: View, data: str) -> Path | None:
+    if cache is None:
+        return None
+    # The batch size decides nothing but the last bits.
+    key = json.dumps([VERSION, embed.identity, view.resize, view.crop, view.canvas_size, data])
+    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+
+
+def _load(path: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
+    if path is None or not path.is_file():
+        return None
+    with np.load(path) as file:
+        return file["features"], file["indices"]
+
+
+def _save(path: Path | None, features: np.ndarray, indices: np.ndarray) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, features=features, indices=indices)
+    temporary.replace(path)

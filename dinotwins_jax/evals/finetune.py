@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.evals import scores
 from dinotwins_jax.evals.finetune_step import Recipe, fit, head_logits, split_params
+from dinotwins_jax.evals.protocol import METRICS, final_scores, selection_score
 from dinotwins_jax.evals.splits import holdout, stratified_indices
 from dinotwins_jax.models.vit import VisionTransformer
 
@@ -58,20 +58,14 @@ def cache_tokens(
     return (cached, indices) if seen.all() else (cached[seen], indices[seen])
 
 
-def _score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    if labels.ndim == 2:
-        return {"map": scores.mean_average_precision(logits, labels)}
-    return {f"top{k}": scores.top_k_accuracy(logits, labels, k) for k in (1, 5)}
-
-
-def _select(backbone, params, start, tokens, labels, strata, recipe: Recipe, seed: int):
+def _select(backbone, params, start, tokens, labels, recipe: Recipe, seed: int):
     """(peak learning rate, its held-out score or None): the best on held-out labelled images.
 
     Equal scores go to the smaller rate; when every class has a single image, nothing can be held
     out and the images themselves decide.
     """
     rates = sorted(recipe.learning_rates)
-    chosen, held = holdout(strata, np.arange(len(strata)), recipe.holdout_fraction, seed)
+    chosen, held = holdout(labels, np.arange(len(labels)), recipe.holdout_fraction, seed)
     models = fit(backbone, params, start, tokens, labels, chosen, rates, recipe, seed)
     judges = held if held.size else chosen
     B = min(recipe.batch_size, len(judges))
@@ -80,17 +74,17 @@ def _select(backbone, params, start, tokens, labels, strata, recipe: Recipe, see
     for model in models:
         logits = [_logits(backbone, params, model, tokens[batch, 0]) for batch in padded]
         logits = np.concatenate(logits)[: len(judges)]
-        results.append(next(iter(_score(logits, labels[judges]).values())))
+        results.append(selection_score(logits, labels[judges]))
     best = int(np.argmax(np.nan_to_num(results, nan=-1.0)))  # a rate that diverged is not the best
     return rates[best], results[best] if held.size else None
 
 
-def _fit_split(backbone, params, start, views, labels, strata, kept, recipe: Recipe, seed, dtype):
+def _fit_split(backbone, params, start, views, labels, kept, recipe: Recipe, seed, dtype):
     """(trained part, what to report of it), with the labels of the images `kept` alone."""
     block = backbone.depth - (len(start["backbone"]) - 1)
     tokens, kept = cache_tokens(backbone, params, views, kept, block, dtype)
     data = (backbone, params, start, tokens, labels[kept])
-    rate, held_out = _select(*data, strata[kept], recipe, seed)
+    rate, held_out = _select(*data, recipe, seed)
     (model,) = fit(*data, np.arange(len(kept)), [rate], recipe, seed)
     report = {
         "split_seed": seed,
@@ -101,15 +95,11 @@ def _fit_split(backbone, params, start, views, labels, strata, kept, recipe: Rec
     return model, report
 
 
-def _check(labels, test_labels, strata, num_classes: int, split_seeds, recipe: Recipe) -> None:
+def _check(labels, test_labels, num_classes: int, split_seeds, recipe: Recipe) -> None:
     if labels.ndim != test_labels.ndim or labels.shape[1:] not in ((), (num_classes,)):
         raise ValueError(
             f"training labels {labels.shape} and test labels {test_labels.shape} must be [M] and [N], "
             f"or [M, C] and [N, C] with C = num_classes = {num_classes}"
-        )
-    if strata.shape != labels.shape[:1]:
-        raise ValueError(
-            f"strata {strata.shape} must be [{len(labels)}]: multi-label labels need a class an image"
         )
     if labels.ndim == 1 and max(labels.max(), test_labels.max()) >= num_classes:
         raise ValueError(
@@ -137,7 +127,6 @@ def fine_tune(
     fraction: float,
     split_seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     blocks: int = 1,
-    strata: np.ndarray | None = None,
     cache_dtype=np.float16,
     **recipe,
 ) -> dict:
@@ -155,8 +144,6 @@ def fine_tune(
       fraction: of each class's labels, in (0, 1]; split_seeds: of `splits.stratified_indices`, of
         the held-out slice and of the batches.
       blocks: trained, 1 .. depth.
-      strata: i32[M] class by which the labelled images are drawn, -1 = without labels; needed for
-        multi-label labels (the dominant class), by default the labels themselves.
       cache_dtype: of the waiting tokens.
       **recipe: fields of `Recipe`.
     Returns:
@@ -171,15 +158,14 @@ def fine_tune(
     """
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     multi_label = train_labels.ndim == 2
-    strata = train_labels if strata is None else np.asarray(strata)
     recipe = Recipe(**recipe)
-    _check(train_labels, test_labels, strata, num_classes, split_seeds, recipe)
+    _check(train_labels, test_labels, num_classes, split_seeds, recipe)
     params = jax.device_put(params)
     start = split_params(backbone, params, blocks, num_classes)
     models, splits = [], []
     for seed in split_seeds:
-        kept = stratified_indices(strata, fraction, seed)
-        labelled = (train_views, train_labels, strata, kept)
+        kept = stratified_indices(train_labels, fraction, seed)
+        labelled = (train_views, train_labels, kept)
         model, split = _fit_split(
             backbone, params, start, *labelled, recipe, seed, np.dtype(cache_dtype)
         )
@@ -195,7 +181,7 @@ def fine_tune(
         raise ValueError(f"none of the {len(known)} labelled test images was read")
     seen = np.concatenate(seen)
     for split, parts in zip(splits, zip(*logits, strict=True), strict=True):
-        split.update(_score(np.concatenate(parts), test_labels[seen]))
+        split.update(final_scores(np.concatenate(parts), test_labels[seen], threshold=0.0))
     result = {
         "protocol": f"finetune-last{blocks}{'-multilabel' * multi_label}-v1",
         "fraction": fraction,
@@ -204,7 +190,7 @@ def fine_tune(
             name: list(v) if isinstance(v, tuple) else v for name, v in recipe._asdict().items()
         },
     }
-    for name in ("map",) if multi_label else ("top1", "top5"):
+    for name in (name for name in METRICS if name in splits[0]):
         values = [split[name] for split in splits]
         result[f"{name}_mean"] = float(np.mean(values))
         result[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,133 @@
+"""What a backbone finds without labels, scored against masks and drawn: attention, cuts, PCA.
+
+Letters: M images, N patches, D width of a token.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD
+from dinotwins_jax.evals.attention import attention_grid
+from dinotwins_jax.evals.features import View
+from dinotwins_jax.evals.localisation import (
+    attention_maps,
+    attention_scores,
+    centre_box_scores,
+    view_masks,
+)
+from dinotwins_jax.evals.pca import patch_pca
+from dinotwins_jax.evals.pictures import pca_grid, segmentation_grid
+from dinotwins_jax.evals.segmentation import normalised_cut, segmentation_scores
+from dinotwins_jax.models.vit import VisionTransformer, as_pair
+
+
+class Looked(NamedTuple):
+    """Some images of a source and their masks, as all weights are shown them."""
+
+    source: object
+    view: View  # a square of whole patches
+    indices: np.ndarray  # i64[M], readable records
+    pixels: np.ndarray  # u8[M, side, side, 3]
+    masks: list | None  # bool[n, side, side] of each image; None where the source has none
+
+    def map(self, function):
+        """Pytree of [M, …] of function(views)."""
+        return self.view.map(function, self.source, self.indices)[0]
+
+
+def look_at(source, view: View, *, count: int) -> Looked:
+    """The first `count` readable images of a source, 0: all."""
+    pixels, indices = view.map(_pixels, source, range(min(count or len(source), len(source))))
+    masks = None
+    if hasattr(source, "masks"):
+        masks = [view_masks(source, int(i), resize=view.resize, crop=view.crop)[0] for i in indices]
+    return Looked(source, view, indices, pixels, masks)
+
+
+def first(looked: Looked, count: int) -> Looked:
+    """The first `count` images of them."""
+    masks = None if looked.masks is None else looked.masks[:count]
+    return looked._replace(
+        indices=looked.indices[:count], pixels=looked.pixels[:count], masks=masks
+    )
+
+
+@jax.jit
+def _pixels(views):
+    """u8 of normalised views."""
+    colours = views * jnp.array(IMAGENET_STD) + jnp.array(IMAGENET_MEAN)
+    return jnp.clip(jnp.round(colours * 255), 0, 255).astype(jnp.uint8)
+
+
+@partial(jax.jit, static_argnames="backbone")
+def _patches(backbone: VisionTransformer, params, views):
+    return backbone.apply({"params": params}, views).patches
+
+
+def score_attention(
+    backbone: VisionTransformer, weights: dict, looked: Looked, *, keep: float
+) -> dict[str, dict]:
+    """Class-token attention of each set of weights against the masks, and the centre box's scores.
+
+    Args:
+      weights: row -> parameters; keep: share of the attention that a mask keeps.
+    Returns:
+      {row: {"attention": scores}}, with the row "centre box" besides.
+    """
+    rows = {"centre box": {"attention": centre_box_scores(looked.masks)}}
+    for row, params in weights.items():
+        maps, rollouts = looked.map(partial(attention_maps, backbone, params))
+        rows[row] = {"attention": attention_scores(maps, rollouts, looked.masks, keep=keep)}
+    return rows
+
+
+def score_segmentation(
+    backbone: VisionTransformer, weights: dict, looked: Looked
+) -> dict[str, dict]:
+    """Normalised cut of the patch features of each set of weights against the masks."""
+    return {
+        row: {"segmentation": segmentation_scores(_cut(backbone, params, looked), looked.masks)}
+        for row, params in weights.items()
+    }
+
+
+def _cut(backbone: VisionTransformer, params, looked: Looked) -> np.ndarray:
+    """bool[M, h, w]: the foreground that the normalised cut finds in each image."""
+    grid = backbone.grid(as_pair(looked.view.crop))
+
+    def cut(views):  # batch by batch: all images' patches at once would be gigabytes
+        return np.stack(
+            [normalised_cut(p, grid) for p in np.asarray(_patches(backbone, params, views))]
+        )
+
+    return looked.map(cut)
+
+
+def titles(looked: Looked) -> list[str] | None:
+    """The class of each image; None where the source has no labels."""
+    labels, names = looked.source.labels, looked.source.class_names
+    if labels is None:
+        return None
+    return [names[labels[i]] if labels[i] >= 0 else "no object" for i in looked.indices]
+
+
+def draw_attention(path: Path, backbone: VisionTransformer, params, looked: Looked) -> None:
+    """attention_grid of the images."""
+    maps, _ = looked.map(partial(attention_maps, backbone, params))
+    attention_grid(path, looked.pixels, maps, titles=titles(looked))
+
+
+def draw_segmentation(path: Path, backbone: VisionTransformer, params, looked: Looked) -> None:
+    """The cut beside the masks of the images."""
+    segmentation_grid(path, looked.pixels, _cut(backbone, params, looked), looked.masks)
+
+
+def draw_pca(path: Path, backbone: VisionTransformer, params, looked: Looked) -> None:
+    """Principal components of all images' patches, fitted together, as colours."""
+    projections, _ = patch_pca(looked.map(partial(_patches, backbone, params)))
+    pca_grid(path, looked.pixels, projections, backbone.grid(as_pair(looked.view.crop)))

@@ -1,0 +1,64 @@
+"""Is it getting better? k-NN and a ridge probe on a small held-out set, cheap enough for training."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from dinotwins_jax.evals.bank import ridge_holdout_score
+from dinotwins_jax.evals.features import View, backbone_features
+from dinotwins_jax.evals.knn import knn_classify
+from dinotwins_jax.evals.scores import top_k_accuracy
+from dinotwins_jax.evals.splits import holdout, stratified_indices
+from dinotwins_jax.models.vit import VisionTransformer
+
+HELD_OUT = 1 / 3  # of the images
+
+
+def make_monitor(
+    backbone: VisionTransformer,
+    source,
+    view: View,
+    *,
+    images: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    seed: int = 0,
+) -> Callable:
+    """A function of the backbone's parameters alone; it always sees the same images.
+
+    They are drawn from the labelled training images, class by class, and a third of them is held
+    out: the test split stays unseen until the end.
+
+    Args:
+      source: labelled training images; view: how they are seen.
+      images: how many are looked at, at most those there are.
+      k, temperature: of the k-NN vote.
+    Returns:
+      monitor(params) -> {"monitor/knn_top1", "monitor/ridge_top1"} in per cent. The ridge probe's
+      regularisation is the best on the held-out images: a sign of progress, not a protocol's score.
+    """
+    labels, num_classes = source.labels, len(source.class_names)
+    known = np.flatnonzero(labels >= 0)
+    chosen = known
+    if images < len(known):
+        chosen = stratified_indices(labels, images / len(known), seed)
+    fit, held = holdout(labels, chosen, HELD_OUT, seed)
+    if not held.size:
+        raise ValueError(f"the monitor's {len(chosen)} images leave none to hold out: raise images")
+    features = backbone_features(backbone, 1)
+    columns = slice(0, backbone.embed_dim)
+
+    def monitor(params) -> dict[str, float]:
+        def embed(indices):
+            rows, seen = view.map(partial(features, params), source, indices)
+            return rows[:, columns], labels[seen]
+
+        (x, y), (z, t) = embed(fit), embed(held)
+        votes = knn_classify(x, y, z, k, temperature, num_classes)
+        return {
+            "monitor/knn_top1": top_k_accuracy(votes, t, 1),
+            "monitor/ridge_top1": ridge_holdout_score(x, y, z, t, num_classes=num_classes),
+        }
+
+    return monitor

@@ -1,0 +1,61 @@
+"""The scores that a table shows, and the table."""
+
+Value = tuple[float, float | None]  # in %, and its standard deviation where there are several draws
+
+# title, then where it is in a row's scores and what it is called there; {} is a label fraction
+_SINGLE = [
+    ("k-NN, k=20", ("knn", "k20"), "top1"),
+    ("5 images a class", ("fewshot", "shots5"), "top1"),
+    ("fine-tuned", ("finetune",), "top1"),
+    ("multi-label k-NN, mAP", ("knn multilabel", "k20"), "map"),
+    ("attention, Jaccard", ("attention",), "jaccard_mean_map"),
+    ("its best head", ("attention",), "jaccard_best_head"),
+    ("pointing", ("attention",), "pointing"),
+    ("normalised cut, Jaccard", ("segmentation",), "jaccard"),
+]
+
+
+def headline(scores: dict) -> dict[str, Value]:
+    """The scores of one row that a table shows, in its order; what was not evaluated is not there."""
+    found = {}
+    for group, result in scores.get("linear", {}).items():
+        metric = "map" if "map_mean" in result else "top1"
+        title = f"{group}, mAP" if metric == "map" else group
+        found[title] = (result[f"{metric}_mean"], result[f"{metric}_std"])
+    for title, path, metric in _SINGLE:
+        part = scores
+        for name in path:
+            part = part.get(name, {})
+        if f"{metric}_mean" in part:
+            found[title] = (part[f"{metric}_mean"], part.get(f"{metric}_std"))
+        elif metric in part:
+            found[title] = (part[metric], None)
+    return found
+
+
+def summary(scores: dict[str, dict]) -> str:
+    """Markdown, a line a row of scores: mean ± standard deviation over the draws of the labels, in %."""
+    lines = {row: headline(of_row) for row, of_row in scores.items()}
+    columns = list(dict.fromkeys(title for line in lines.values() for title in line))
+    return markdown(
+        [["", *columns], *([r, *(cell(v.get(c)) for c in columns)] for r, v in lines.items())]
+    )
+
+
+def cell(value: Value | None) -> str:
+    """ "78.4 ± 0.5", "78.4" or "–"."""
+    if value is None:
+        return "–"
+    mean, std = value
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)

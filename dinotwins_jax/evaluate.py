@@ -1,0 +1,127 @@
+"""Entry point: python -m dinotwins_jax.evaluate --workdir=RUN [--tasks=linear,knn,…]
+
+Scores the teacher of a run as the run's own config says. Weights in PyTorch names are scored with
+
+    python -m dinotwins_jax.evaluate --workdir=OUT --config=configs/dino.py:coco \\
+        --config.data.dir=/data/coco --torch_weights=dino_deitsmall16_pretrain.pth
+"""
+
+import json
+import os
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from dinotwins_jax.cli import CONFIG, fail, parse_flags
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run, or with --torch_weights where to write")
+_TASKS = flags.DEFINE_list("tasks", None, "Default: all that the data can serve")
+_TORCH_WEIGHTS = flags.DEFINE_string(
+    "torch_weights", None, "File of a ViT with DINO's or timm's names: .safetensors, .npz or .pth"
+)
+
+
+def main(argv) -> int:
+    """Evaluates what the flags describe; returns the exit code, errors are one line on stderr."""
+    if len(argv) > 1:
+        return fail(f"unknown argument '{argv[1]}': options start with --")
+    if _WORKDIR.value is None:
+        return fail("which run? e.g. --workdir=runs/hybrid")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        evaluate_run(Path(_WORKDIR.value), CONFIG.value, _TASKS.value, _TORCH_WEIGHTS.value)
+    except (ValueError, OSError) as error:
+        if os.environ.get("DINOTWINS_DEBUG"):
+            raise
+        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
+    return 0
+
+
+def evaluate_run(
+    workdir: Path,
+    config: ConfigDict | None = None,
+    tasks: list[str] | None = None,
+    torch_weights: str | None = None,
+) -> dict[str, dict]:
+    """Scores the teacher in WORKDIR/checkpoints, or the weights of a file.
+
+    Args:
+      config: None: the run's own, WORKDIR/config.json.
+      tasks: None: all.
+      torch_weights: a file; its own sizes of the model replace the config's.
+    Returns:
+      {row: {task: scores}}, as in WORKDIR/scores.json.
+    Raises:
+      ValueError, OSError: no such run, bad config, data or weights; the message is one line.
+    """
+    from dinotwins_jax.build import build
+    from dinotwins_jax.evals.table import summary
+    from dinotwins_jax.evals.tasks import TASKS, check_tasks
+    from dinotwins_jax.scoring import evaluate
+
+    check_tasks(tasks or ())
+    config = config or _config_of(workdir)
+    run = build(config)
+    if torch_weights:
+        run, subject = _from_torch(run, config, torch_weights)
+    else:
+        subject = _from_checkpoint(run, config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    scores = evaluate(run, config, subject, workdir, tasks or TASKS)
+    print(summary(scores))
+    print(
+        f"in {workdir}: report.html shows curves, scores and pictures; scores.json has all scores"
+    )
+    return scores
+
+
+def _from_checkpoint(run, config, workdir: Path):
+    """The teacher of the run's last checkpoint."""
+    from dinotwins_jax.checkpoint import Checkpoints
+    from dinotwins_jax.scoring import Subject
+
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(f"no checkpoints in {workdir}: the run has not come so far yet")
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    try:
+        if checkpoints.latest() is None:
+            raise ValueError(f"{checkpoints.path} is empty: the run has not come so far yet")
+        state, _ = checkpoints.restore(run.placement.put_state(run.fresh_state()))
+    finally:
+        checkpoints.close()
+    return Subject(state.teacher_params["backbone"], run.random_backbone(), int(state.step))
+
+
+def _from_torch(run, config, path: str):
+    """The run with the backbone that the file holds, and its weights."""
+    import jax
+
+    from dinotwins_jax.evals.features import check_last_blocks
+    from dinotwins_jax.models.torch_files import load_vit
+    from dinotwins_jax.scoring import Subject
+    from dinotwins_jax.state import init_backbone
+
+    backbone, params = load_vit(path)
+    backbone = backbone.clone(dtype=run.backbone.dtype)
+    check_last_blocks(backbone, config.evals.n_last_blocks)
+    random = init_backbone(backbone, jax.random.key(config.seed))
+    return run._replace(backbone=backbone), Subject(params, random, step=0)
+
+
+def _config_of(workdir: Path) -> ConfigDict:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no run in {workdir}: it has no config.json; --config=… says what to do without one"
+        )
+    return ConfigDict(json.loads(path.read_text()))
+
+
+def run() -> None:
+    """Console entry."""
+    app.run(main, flags_parser=lambda argv: parse_flags(argv, config_required=False))
+
+
+if __name__ == "__main__":
+    run()

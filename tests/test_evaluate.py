@@ -1,0 +1,182 @@
+"""Scores of a whole run: every task, the cache, the command, weights with PyTorch's names."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from shrunk import shrunk
+
+from dinotwins_jax.build import build
+from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.evals import features
+from dinotwins_jax.evals.knn import knn_classify
+from dinotwins_jax.evals.monitor import make_monitor
+from dinotwins_jax.evals.scores import top_k_accuracy
+from dinotwins_jax.evals.splits import holdout, stratified_indices
+from dinotwins_jax.evals.tasks import TASKS
+from dinotwins_jax.evaluate import evaluate_run
+from dinotwins_jax.models.torch_weights import vit_to_torch
+from dinotwins_jax.scoring import eval_view
+from dinotwins_jax.train import train
+
+ROOT = Path(__file__).parent.parent
+REAL_DATA = Path(os.environ.get("DINOTWINS_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """(workdir, scores) of a run that was evaluated after training, by the config in its workdir."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    assert train(shrunk(evals__tasks=()), workdir) == {}
+    return workdir, evaluate_run(workdir)
+
+
+def test_every_task_scores_every_row_it_can(evaluated):
+    workdir, scores = evaluated
+    backbones = {"linear", "knn", "fewshot", "finetune", "attention", "segmentation"}
+    assert set(scores["teacher"]) == set(scores["random weights"]) == backbones
+    assert set(scores["raw pixels"]) == {"linear", "knn", "fewshot"}
+    assert set(scores["centre box"]) == {"attention"}
+    assert set(scores["teacher"]["linear"]) == {"sgd 50%", "ridge 50%"}
+    report = json.loads((workdir / "scores.json").read_text())
+    assert report["scores"] == scores and report["step"] == 4
+    assert set(report["seconds"]) == set(TASKS)
+
+    def leaves(tree):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from leaves(value) if isinstance(value, (dict, list)) else (value,)
+
+    numbers = [x for x in leaves(scores) if isinstance(x, float)]
+    assert len(numbers) > 100 and np.isfinite(numbers).all()
+
+
+def test_every_result_names_its_protocol(evaluated):
+    _, scores = evaluated
+    for row in scores.values():
+        for task, result in row.items():
+            parts = result.values() if task == "linear" else [result]
+            assert all(part["protocol"] for part in parts), task
+
+
+def test_pictures_and_report_are_there(evaluated):
+    workdir, _ = evaluated
+    for name in ("attention", "segmentation", "pca", "neighbours"):
+        assert (workdir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (workdir / "report.html").read_text()
+    assert page.count("<img") >= 4 and "linear-sgd-cached-v1" in page
+
+
+def test_features_are_computed_once_and_other_tasks_stay(evaluated, monkeypatch):
+    workdir, scores = evaluated
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "features").iterdir()}
+    assert len(before) == 6  # three rows, two splits
+
+    def never(*_):
+        raise AssertionError("features are computed again")
+
+    monkeypatch.setattr(features.View, "map", never)
+    config = shrunk(evals__tasks=(), evals__pictures=0)
+    again = evaluate_run(workdir, config, ["knn", "fewshot"])
+    assert again == scores
+    assert before == {path: path.stat().st_mtime_ns for path in (workdir / "features").iterdir()}
+
+
+def test_other_weights_and_other_data_have_other_checksums():
+    run = build(shrunk())
+    params = run.random_backbone()
+    changed = jax.tree.map(lambda x: x, params)
+    changed["norm"]["bias"] = changed["norm"]["bias"].at[0].add(1e-6)
+    assert features.checksum(params) == features.checksum(jax.device_get(params))
+    assert features.checksum(params) != features.checksum(changed)
+    train_source, test_source = run.probe_sources
+    sums = {
+        features.source_checksum(train_source, {"seed": 0}),
+        features.source_checksum(train_source, {"seed": 1}),
+        features.source_checksum(test_source, {"seed": 0}),
+    }
+    assert len(sums) == 3
+
+
+def test_weights_with_pytorchs_names_score_the_same(evaluated, tmp_path):
+    workdir, scores = evaluated
+    run = build(shrunk())
+    checkpoints = Checkpoints(workdir, 1)
+    state, _ = checkpoints.restore(run.placement.put_state(run.fresh_state()))
+    checkpoints.close()
+    np.savez(tmp_path / "teacher.npz", **vit_to_torch(state.teacher_params["backbone"]))
+    config = shrunk(evals__tasks=())
+    ours = evaluate_run(tmp_path / "out", config, ["knn"], str(tmp_path / "teacher.npz"))
+    assert ours["teacher"]["knn"] == scores["teacher"]["knn"]
+
+
+def test_the_monitor_is_knn_and_ridge_on_held_out_training_images():
+    run = build(shrunk())
+    source, params = run.probe_sources[0], run.random_backbone()
+    view = eval_view(run, shrunk())
+    found = make_monitor(run.backbone, source, view, images=40, k=3)(params)
+    chosen = stratified_indices(source.labels, 40 / 60, 0)
+    fit, held = holdout(source.labels, chosen, 1 / 3, 0)
+    embed = features.backbone_features(run.backbone, 1)
+    x, z = (
+        np.asarray(view.map(lambda v: embed(params, v), source, i)[0])[:, :48] for i in (fit, held)
+    )
+    votes = knn_classify(x, source.labels[fit], z, 3, 0.07, 10)
+    expected = top_k_accuracy(votes, source.labels[held], 1)
+    assert found["monitor/knn_top1"] == pytest.approx(expected)
+    assert 0 <= found["monitor/ridge_top1"] <= 100
+
+
+def test_coco_has_both_kinds_of_labels_and_masks(tmp_path):
+    directory = REAL_DATA / "coco_sample"
+    if not directory.is_dir():
+        pytest.skip(f"no coco_sample in DINOTWINS_DATA ({REAL_DATA})")
+    tasks = ("linear", "knn", "attention")
+    config = shrunk(
+        data__source="coco",
+        data__dir=str(directory),
+        total_steps=2,
+        evals__tasks=tasks,
+        evals__mask_images=12,
+    )
+    scores = train(config, tmp_path)
+    assert set(scores["teacher"]["linear"]) == {
+        "sgd 50%",
+        "ridge 50%",
+        "multilabel sgd 50%",
+        "multilabel ridge 50%",
+    }
+    assert {"knn", "knn multilabel", "attention"} <= set(scores["teacher"])
+
+
+def command_line(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "dinotwins_jax.evaluate", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "which run?"),
+        (("--workdir=nowhere",), "no run in nowhere"),
+        (("--workdir=nowhere", "--config=configs/dino.py"), "no checkpoints in nowhere"),
+        (("--workdir=nowhere", "--config=configs/dino.py", "--tasks=knm"), "unknown task 'knm'"),
+        (
+            ("--workdir=nowhere", "--config=configs/dino.py", "--torch_weights=no.pth"),
+            "no.pth",
+        ),
+    ],
+)
+def test_the_command_says_one_line_and_exits_with_2(arguments, message):
+    done = command_line(*arguments)
+    assert done.returncode == 2 and message in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
