@@ -136,6 +136,7 @@ def get_config() -> ConfigDict:
     c.evals.shots = (1, 5, 10)  # images a class
     c.evals.finetune_fraction = 0.1  # of the training labels
     c.evals.finetune_blocks = 1  # the last ones
+    c.evals.finetune_epochs = 20  # over the labelled images, at most 1,000 steps
     c.evals.attention_size = 448  # side of the pictures whose attention is looked at, pixels
     c.evals.attention_keep = 0.6  # share of the attention that a mask keeps
     c.evals.mask_images = 1000  # test images whose attention is scored against masks; 0: all

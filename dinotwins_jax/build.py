@@ -159,6 +159,7 @@ def _check_ranges(config: ConfigDict) -> None:
         "evals.shots": min(evals.shots, default=0),
         "evals.split_seeds (how many)": len(evals.split_seeds),
         "evals.finetune_blocks": evals.finetune_blocks,
+        "evals.finetune_epochs": evals.finetune_epochs,
     }
     for name, value in positive.items():
         if value <= 0:

@@ -58,7 +58,7 @@ def evaluate_run(
     from dinotwins_jax.build import build
     from dinotwins_jax.evals.table import summary
     from dinotwins_jax.evals.tasks import TASKS, check_tasks
-    from dinotwins_jax.scoring import evaluate
+    from dinotwins_jax.scoring import evaluate, from_checkpoint
 
     check_tasks(tasks or ())
     config = config or _config_of(workdir)
@@ -66,7 +66,7 @@ def evaluate_run(
     if torch_weights:
         run, subject = _from_torch(run, config, torch_weights)
     else:
-        subject = _from_checkpoint(run, config, workdir)
+        subject = from_checkpoint(run, config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     scores = evaluate(run, config, subject, workdir, tasks or TASKS)
     print(summary(scores))
@@ -74,23 +74,6 @@ def evaluate_run(
         f"in {workdir}: report.html shows curves, scores and pictures; scores.json has all scores"
     )
     return scores
-
-
-def _from_checkpoint(run, config, workdir: Path):
-    """The teacher of the run's last checkpoint."""
-    from dinotwins_jax.checkpoint import Checkpoints
-    from dinotwins_jax.scoring import Subject
-
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"no checkpoints in {workdir}: the run has not come so far yet")
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    try:
-        if checkpoints.latest() is None:
-            raise ValueError(f"{checkpoints.path} is empty: the run has not come so far yet")
-        state, _ = checkpoints.restore(run.placement.put_state(run.fresh_state()))
-    finally:
-        checkpoints.close()
-    return Subject(state.teacher_params["backbone"], run.random_backbone(), int(state.step))
 
 
 def _from_torch(run, config, path: str):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinotwins_jax.build import Run
+from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.evals import dense
 from dinotwins_jax.evals.features import (
     View,
@@ -43,6 +44,20 @@ class Subject(NamedTuple):
     step: int  # of training
 
 
+def from_checkpoint(run: Run, config, workdir: Path) -> Subject:
+    """The teacher of a run's last checkpoint. Raises ValueError or FileNotFoundError if it has none."""
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(f"no checkpoints in {workdir}: the run has not come so far yet")
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    try:
+        if checkpoints.latest() is None:
+            raise ValueError(f"{checkpoints.path} is empty: the run has not come so far yet")
+        state, _ = checkpoints.restore(run.placement.put_state(run.fresh_state()))
+    finally:
+        checkpoints.close()
+    return Subject(state.teacher_params["backbone"], run.random_backbone(), int(state.step))
+
+
 def evaluate(run: Run, config, subject: Subject, workdir: Path, tasks) -> dict[str, dict]:
     """Scores weights on the run's labelled data; what other tasks found about them stays.
 
@@ -64,7 +79,7 @@ def evaluate(run: Run, config, subject: Subject, workdir: Path, tasks) -> dict[s
         "data": [source_checksum(source, data) for source in (train, test)],
     }
     report = _open_report(workdir / "scores.json", identity)
-    features = _Features(run, config, subject, workdir / "features", identity["data"])
+    features = Features(run, config, subject, workdir / "features", identity["data"])
     for task in _possible(tasks, train, test):
         start = time.perf_counter()
         for row, found in _score(task, run, config, subject, features).items():
@@ -147,7 +162,7 @@ def look_at(run: Run, config, count: int) -> dense.Looked:
     return dense.look_at(run.probe_sources[1], view, count=count)
 
 
-class _Features:
+class Features:
     """The features of all rows, extracted when a task first asks for them."""
 
     def __init__(self, run: Run, config, subject: Subject, cache: Path, data: list[str]):
@@ -195,12 +210,13 @@ def _fine_tune(run: Run, config, params) -> dict[str, dict]:
             fraction=evals.finetune_fraction,
             split_seeds=tuple(evals.split_seeds),
             blocks=evals.finetune_blocks,
+            epochs=evals.finetune_epochs,
         )
         for task, (y, t) in kinds.items()
     }
 
 
-def draw(run: Run, config, subject: Subject, workdir: Path, tasks, features: _Features) -> None:
+def draw(run: Run, config, subject: Subject, workdir: Path, tasks, features: Features) -> None:
     """The pictures of the tasks: WORKDIR/attention.png, segmentation.png, pca.png, neighbours.png."""
     looked = look_at(run, config, config.evals.pictures)
     here = (run.backbone, subject.teacher, looked)
@@ -214,7 +230,7 @@ def draw(run: Run, config, subject: Subject, workdir: Path, tasks, features: _Fe
         _draw_neighbours(workdir / "neighbours.png", run, config, features)
 
 
-def _draw_neighbours(path: Path, run: Run, config, features: _Features) -> None:
+def _draw_neighbours(path: Path, run: Run, config, features: Features) -> None:
     """The most similar test images of a few test images, framed by whether the class agrees."""
     test, embed = features.labelled()["teacher"][1], features.embeds["teacher"]
     source = run.probe_sources[1]

@@ -24,6 +24,12 @@ def test_ridge_is_scikit_learns(multi, dim):
     targets = solvers.targets_of(labels, 3)
     rates = (10.0, 0.3, 1e-3)
     weights, biases = solvers.ridge(x, targets, rates)
+    alone = [
+        np.concatenate(parts)
+        for parts in zip(*(solvers.ridge(x, targets, (r,)) for r in rates), strict=True)
+    ]
+    np.testing.assert_allclose(alone[0], weights, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(alone[1], biases, rtol=1e-6, atol=1e-9)
     for weight, bias, rate in zip(weights, biases, rates, strict=True):
         expected = Ridge(alpha=rate * len(x), solver="svd").fit(x, targets)
         np.testing.assert_allclose(weight.T, expected.coef_, rtol=1e-7, atol=1e-9)

@@ -6,6 +6,7 @@ Letters: M images, D features, C classes, R regularisations.
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import scipy.optimize
 import scipy.special
 
@@ -51,6 +52,10 @@ def ridge(x: np.ndarray, targets: np.ndarray, regularisations) -> tuple[np.ndarr
     center, middle = x.mean(axis=0), targets.mean(axis=0)
     x, y = x - center, targets - middle
     strength = M * np.asarray(regularisations, np.float64)[:, None, None]  # [R, 1, 1]
+    if len(strength) == 1 and D <= M:  # ten times faster at D = 3072
+        gram = x.T @ x + strength[0] * np.eye(D)
+        weights = scipy.linalg.solve(gram, x.T @ y, assume_a="pos")[None]
+        return weights, middle - center @ weights
     if D <= M:
         values, vectors = np.linalg.eigh(x.T @ x)
         inside = vectors.T @ (x.T @ y)  # [D, C]

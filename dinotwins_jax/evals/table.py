@@ -15,6 +15,10 @@ _SINGLE = [
 ]
 
 
+_SETTINGS = ("fraction", "keep", "recipe", "num_test", "temperature")  # no scores
+_SPREADS = ("_std", "_sem")
+
+
 def headline(scores: dict) -> dict[str, Value]:
     """The scores of one row that a table shows, in its order; what was not evaluated is not there."""
     found = {}
@@ -42,11 +46,49 @@ def summary(scores: dict[str, dict]) -> str:
     )
 
 
+def score_rows(
+    scores: dict[str, dict], task: str
+) -> tuple[list[str], dict[str, list[str]], list[str]]:
+    """All numbers of one task: columns, the cells of each row that has the task, and the protocols.
+
+    "<x>_mean" and "<x>_std", or "<x>" and "<x>_sem", share a cell; lists are left out.
+    """
+    flat, protocols = {}, {}
+    for row, tasks in scores.items():
+        if task in tasks:
+            flat[row] = dict(_values(tasks[task]))
+            protocols |= dict.fromkeys(_protocols(tasks[task]))
+    columns = list(dict.fromkeys(name for values in flat.values() for name in values))
+    rows = {row: [cell(values.get(c)) for c in columns] for row, values in flat.items()}
+    return columns, rows, list(protocols)
+
+
+def _values(scores: dict, prefix: str = ""):
+    """(name, value) of the numbers of nested scores."""
+    for key, value in scores.items():
+        if isinstance(value, dict) and key not in _SETTINGS:
+            yield from _values(value, f"{prefix}{key} ")
+        elif isinstance(value, (int, float)) and key not in _SETTINGS and key[-4:] not in _SPREADS:
+            name = key.removesuffix("_mean")
+            spread = scores.get(f"{name}_std", scores.get(f"{name}_sem"))
+            yield f"{prefix}{name.replace('_', ' ')}", (value, spread)
+
+
+def _protocols(scores: dict):
+    for key, value in scores.items():
+        if isinstance(value, dict):
+            yield from _protocols(value)
+        elif key == "protocol":
+            yield value
+
+
 def cell(value: Value | None) -> str:
     """ "78.4 ± 0.5", "78.4" or "–"."""
     if value is None:
         return "–"
     mean, std = value
+    if isinstance(mean, int):
+        return str(mean)
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 

@@ -1,0 +1,140 @@
+"""The report of a run: one HTML file with curves, tables and pictures, nothing outside it needed."""
+
+import base64
+import json
+from html import escape
+from pathlib import Path
+
+from dinotwins_jax.evals.curves import curve_sections, draw_curves, svg_text
+from dinotwins_jax.evals.table import score_rows
+
+_STYLE = """
+:root { color-scheme: light dark; --back: #ffffff; --ink: #1f2328; --muted: #656d76;
+  --line: #d8dee4; --card: #f6f8fa; }
+@media (prefers-color-scheme: dark) { :root { --back: #0d1117; --ink: #e6edf3; --muted: #8d96a0;
+  --line: #30363d; --card: #161b22; } }
+body { margin: 0 auto; max-width: 1120px; padding: 1.5rem; background: var(--back);
+  color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem;
+  border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
+p, figcaption { color: var(--muted); margin: .3rem 0; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--muted); }
+figure { margin: 1rem 0; } img { max-width: 100%; background: #ffffff; border-radius: 6px; }
+svg { max-width: 100%; height: auto; } svg text { fill: currentColor; }
+pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: 12.5px; }
+"""
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    config: dict,
+    log: list[dict],
+    scores: dict[str, dict],
+    pictures: dict[str, Path],
+    notes: tuple[str, ...] | list[str] = (),
+) -> None:
+    """Writes the page; sections without anything in them are left out.
+
+    Args:
+      path: file to write.
+      title: what run this is.
+      config: its config as nested dictionaries.
+      log: lines of its metrics.jsonl.
+      scores: {row: {task: scores}}, as in scores.json.
+      pictures: caption -> PNG file.
+      notes: lines under the title.
+    Raises:
+      FileNotFoundError: a picture is not there.
+    """
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        *(f"<p>{escape(note)}</p>" for note in notes),
+        _settings(config),
+        *_curves(title, log),
+        *_scores(scores),
+        *_pictures(pictures),
+        "<h2>Config</h2><details><summary>every key</summary><pre>"
+        f"{escape(json.dumps(config, indent=2, default=str))}</pre></details>",
+    ]
+    page = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page)
+    temporary.replace(path)
+
+
+def _settings(config: dict) -> str:
+    """The keys that say most about a run."""
+    model, data = config.get("model", {}), config.get("data", {})
+    sizes = [f"{key} {model[key]}" for key in ("embed_dim", "depth", "num_heads") if model.get(key)]
+    shown = {
+        "loss": " + ".join(
+            f"{term.get('weight', 1)} × {name}" for name, term in config.get("loss", {}).items()
+        ),
+        "weights matched to": config.get("match_gradients_to"),
+        "model": ", ".join(
+            [str(model.get("name", "")), *sizes, f"patch {model.get('patch_size', '')}"]
+        ),
+        "data": f"{data.get('source', '')} {data.get('dir') or ''}",
+        "batch": config.get("batch_size"),
+        "epochs": config.get("total_epochs"),
+        "seed": config.get("seed"),
+    }
+    cells = "".join(
+        f"<tr><td>{escape(key)}</td><td>{escape(str(value))}</td></tr>"
+        for key, value in shown.items()
+        if value not in (None, "")
+    )
+    return f"<table>{cells}</table>"
+
+
+def _curves(title: str, log: list[dict]) -> list[str]:
+    logs = {title: log}
+    return [
+        f"<h2>{escape(heading)}</h2><figure>{svg_text(draw_curves(logs, panels))}</figure>"
+        for heading, panels in (curve_sections(logs) if log else {}).items()
+    ]
+
+
+def _scores(scores: dict[str, dict]) -> list[str]:
+    tasks = list(dict.fromkeys(task for row in scores.values() for task in row))
+    if not tasks:
+        return []
+    parts = ["<h2>Scores</h2><p>In %. ± is the standard deviation over draws of the labels, or "
+             "the standard error over images.</p>"]  # fmt: skip
+    for task in tasks:
+        columns, rows, protocols = score_rows(scores, task)
+        head = "".join(f"<th>{escape(column)}</th>" for column in ("", *columns))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in (row, *cells)) + "</tr>"
+            for row, cells in rows.items()
+        )
+        parts.append(
+            f'<h3>{escape(task)}</h3><div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+            f"<p>{escape(', '.join(protocols))}</p>"
+        )
+    return parts
+
+
+def _pictures(pictures: dict[str, Path]) -> list[str]:
+    parts = ["<h2>Pictures</h2>"] if pictures else []
+    for caption, file in pictures.items():
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"no picture {file} for the report: '{caption}'")
+        data = base64.b64encode(Path(file).read_bytes()).decode()
+        text = escape(caption)
+        parts.append(
+            f'<figure><figcaption>{text}</figcaption><img alt="{text}" '
+            f'src="data:image/png;base64,{data}"></figure>'
+        )
+    return parts
