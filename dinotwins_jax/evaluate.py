@@ -62,7 +62,12 @@ def evaluate_run(
 
     check_tasks(tasks or ())
     config = config or _config_of(workdir)
-    run = build(config)
+    try:
+        run = build(config)
+    except AttributeError as error:  # a key of the config that is not there
+        raise ValueError(
+            f"{workdir / 'config.json'} is of another version ({error}); give the run's --config=…"
+        ) from None
     if torch_weights:
         run, subject = _from_torch(run, config, torch_weights)
     else:

@@ -79,8 +79,10 @@ def evaluate(run: Run, config, subject: Subject, workdir: Path, tasks) -> dict[s
         "data": [source_checksum(source, data) for source in (train, test)],
     }
     report = _open_report(workdir / "scores.json", identity)
+    possible = _possible(tasks, train, test)
+    report["left_out"] = [task for task in tasks if task not in possible]
     features = Features(run, config, subject, workdir / "features", identity["data"])
-    for task in _possible(tasks, train, test):
+    for task in possible:
         start = time.perf_counter()
         for row, found in _score(task, run, config, subject, features).items():
             report["scores"].setdefault(row, {}).update(found)

@@ -1,22 +1,157 @@
-"""One table of several runs, from their scores.json: python -m experiments.compare runs/a runs/b …"""
+"""DINO, Barlow Twins and the hybrid side by side: trained alike, judged alike, with error bars.
+
+    python -m experiments.compare --preset=demo --seeds=3
+    python -m experiments.compare --preset=coco --seeds=3 --config.data.dir=/data/coco --out=runs/compare
+
+Every run starts from the same backbone, sees the same images in the same order, and has the same
+number of steps (--budget=steps) or of floating-point operations (--budget=flops). --config.key=value
+is for all methods that have the key, --dino.key=value for one. The same command goes on where it was
+interrupted, and prints the tables again when all is done. OUT/table.md, comparison.json, curves.png
+and attention.png hold the outcome, OUT/<method>-seed<k>/report.html each run's own.
+"""
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
-from dinotwins_jax.evals.report import score_table
+from absl import app, flags, logging
+
+from dinotwins_jax.cli import NON_FINITE, fail
+from dinotwins_jax.files import replace_text
+from experiments.comparison.plan import METHODS, split_overrides
+
+_PRESET = flags.DEFINE_string("preset", "demo", "As after the colon of configs/hybrid.py:demo")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many; seed k is the config's seed", lower_bound=1)
+_METHODS = flags.DEFINE_list("methods", list(METHODS), "Files in configs/")
+_BUDGET = flags.DEFINE_enum("budget", "steps", ["steps", "flops"], "What is equal")
+_OUT = flags.DEFINE_string("out", None, "Directory; default runs/compare-<preset>")
 
 
-def compare(workdirs: list[Path]) -> str:
-    """The teachers of all runs, and random weights and raw pixels of the first, as Markdown."""
-    runs = {d.name: json.loads((d / "scores.json").read_text())["scores"] for d in workdirs}
-    rows = {f"teacher of {name}": scores["teacher"] for name, scores in runs.items()}
-    first = next(iter(runs.values()))
-    return score_table(rows | {name: first[name] for name in ("random weights", "raw pixels")})
+def compare(preset: str, seeds: int, methods, budget: str, out: Path, overrides: dict) -> str:
+    """Trains and evaluates what is not yet done; returns the tables as Markdown."""
+    from dinotwins_jax.build import build
+    from dinotwins_jax.evals.features import checksum
+    from dinotwins_jax.train import train
+    from experiments.comparison.plan import equal_flops, flops_per_step, is_finished, make_configs
+
+    first = make_configs(preset, methods, 0, overrides)
+    steps = {method: build(config).total_steps for method, config in first.items()}
+    flops = _flops(out, first, flops_per_step)
+    if budget == "flops":
+        steps = equal_flops(steps, flops)
+    costs, workdirs = {}, {method: [] for method in methods}
+    for seed in range(seeds):
+        configs = make_configs(preset, methods, seed, overrides)
+        starts = {}
+        for method, config in configs.items():
+            workdir = out / f"{method}-seed{seed}"
+            workdirs[method].append(workdir)
+            if budget == "flops":
+                config.total_steps = steps[method]
+            if not is_finished(workdir, config, steps[method]):
+                starts[method] = checksum(build(config).random_backbone())
+                if len(set(starts.values())) > 1:
+                    raise ValueError(f"the methods start from different backbones: {starts}")
+                print(f"\n{method}, seed {seed}: {steps[method]} steps, in {workdir}", flush=True)
+                start = time.perf_counter()
+                train(config, workdir)
+                _add_seconds(workdir, time.perf_counter() - start)
+            costs[workdir.name] = {
+                "steps": steps[method],
+                "images": steps[method] * config.batch_size,
+                "flops": steps[method] * flops[method],
+                "seconds": _seconds(workdir),
+            }
+    return _report(out, workdirs, first, costs, budget)
+
+
+def _flops(out: Path, configs: dict, count) -> dict[str, float]:
+    """Floating-point operations of a step, counted once and kept in OUT/flops.json."""
+    path, text = out / "flops.json", {m: c.to_json_best_effort() for m, c in configs.items()}
+    try:
+        kept = json.loads(path.read_text())
+        if kept["configs"] == text:
+            return kept["flops"]
+    except (OSError, ValueError, KeyError):
+        pass
+    flops = {method: count(config) for method, config in configs.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps({"configs": text, "flops": flops}) + "\n")
+    return flops
+
+
+def _seconds(workdir: Path) -> float | None:
+    """Wall time of all starts of a run that came to their end; None when it is not known."""
+    path = workdir / "seconds.txt"
+    return float(path.read_text()) if path.exists() else None
+
+
+def _add_seconds(workdir: Path, seconds: float) -> None:
+    replace_text(workdir / "seconds.txt", f"{(_seconds(workdir) or 0.0) + seconds:.1f}\n")
+
+
+def _report(out: Path, workdirs: dict, configs: dict, costs: dict, budget: str) -> str:
+    """Writes the outcome into OUT; returns its tables."""
+    from experiments.comparison.outcome import (
+        collect,
+        score_table,
+        significance,
+        significance_table,
+    )
+    from experiments.comparison.pictures import draw_attention, draw_curves
+
+    table = collect(workdirs)
+    found = significance(table)
+    seeds = len(next(iter(workdirs.values())))
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    text = f"In %, {spread}; equal {budget}.\n\n{score_table(table)}\n"
+    if found:
+        text += f"\nPaired by seed, with 95% confidence:\n\n{significance_table(found)}\n"
+    elif seeds == 1:
+        text += "\nOne seed: no significance can be stated.\n"
+    replace_text(out / "table.md", text)
+    outcome = {"budget": budget, "scores": table, "significance": found, "runs": costs}
+    replace_text(out / "comparison.json", json.dumps(outcome, indent=2) + "\n")
+    draw_curves(out / "curves.png", workdirs)
+    firsts = {method: runs[0] for method, runs in workdirs.items()}
+    draw_attention(out / "attention.png", firsts, configs)
+    return text
+
+
+def main(argv) -> int:
+    """The command; returns the exit code, errors are one line on stderr."""
+    if len(argv) > 1:
+        return fail(f"unknown argument '{argv[1]}': options start with --")
+    from dinotwins_jax.metrics import NonFiniteError
+
+    logging.set_verbosity(logging.WARNING)
+    out = Path(_OUT.value or f"runs/compare-{_PRESET.value}")
+    try:
+        print(compare(_PRESET.value, _SEEDS.value, _METHODS.value, _BUDGET.value, out, _overrides))
+    except NonFiniteError as error:
+        return fail(str(error), NON_FINITE)
+    except (ValueError, OSError) as error:
+        if os.environ.get("DINOTWINS_DEBUG"):
+            raise
+        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
+    print(f"in {out}: table.md, comparison.json, curves.png, attention.png; a report.html a run")
+    return 0
+
+
+_overrides: dict = {}
+
+
+def _parse(argv):
+    """absl's parser on what is left after the overrides of configs."""
+    try:
+        rest, found = split_overrides(argv, METHODS)
+        _overrides.update(found)
+        return flags.FLAGS(rest)
+    except (ValueError, flags.Error) as error:
+        sys.exit(fail(str(error)))
 
 
 if __name__ == "__main__":
-    missing = [d for d in sys.argv[1:] if not (Path(d) / "scores.json").is_file()]
-    if missing or len(sys.argv) < 2:
-        sys.exit(f"which runs? no scores.json in: {', '.join(missing) or '(none named)'}")
-    print(compare([Path(d) for d in sys.argv[1:]]))
+    app.run(main, flags_parser=_parse)

@@ -146,7 +146,7 @@ def test_boxes_equal_loops():
 
 def reference_columns(maps, rollouts, masks, keep):
     """Per-image values of the images with an object, one loop after the other."""
-    rows = {name: [] for name in ("heads", "mean", "rollout", "pointing", "corloc")}
+    rows = {name: [] for name in ("heads", "mean", "rollout", "pointing", "corloc", "shares")}
     sizes = {name: [] for name in ("small", "medium", "large")}
     for i, objects in enumerate(masks):
         objects = [mask for mask in objects if mask.any()]
@@ -159,6 +159,8 @@ def reference_columns(maps, rollouts, masks, keep):
         rows["heads"].append([refs.jaccard(p, foreground) for p in pixels[:-2]])
         rows["mean"].append(refs.jaccard(pixels[-2], foreground))
         rows["rollout"].append(refs.jaccard(pixels[-1], foreground))
+        masses = [mass_mask(mean[None], share)[0] for share in localisation.KEEPS]
+        rows["shares"].append([refs.jaccard(refs.upsample(m, size), foreground) for m in masses])
         row, column = divmod(int(mean.argmax()), w)
         at = int((row + 0.5) * size[0] / h), int((column + 0.5) * size[1] / w)
         rows["pointing"].append(float(foreground[at]))
@@ -178,10 +180,13 @@ def test_attention_scores_equal_plain_loops(keep):
     scores = localisation.attention_scores(maps, rollouts, masks, keep=keep)
     rows, sizes = reference_columns(maps, rollouts, masks, keep)
     best, used = refs.cross_fit(rows["heads"])
+    fitted, shares = refs.cross_fit(rows["shares"])
+    assert scores["keep_of_halves"] == [localisation.KEEPS[i] for i in shares]
     expected = {
         "jaccard_best_head": best,
         "jaccard_best_head_oracle": [max(row) for row in rows["heads"]],
         "jaccard_mean_map": rows["mean"],
+        "jaccard_fitted": fitted,
         "jaccard_rollout": rows["rollout"],
         "pointing": rows["pointing"],
         "corloc": rows["corloc"],

@@ -26,6 +26,7 @@ from dinotwins_jax.models.vit import VisionTransformer
 
 # COCO's 32^2 and 96^2 pixels as parts of a picture of 640 x 480.
 SMALL, LARGE = 32**2 / (640 * 480), 96**2 / (640 * 480)
+KEEPS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)  # shares of the attention that a mask may hold
 SIDES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a centre box, as parts of the picture's
 
 
@@ -95,6 +96,8 @@ def attention_scores(
       images choose for odd ones and the other way round), "best_head_of_halves": head used on the
       even and on the odd ones; "jaccard_best_head_oracle": each image's best head, which reads the
       answer and so bounds the others from above; "jaccard_mean_map", "jaccard_rollout";
+      "jaccard_fitted": the mean map with the share of KEEPS that suits the other half of the images
+      best ("keep_of_halves"), since a map that is sure of the whole object loses by a fixed share;
       "pointing", "corloc"; each with "<metric>_sem", standard error over images.
       "sizes": small | medium | large -> {"objects": count, "jaccard_best_head_oracle": mean over
       objects of the best head's with that object alone, "pointing": % of objects that hold the
@@ -111,18 +114,25 @@ def attention_scores(
         raise ValueError(
             f"maps {maps.shape} must be [M, heads, h, w], rollouts {rollouts.shape} [M, h, w]"
         )
-    images, extra = [], {"jaccard_mean_map": [], "jaccard_rollout": [], "corloc": []}
+    images, by_keep = [], []
+    extra = {"jaccard_mean_map": [], "jaccard_rollout": [], "corloc": []}
     for i, objects in scored_images(masks, len(maps)).items():
         mean = maps[i].mean(axis=0)
         kept = mass_mask(np.stack([*maps[i], mean, rollouts[i]]), keep)
         jaccard = grid_jaccards(kept, objects.any(axis=0, keepdims=True))[0]
         pixel = _peak_pixel(mean, objects.shape[1:])
         images.append(_image(jaccard[:-2], grid_jaccards(kept[:-2], objects), objects, pixel))
+        shares = np.concatenate([mass_mask(mean[None], share) for share in KEEPS])
+        by_keep.append(grid_jaccards(shares, objects.any(axis=0, keepdims=True))[0])
         extra["jaccard_mean_map"].append(jaccard[-2])
         extra["jaccard_rollout"].append(jaccard[-1])
         extra["corloc"].append(component_found(kept[-2], objects))
     choice = _cross_fit(np.stack([image.jaccard for image in images]))
     scores = {"protocol": "attention-mask-v1", "keep": keep} | _scores(images, choice)
+    by_keep = np.stack(by_keep)
+    fitted = _cross_fit(by_keep)
+    extra["jaccard_fitted"] = by_keep[np.arange(len(fitted)), fitted]
+    scores["keep_of_halves"] = [KEEPS[fitted[0]], KEEPS[fitted[1]]]
     return scores | _means(extra)
 
 
@@ -136,7 +146,7 @@ def centre_box_scores(masks: Sequence[np.ndarray], *, sides: Sequence[float] = S
       masks: as in `attention_scores`.
       sides: of the box, as parts of the picture's, in (0, 1].
     Returns:
-      The keys of `attention_scores` without "keep", "jaccard_mean_map" and "jaccard_rollout"; and "sides".
+      The keys of `attention_scores` but those of a share, of the mean map and of rollout; and "sides".
     Raises:
       ValueError: a side outside (0, 1], or fewer than two images with an object.
     """

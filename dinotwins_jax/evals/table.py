@@ -9,6 +9,7 @@ _SINGLE = [
     ("fine-tuned", ("finetune",), "top1"),
     ("multi-label k-NN, mAP", ("knn multilabel", "k20"), "map"),
     ("attention, Jaccard", ("attention",), "jaccard_mean_map"),
+    ("with fitted share", ("attention",), "jaccard_fitted"),
     ("its best head", ("attention",), "jaccard_best_head"),
     ("pointing", ("attention",), "pointing"),
     ("normalised cut, Jaccard", ("segmentation",), "jaccard"),

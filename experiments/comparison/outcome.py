@@ -1,0 +1,94 @@
+"""From the workdirs of a comparison to its tables, as data and as Markdown."""
+
+import json
+from pathlib import Path
+
+from dinotwins_jax.evals.table import cell, headline, markdown
+from experiments.comparison.statistics import mean_std, paired
+
+DINO_LOSS = "DINO's loss"  # of those that have one; lower is better
+
+
+def read_log(workdir: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def collect(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, list[float]]]:
+    """{row: {column: one value a seed}} of the methods, random weights, pixels and the centre box.
+
+    Args:
+      workdirs: method -> its run of every seed, in the same order.
+    """
+    table: dict[str, dict[str, list[float]]] = {}
+    for method, runs in workdirs.items():
+        for number, workdir in enumerate(runs):
+            scores = json.loads((workdir / "scores.json").read_text())["scores"]
+            loss = read_log(workdir)[-1].get("dino/loss")
+            if loss is not None:
+                table.setdefault(method, {}).setdefault(DINO_LOSS, []).append(loss)
+            for row, of_row in scores.items():
+                name = method if row == "teacher" else row
+                columns = table.setdefault(name, {})
+                for title, (value, _) in headline(of_row).items():
+                    values = columns.setdefault(title, [])
+                    if len(values) == number:  # the other rows are the same for all methods
+                        values.append(value)
+    order = [*workdirs, *(row for row in table if row not in workdirs)]
+    return {row: table[row] for row in order if row in table}
+
+
+def columns_of(table: dict) -> list[str]:
+    """All columns, in the order of their first appearance."""
+    return list(dict.fromkeys(column for row in table.values() for column in row))
+
+
+def score_table(table: dict) -> str:
+    """Markdown: mean ± standard deviation over the training seeds."""
+    columns = columns_of(table)
+
+    def text(column, values):
+        if not values:
+            return "–"
+        if column == DINO_LOSS:
+            mean, std = mean_std(values)
+            return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+        return cell(mean_std(values))
+
+    rows = [[row, *(text(c, of_row.get(c)) for c in columns)] for row, of_row in table.items()]
+    return markdown([["", *columns], *rows])
+
+
+def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]]:
+    """{other method: {column: `paired`}} for every column that both have with two seeds or more."""
+    found = {}
+    for other in ("dino", "barlow_twins"):
+        if ours in table and other in table:
+            found[other] = {
+                column: paired(values, table[other][column])
+                for column, values in table[ours].items()
+                if len(values) > 1 and len(table[other].get(column, ())) == len(values)
+            }
+    return {other: columns for other, columns in found.items() if columns}
+
+
+def significance_table(found: dict, ours: str = "hybrid") -> str:
+    """Markdown, a line a column: difference with its 95% interval, p, and the word."""
+    header = ["", *(f"{ours} - {other}" for other in found)]
+    columns = list(dict.fromkeys(column for of_other in found.values() for column in of_other))
+
+    def text(column, result):
+        if result is None:
+            return "–"
+        digits = 3 if column == DINO_LOSS else 1
+        word = result["verdict"]
+        if column == DINO_LOSS:  # a loss: less is more
+            word = {"better": "higher", "worse": "lower"}.get(word, word)
+        interval = f"[{result['low']:+.{digits}f}, {result['high']:+.{digits}f}]"
+        return f"{result['difference']:+.{digits}f} {interval}, p = {result['p']:.2g}: {word}"
+
+    rows = [
+        [column, *(text(column, of_other.get(column)) for of_other in found.values())]
+        for column in columns
+    ]
+    return markdown([header, *rows])

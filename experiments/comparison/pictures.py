@@ -1,0 +1,50 @@
+"""The pictures of a comparison: curves of all runs, attention side by side."""
+
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dinotwins_jax.build import build
+from dinotwins_jax.evals import curves
+from dinotwins_jax.evals.attention import attention_comparison
+from dinotwins_jax.evals.dense import titles
+from dinotwins_jax.evals.localisation import attention_maps
+from dinotwins_jax.scoring import from_checkpoint, look_at
+from experiments.comparison.outcome import read_log
+
+PANELS = [
+    "monitor/knn_top1",
+    "monitor/ridge_top1",
+    "effective_rank",
+    "dino/loss",
+    "dino/kl",
+    "dino/teacher_entropy",
+    "barlow_twins/loss",
+    ("balance/barlow_twins/weighted_norm", "balance/dino/weighted_norm"),
+    "balance/cos/barlow_twins,dino",
+]
+
+
+def draw_curves(path: Path, workdirs: dict[str, list[Path]]) -> None:
+    """Every panel that a run has figures for, one colour a method, one line a seed."""
+    logs = {method: [read_log(run) for run in runs] for method, runs in workdirs.items()}
+
+    def drawn(panel):
+        keys = (panel,) if isinstance(panel, str) else panel
+        return any(len(curves.series(log, keys[0])[0]) for of in logs.values() for log in of)
+
+    figure = curves.draw_curves(logs, [panel for panel in PANELS if drawn(panel)])
+    figure.savefig(path, dpi=150, format="png")
+
+
+def draw_attention(path: Path, workdirs: dict[str, Path], configs: dict[str, ConfigDict]) -> None:
+    """What the teachers look at in the same test images."""
+    maps = {}
+    for method, workdir in workdirs.items():
+        config = configs[method]
+        run = build(config)
+        looked = look_at(run, config, config.evals.pictures or 4)
+        teacher = from_checkpoint(run, config, workdir).teacher
+        maps[method] = looked.map(partial(attention_maps, run.backbone, teacher))[0]
+    attention_comparison(path, looked.pixels, maps, titles(looked))

@@ -1,0 +1,144 @@
+"""What a comparison trains: one config a method and seed, and an equal budget for all."""
+
+import ast
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dinotwins_jax.augment import IMAGENET_MEAN
+from dinotwins_jax.build import build
+from dinotwins_jax.models.vit import as_pair
+from dinotwins_jax.optim import make_optimizer
+from dinotwins_jax.state import create_state
+from dinotwins_jax.step import make_train_step
+
+METHODS = ("dino", "barlow_twins", "hybrid")
+CHANNELS = len(IMAGENET_MEAN)
+
+
+def split_overrides(argv: list[str], methods) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Takes --config.key=value (for all methods) and --<method>.key=value out of a command line.
+
+    Returns:
+      (the rest, {"config" or method: {key: text}}).
+    Raises:
+      ValueError: an override without a value.
+    """
+    rest, found = [], {}
+    for argument in argv:
+        head, equals, value = argument.partition("=")
+        name, dot, key = head.removeprefix("--").partition(".")
+        if not (argument.startswith("--") and dot and name in ("config", *methods)):
+            rest.append(argument)
+            continue
+        if not equals:
+            raise ValueError(f"{argument}: give a value, such as {head}=…")
+        found.setdefault(name, {})[key] = value
+    return rest, found
+
+
+def make_configs(preset: str, methods, seed: int, overrides: dict) -> dict[str, ConfigDict]:
+    """{method: config} of one seed: configs/<method>.py:<preset> with the overrides.
+
+    Raises:
+      ValueError: unknown method or preset, a key that no config has, or a value of another type.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"unknown method '{method}': choose from {', '.join(METHODS)}")
+    modules = {method: importlib.import_module(f"configs.{method}") for method in methods}
+    configs = {method: module.get_config(preset) for method, module in modules.items()}
+    for name, keys in overrides.items():
+        chosen = configs if name == "config" else {name: configs[name]}
+        for key, text in keys.items():
+            having = [config for config in chosen.values() if _has(config, key)]
+            if not having:
+                raise ValueError(f"--{name}.{key}: no config of {', '.join(chosen)} has this key")
+            for config in having:
+                _set(config, key, text)
+    for config in configs.values():
+        config.seed = seed
+    return configs
+
+
+def _has(config, key: str) -> bool:
+    for part in key.split("."):
+        if not hasattr(config, "keys") or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def _set(config: ConfigDict, key: str, text: str) -> None:
+    node = config
+    *parents, last = key.split(".")
+    for part in parents:
+        node = node[part]
+    old = node[last]
+    try:
+        value = (
+            text
+            if isinstance(old, str)
+            else ast.literal_eval(text.capitalize() if isinstance(old, bool) else text)
+        )
+        if isinstance(old, float) and isinstance(value, int):
+            value = float(value)
+        node[last] = value
+    except (ValueError, SyntaxError, TypeError):
+        raise ValueError(f"{key}={text}: expected a value like {old!r}") from None
+
+
+def flops_per_step(config: ConfigDict) -> float:
+    """Floating-point operations of one training step, crops excluded, by XLA's count.
+
+    The crops are left out since XLA counts a loop over images once, and since they are not what the
+    methods differ in.
+    """
+    run = build(config)
+    constants = {"lr": 1e-3, "weight_decay": 0.0, "teacher_momentum": 0.9, "teacher_temp": 0.04}
+    tx = make_optimizer()
+    step = make_train_step(
+        backbone=run.backbone,
+        loss=run.loss,
+        views=lambda batch, key: batch,
+        tx=tx,
+        schedules={k: lambda step, v=v: jnp.float32(v) for k, v in constants.items()},
+        seed=0,
+    )
+    state = jax.eval_shape(lambda: create_state(run.backbone, run.loss, tx, jax.random.key(0)))
+    views = config.views
+
+    def crops(number, size):
+        shape = (config.batch_size, number, *as_pair(size), CHANNELS)
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    batch = {
+        "global_crops": crops(2, views.global_size),
+        "local_crops": crops(views.num_local, views.local_size),
+    }
+    return float(jax.jit(step).lower(state, batch).cost_analysis()["flops"])
+
+
+def equal_flops(steps: dict[str, int], flops: dict[str, float]) -> dict[str, int]:
+    """Steps with which every method spends what the dearest one spends.
+
+    Args:
+      steps: of each method as configured; flops: of one of its steps.
+    """
+    most = max(steps[method] * flops[method] for method in steps)
+    return {method: max(1, round(most / flops[method])) for method in steps}
+
+
+def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
+    """Whether the run there was trained to the end and evaluated on all tasks of the config."""
+    try:
+        report = json.loads((workdir / "scores.json").read_text())
+    except (OSError, ValueError):
+        return False
+    done = report.get("seconds", {})
+    asked = [task for task in config.evals.tasks if task not in report.get("left_out", ())]
+    return report.get("step") == steps and all(task in done for task in asked)

@@ -1,0 +1,154 @@
+"""Accuracy against the share of the labels, for the runs of a finished comparison.
+
+    python -m experiments.label_efficiency runs/compare-demo
+
+Frozen features of every teacher and of random weights, the bank of ridge probes, five draws of the
+labels; a band is the standard deviation over training seeds. Writes label_efficiency.png and .json.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from dinotwins_jax.cli import fail
+from dinotwins_jax.files import replace_text
+
+_FRACTIONS = flags.DEFINE_list(
+    "fractions", ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"], "Of the labels"
+)
+RANDOM = "random weights"
+
+
+def label_efficiency(out: Path, fractions: list[float]) -> dict:
+    """{"metric", "fractions", "scores": {row: [[one value a fraction] a seed]}} of the runs in OUT."""
+    from dinotwins_jax.evals.bank import bank_probe_splits
+    from dinotwins_jax.evals.probes import label_kinds
+
+    runs = sorted(path.parent for path in out.glob("*-seed*/scores.json"))
+    if not runs:
+        raise FileNotFoundError(f"no finished runs in {out}: python -m experiments.compare first")
+    scores: dict[str, list] = {}
+    for workdir in runs:
+        method, _, seed = workdir.name.rpartition("-seed")
+        features, config = _features(workdir)
+        for row in ("teacher", RANDOM):
+            if row == RANDOM and len(scores.get(RANDOM, ())) > int(seed):
+                continue  # the methods of a seed start from the same weights
+            (train, test), embed = features.labelled()[row], features.embeds[row]
+            y, t = list(label_kinds(train, test).values())[-1]  # several labels, where there are
+            metric = "map" if y.ndim == 2 else "top1"
+            sets = [{n: s.features[:, c] for n, c in embed.sets.items()} for s in (train, test)]
+            values = [
+                bank_probe_splits(
+                    sets[0],
+                    y,
+                    sets[1],
+                    t,
+                    num_classes=config.num_classes,
+                    fraction=fraction,
+                    split_seeds=tuple(config.split_seeds),
+                )[f"{metric}_mean"]
+                for fraction in fractions
+            ]
+            scores.setdefault(method if row == "teacher" else RANDOM, []).append(values)
+            print(f"{workdir.name}, {row}: " + ", ".join(f"{v:.1f}" for v in values), flush=True)
+    return {"metric": metric, "fractions": fractions, "scores": scores}
+
+
+def _features(workdir: Path):
+    """The run's cached features, and the options that the probes need."""
+    from dinotwins_jax.build import build
+    from dinotwins_jax.evals.features import source_checksum
+    from dinotwins_jax.scoring import Features, from_checkpoint
+
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    run = build(config)
+    data = [source_checksum(source, config.data.to_dict()) for source in run.probe_sources]
+    subject = from_checkpoint(run, config, workdir)
+    features = Features(run, config, subject, workdir / "features", data)
+    options = ConfigDict(
+        {
+            "num_classes": len(run.probe_sources[0].class_names),
+            "split_seeds": config.evals.split_seeds,
+        }
+    )
+    return features, options
+
+
+def draw(path: Path, found: dict) -> None:
+    """One line a method, named at its end; the share of the labels on a logarithmic axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from dinotwins_jax.evals.curves import COLOURS, INK, LINE, MUTED
+
+    figure = Figure(figsize=(6.4, 4.2), facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.1, 0.13, 0.68, 0.77))
+    x = 100 * np.asarray(found["fractions"])
+    ends = []
+    for i, (row, seeds) in enumerate(found["scores"].items()):
+        values = np.asarray(seeds)  # [seeds, fractions]
+        mean, std = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0.0
+        colour = MUTED if row == RANDOM else COLOURS[i % len(COLOURS)]
+        axes.plot(x, mean, "--" if row == RANDOM else "-o", color=colour, lw=1.6, ms=3.5)
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, lw=0)
+        ends.append((float(mean[-1]), row, colour))
+    low, high = axes.get_ylim()
+    above = -np.inf
+    for value, row, colour in sorted(ends):  # names that would overlap move up
+        above = max(value, above + 0.05 * (high - low))
+        axes.annotate(row, (x[-1], above), (7, 0), textcoords="offset points", color=colour,
+                      fontsize=9, va="center", annotation_clip=False)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(x, [f"{v:g}" for v in x])
+    axes.minorticks_off()
+    axes.grid(axis="y", color=LINE, lw=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, labelsize=8, labelcolor=MUTED)
+    axes.set_xlabel("labels, % of the training images", fontsize=9, color=MUTED)
+    name = {"map": "mAP", "top1": "top-1"}[found["metric"]]
+    axes.set_title(f"Ridge probe, {name} in %", fontsize=10, color=INK, loc="left")
+    figure.savefig(path, dpi=150, format="png")
+
+
+def table(found: dict) -> str:
+    """Markdown: mean ± standard deviation over training seeds."""
+    from dinotwins_jax.evals.table import cell, markdown
+    from experiments.comparison.statistics import mean_std
+
+    header = ["", *(f"{100 * f:g}%" for f in found["fractions"])]
+    rows = [
+        [row, *(cell(mean_std(list(values))) for values in zip(*seeds, strict=True))]
+        for row, seeds in found["scores"].items()
+    ]
+    return markdown([header, *rows])
+
+
+def main(argv) -> int:
+    """The command; returns the exit code, errors are one line on stderr."""
+    if len(argv) != 2:
+        return fail(
+            "which comparison? e.g. python -m experiments.label_efficiency runs/compare-demo"
+        )
+    logging.set_verbosity(logging.WARNING)
+    out = Path(argv[1])
+    try:
+        fractions = [float(f) for f in _FRACTIONS.value]
+        found = label_efficiency(out, fractions)
+        replace_text(out / "label_efficiency.json", json.dumps(found, indent=2) + "\n")
+        draw(out / "label_efficiency.png", found)
+        print(table(found))
+    except (ValueError, OSError) as error:
+        if os.environ.get("DINOTWINS_DEBUG"):
+            raise
+        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,273 @@
+"""The three-way comparison: what it trains, what it makes of the scores, how it goes on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from shrunk import SHRUNK
+
+from dinotwins_jax.build import build
+from experiments.comparison.outcome import (
+    DINO_LOSS,
+    collect,
+    score_table,
+    significance,
+    significance_table,
+)
+from experiments.comparison.plan import (
+    equal_flops,
+    flops_per_step,
+    is_finished,
+    make_configs,
+    split_overrides,
+)
+from experiments.comparison.statistics import mean_std, paired
+
+ROOT = Path(__file__).parent.parent
+METHODS = ("dino", "barlow_twins", "hybrid")
+
+
+def test_paired_is_scipys_paired_t_test():
+    ours, theirs = [80.0, 82.0, 81.5], [79.0, 80.5, 81.0]
+    result = paired(ours, theirs)
+    expected = stats.ttest_rel(ours, theirs)
+    assert result["p"] == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    assert (result["low"], result["high"]) == pytest.approx((interval.low, interval.high))
+    assert result["difference"] == pytest.approx(1.0) and result["verdict"] == "level"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ([5.0, 5.1, 4.9], [1.0, 1.0, 1.1], "better"),
+        ([1.0, 1.0, 1.1], [5.0, 5.1, 4.9], "worse"),
+        ([1.0, 5.0], [2.0, 3.0], "level"),
+        ([2.0, 2.0], [2.0, 2.0], "level"),
+        ([3.0, 4.0], [2.0, 3.0], "better"),
+    ],
+)
+def test_the_word_for_a_difference(ours, theirs, verdict):
+    assert paired(ours, theirs)["verdict"] == verdict
+
+
+def test_one_seed_has_no_test_and_no_deviation():
+    assert mean_std([3.0]) == (3.0, None)
+    with pytest.raises(ValueError, match="1 and 1 values"):
+        paired([1.0], [2.0])
+
+
+def test_overrides_are_taken_out_of_the_command_line():
+    rest, found = split_overrides(
+        ["me", "--seeds=2", "--config.batch_size=8", "--dino.optim.lr=0.1", "--preset=demo"],
+        METHODS,
+    )
+    assert rest == ["me", "--seeds=2", "--preset=demo"]
+    assert found == {"config": {"batch_size": "8"}, "dino": {"optim.lr": "0.1"}}
+    with pytest.raises(ValueError, match=r"--config\.seed: give a value"):
+        split_overrides(["me", "--config.seed"], METHODS)
+
+
+def test_overrides_reach_every_config_that_has_the_key_with_its_type():
+    overrides = {
+        "config": {
+            "loss.dino.out_dim": "64",
+            "data.dir": "7",
+            "optim.lr": "1",
+            "evals.tasks": "('knn',)",
+            "log.collapse_warnings": "false",
+        },
+        "dino": {"batch_size": "16"},
+    }
+    configs = make_configs("demo", METHODS, 3, overrides)
+    assert configs["dino"].loss.dino.out_dim == configs["hybrid"].loss.dino.out_dim == 64
+    assert "dino" not in configs["barlow_twins"].loss
+    for config in configs.values():
+        assert config.data.dir == "7" and config.optim.lr == 1.0 and config.seed == 3
+        assert tuple(config.evals.tasks) == ("knn",) and config.log.collapse_warnings is False
+    assert [configs[m].batch_size for m in METHODS] == [16, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"config": {"optim.lrr": "1"}},
+            "--config.optim.lrr: no config of dino, barlow_twins, hybrid",
+        ),
+        ({"config": {"batch_size": "many"}}, "batch_size=many: expected a value like 128"),
+        ({"config": {"batch_size": "1.5"}}, "batch_size=1.5: expected a value like 128"),
+    ],
+)
+def test_bad_overrides_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_configs("demo", METHODS, 0, overrides)
+    with pytest.raises(ValueError, match="unknown method 'byol'"):
+        make_configs("demo", ("byol",), 0, {})
+
+
+def test_equal_flops_gives_cheap_steps_more_of_them():
+    steps = equal_flops({"a": 100, "b": 100, "c": 50}, {"a": 3.0, "b": 1.0, "c": 2.0})
+    assert steps == {"a": 100, "b": 300, "c": 150}
+
+
+def test_flops_grow_with_the_batch_and_with_the_terms():
+    overrides = {
+        "config": {key: repr(v) if not isinstance(v, str) else v for key, v in SHRUNK.items()}
+    }
+    configs = make_configs("demo", METHODS, 0, overrides)
+    flops = {method: flops_per_step(config) for method, config in configs.items()}
+    assert flops["hybrid"] > flops["dino"] and flops["hybrid"] > flops["barlow_twins"]
+    configs["dino"].batch_size = 16
+    assert flops_per_step(configs["dino"]) == pytest.approx(2 * flops["dino"], rel=0.25)
+
+
+def write_run(workdir, knn, loss=None, step=4):
+    scores = {
+        "teacher": {"knn": {"protocol": "p", "k20": {"top1": knn}}},
+        "random weights": {"knn": {"protocol": "p", "k20": {"top1": 10.0}}},
+    }
+    workdir.mkdir(parents=True)
+    report = {"step": step, "seconds": {"knn": 1.0}, "left_out": ["attention"], "scores": scores}
+    (workdir / "scores.json").write_text(json.dumps(report))
+    line = {"step": step} | ({"dino/loss": loss} if loss is not None else {})
+    (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return workdir
+
+
+def test_tables_of_hand_written_scores(tmp_path):
+    values = {"dino": (70.0, 72.0), "barlow_twins": (50.0, 40.0), "hybrid": (75.0, 77.1)}
+    runs = {
+        method: [
+            write_run(tmp_path / f"{method}{k}", v, None if "barlow" in method else 3.0 + k)
+            for k, v in enumerate(of)
+        ]
+        for method, of in values.items()
+    }
+    table = collect(runs)
+    assert table["hybrid"] == {DINO_LOSS: [3.0, 4.0], "k-NN, k=20": [75.0, 77.1]}
+    assert table["random weights"] == {"k-NN, k=20": [10.0, 10.0]}
+    lines = score_table(table).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [*values, "random weights"]
+    assert "71.0 ± 1.4" in lines[2] and "3.500 ± 0.707" in lines[2]
+    assert "–" in lines[3]  # Barlow Twins has no DINO loss
+    found = significance(table)
+    assert found["dino"]["k-NN, k=20"]["verdict"] == "better"
+    assert DINO_LOSS not in found["barlow_twins"]
+    text = significance_table(found)
+    assert "+5.0 [+4.4, +5.7], p = 0.0063: better" in text and "level" in text
+    assert significance(collect({m: r[:1] for m, r in runs.items()})) == {}
+
+
+def test_a_run_is_finished_when_its_steps_and_tasks_are(tmp_path):
+    config = make_configs(
+        "demo", ("dino",), 0, {"config": {"evals.tasks": "('knn', 'attention')"}}
+    )["dino"]
+    workdir = write_run(tmp_path / "run", 1.0)
+    assert is_finished(workdir, config, 4)  # the data have no masks: attention was left out
+    assert not is_finished(workdir, config, 5)
+    config.evals.tasks = ("knn", "linear")
+    assert not is_finished(workdir, config, 4)
+    assert not is_finished(tmp_path / "nowhere", config, 4)
+
+
+def command(*arguments, module="experiments.compare"):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """(OUT, flags, what the command printed) of two methods and two seeds, shrunk to seconds."""
+    out = tmp_path_factory.mktemp("runs") / "compare"
+    small = SHRUNK | {"total_steps": 2, "evals.monitor_every_epochs": 0.0, "evals.pictures": 1}
+    small |= {"loss.dino.out_dim": 32, "loss.dino.hidden_dim": 32}
+    small |= {"loss.barlow_twins.hidden_dims": (32, 32)}
+    arguments = [f"--config.{key}={value}" for key, value in small.items()]
+    arguments += ["--methods=dino,hybrid", "--seeds=2", f"--out={out}"]
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    return out, arguments, done.stdout
+
+
+def test_a_comparison_leaves_tables_curves_and_pictures(compared):
+    out, _, printed = compared
+    outcome = json.loads((out / "comparison.json").read_text())
+    assert set(outcome["runs"]) == {f"{m}-seed{k}" for m in ("dino", "hybrid") for k in (0, 1)}
+    for run in outcome["runs"].values():
+        assert run["steps"] == 2 and run["images"] == 16 and run["flops"] > 0 < run["seconds"]
+    assert (out / "table.md").read_text().strip() in printed
+    assert "hybrid - dino" in printed and "± " in printed
+    for name in ("curves.png", "attention.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_methods_start_from_one_backbone_and_seeds_differ(compared):
+    _, arguments, _ = compared
+    _, overrides = split_overrides(arguments, METHODS)
+    start = {
+        (method, seed): np.asarray(build(config).random_backbone()["cls_token"])
+        for seed in (0, 1)
+        for method, config in make_configs("demo", ("dino", "hybrid"), seed, overrides).items()
+    }
+    np.testing.assert_array_equal(start["dino", 0], start["hybrid", 0])
+    assert (start["dino", 0] != start["dino", 1]).any()
+
+
+def test_a_second_start_goes_on_where_the_first_stopped(compared):
+    """What is done stays untouched; a run without its scores is evaluated again, to the same ones."""
+    out, arguments, printed = compared
+    lost = out / "hybrid-seed1" / "scores.json"
+    before = {p: p.stat().st_mtime_ns for p in out.glob("*/scores.json") if p != lost}
+    scores = json.loads(lost.read_text())["scores"]
+    lost.unlink()
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 steps, in") == 1
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert json.loads(lost.read_text())["scores"] == scores
+    assert printed[printed.index("In %") :] == done.stdout[done.stdout.index("In %") :]
+
+
+def test_label_efficiency_of_the_comparison(compared):
+    out, _, _ = compared
+    done = command(str(out), "--fractions=0.5,1", module="experiments.label_efficiency")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "label_efficiency.json").read_text())
+    assert {row: np.shape(v) for row, v in found["scores"].items()} == {
+        "dino": (2, 2),
+        "hybrid": (2, 2),
+        "random weights": (2, 2),
+    }
+    report = json.loads((out / "dino-seed0" / "scores.json").read_text())["scores"]
+    expected = report["teacher"]["linear"]["ridge 50%"]["top1_mean"]
+    assert found["scores"]["dino"][0][0] == pytest.approx(expected)
+    assert (out / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
+    assert "| dino " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--preset=imagenet",), "unknown preset 'imagenet'"),
+        (("--methods=byol",), "unknown method 'byol'"),
+        (("--config.optim.lrr=1",), "no config of dino, barlow_twins, hybrid has this key"),
+        (("--budget=time",), "budget"),
+        (("runs/a",), "unknown argument 'runs/a'"),
+    ],
+)
+def test_the_command_says_one_line_and_exits_with_2(arguments, message, tmp_path):
+    done = command(*arguments, f"--out={tmp_path}")
+    assert done.returncode == 2 and message in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
