@@ -1,0 +1,109 @@
+"""Files of PyTorch weights, read without PyTorch. The golden ones were written by torch.save 2.13."""
+
+import pickle
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from golden_files import GOLDEN, load
+
+from dinotwins_jax.models.torch_files import load_vit, read_state_dict, vit_fields
+from dinotwins_jax.models.torch_weights import vit_to_torch
+from dinotwins_jax.models.vit import VisionTransformer
+
+FIELDS = {
+    "embed_dim": 64,
+    "depth": 2,
+    "num_heads": 1,
+    "patch_size": 8,
+    "image_size": 24,
+    "mlp_ratio": 2.0,
+}
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_tensors_of_every_kind_equal_torchs(suffix):
+    """Half, bfloat16, transposed and strided views, parameters, integers, an empty one: bit for bit."""
+    expected = load("torch_tensors")
+    found = read_state_dict(GOLDEN / f"torch_tensors.{suffix}")
+    assert set(found) == set(expected) - ({"empty"} if suffix == "safetensors" else set())
+    for name, tensor in found.items():
+        assert tensor.shape == expected[name].shape
+        np.testing.assert_array_equal(tensor.astype(np.float32), expected[name], name)
+    assert found["half"].dtype == np.float16 and found["bf16"].dtype.name == "bfloat16"
+
+
+def test_of_a_training_checkpoint_the_teachers_backbone_is_taken():
+    found = read_state_dict(GOLDEN / "torch_dino_checkpoint.pth")
+    assert set(found) == {"backbone.cls_token"}
+    np.testing.assert_array_equal(found["backbone.cls_token"], np.full((1, 1, 2), 3.0))
+
+
+@pytest.mark.parametrize("extra", [{}, {"num_register_tokens": 2, "layer_scale_init": 0.1}])
+def test_a_vit_comes_back_with_its_sizes_and_outputs(tmp_path, extra):
+    vit = VisionTransformer(**FIELDS, **extra)
+    images = jax.random.normal(jax.random.key(1), (2, 24, 24, 3))
+    params = vit.init(jax.random.key(0), images)["params"]
+    np.savez(tmp_path / "vit.npz", **vit_to_torch(params))
+    again, loaded = load_vit(tmp_path / "vit.npz")
+    expected = FIELDS | extra | ({"layer_scale_init": 1.0} if extra else {})
+    assert {name: getattr(again, name) for name in expected} == expected
+    ours = again.apply({"params": loaded}, images).cls
+    np.testing.assert_array_equal(ours, vit.apply({"params": params}, images).cls)
+
+
+class Evil:
+    def __reduce__(self):
+        return eval, ("print('owned')",)
+
+
+def zipped(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    return path
+
+
+def test_a_pickle_that_asks_for_more_is_refused_and_not_run(tmp_path, capsys):
+    path = zipped(tmp_path / "evil.pth", pickle.dumps({"a": Evil()}))
+    with pytest.raises(ValueError, match=r"evil\.pth: its pickle asks for builtins\.eval") as error:
+        read_state_dict(path)
+    assert "\n" not in str(error.value) and capsys.readouterr().out == ""
+
+
+def broken(tmp_path, suffix):
+    path = tmp_path / f"broken.{suffix}"
+    path.write_bytes((GOLDEN / f"torch_tensors.{suffix}").read_bytes()[:300])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: d / "none.pth", r"no file of weights: .*none\.pth"),
+        (lambda d: d / "weights.h5", r"weights\.h5: weights are one of .*\.pth.*, not '\.h5'"),
+        (lambda d: broken(d, "pth"), "not a zip file: truncated, or older than PyTorch 1.6"),
+        (lambda d: broken(d, "safetensors"), r"broken\.safetensors is broken"),
+        (lambda d: broken(d, "npz"), r"broken\.npz is broken"),
+        (lambda d: zipped(d / "list.pth", pickle.dumps([1])), "holds a list, not a dictionary"),
+        (lambda d: zipped(d / "no.pth", pickle.dumps({"epoch": 1})), "no tensors .* it has epoch"),
+    ],
+)
+def test_unusable_files_are_named(tmp_path, make, message):
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        read_state_dict(make(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_other_architectures_are_named(tmp_path):
+    vit = VisionTransformer(**FIELDS)
+    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    weights = vit_to_torch(params)
+    without = {name: w for name, w in weights.items() if "fc1" not in name}
+    with pytest.raises(ValueError, match=r"no tensor 'blocks\.0\.mlp\.fc1\.weight'"):
+        vit_fields(without)
+    with pytest.raises(ValueError, match=r"pos_embed \(1, 9, 64\): not a class token and a square"):
+        vit_fields(weights | {"pos_embed": np.zeros((1, 9, 64))})
+    np.savez(tmp_path / "more.npz", **weights, fc_extra=np.zeros(3))
+    with pytest.raises(ValueError, match=r"more\.npz: not a tensor of this ViT: fc_extra"):
+        load_vit(tmp_path / "more.npz")
