@@ -1,0 +1,144 @@
+"""The report: one file, everything in it, opened in a real browser; its tables."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinotwins_jax.evals.html import write_report
+from dinotwins_jax.evals.table import headline, markdown, score_rows, summary
+
+SCORES = {
+    "teacher": {
+        "linear": {
+            "sgd 10%": {"protocol": "p1", "fraction": 0.1, "top1_mean": 78.44, "top1_std": 0.51,
+                        "splits": []},
+            "ridge 10%": {"protocol": "p2", "fraction": 0.1, "top1_mean": 80.0, "top1_std": 0.0},
+        },
+        "knn": {"protocol": "p3", "k20": {"top1": 83.9, "top5": 99.0}},
+        "attention": {"protocol": "p4", "keep": 0.6, "images": 12, "pointing": 50.0, "pointing_sem": 5.0},
+    },
+    "raw <pixels>": {"knn": {"protocol": "p3", "k20": {"top1": 45.1, "top5": 80.3}}},
+}  # fmt: skip
+LOG = [
+    {
+        "step": step,
+        "loss": 5.0 / step,
+        "dino/loss": np.nan if step == 3 else 4.0 / step,
+        "dino/teacher_entropy": 0.5,
+        "balance/dino/norm": 0.1 * step,
+        "balance/dino/weight": 1.0,
+        "monitor/knn_top1": 20.0 * step,
+        "lr": 0.1,
+    }
+    for step in (1, 2, 3, 4)
+]
+HEADINGS = ["Losses", "Collapse diagnostics", "Gradient balance", "k-NN and probe during training"]
+HEADINGS += ["Schedules and speed", "Scores", "Pictures", "Config"]
+
+
+@pytest.fixture
+def report(tmp_path):
+    pictures = {}
+    for name in ("attention & more", "pca"):
+        pictures[name] = tmp_path / f"{name[:3]}.png"
+        Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(pictures[name])
+    path = tmp_path / "report.html"
+    config = {"loss": {"dino": {"weight": 1.0}}, "seed": 3, "model": {"name": "<b>vit</b>"}}
+    write_report(
+        path, title="a <run> & more", config=config, log=LOG, scores=SCORES, pictures=pictures,
+        notes=["after <4> steps"],
+    )  # fmt: skip
+    return path
+
+
+def test_everything_is_in_the_page_and_escaped(report):
+    page = report.read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == HEADINGS
+    assert "<title>a &lt;run&gt; &amp; more</title>" in page and "<b>vit" not in page
+    assert page.count("<img") == 2 and page.count("<svg") == 5
+    assert "raw &lt;pixels&gt;" in page and "78.4 ± 0.5" in page and "p1, p2" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing outside the file is needed"
+
+
+def test_a_browser_shows_it(report, tmp_path):
+    """Chromium lays the page out: pictures decoded, curves drawn, no request and no error."""
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if browser is None:
+        pytest.skip("no chromium on the PATH")
+    probe = """<script>addEventListener("load", () => {
+      const images = [...document.images], curves = [...document.querySelectorAll("svg")];
+      document.documentElement.dataset.found = JSON.stringify([
+        images.length && images.every(i => i.naturalWidth == 30 && i.clientWidth > 0),
+        curves.length && curves.every(c => c.getBoundingClientRect().width > 300),
+        document.documentElement.scrollWidth <= innerWidth,
+        performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length
+      ])});</script>"""
+    page = tmp_path / "probed.html"
+    page.write_text(report.read_text().replace("</body>", f"{probe}</body>"))
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900", "--dump-dom",
+         "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}", f"file://{page}"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert 'data-found="[true,true,true,0]"' in done.stdout, re.findall(
+        "data-found=.*?>", done.stdout
+    )
+    assert all(f"<h2>{heading}</h2>" in done.stdout for heading in HEADINGS)
+    assert "CONSOLE" not in done.stderr
+
+
+def test_sections_without_content_are_left_out(tmp_path):
+    path = tmp_path / "report.html"
+    write_report(path, title="empty", config={}, log=[], scores={}, pictures={})
+    assert re.findall("<h2>(.*?)</h2>", path.read_text()) == ["Config"]
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no picture .*none\.png for the report: 'a grid'"):
+        write_report(
+            tmp_path / "r.html", title="", config={}, log=[], scores={},
+            pictures={"a grid": Path("none.png")},
+        )  # fmt: skip
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_rows_of_one_task():
+    columns, rows, protocols = score_rows(SCORES, "knn")
+    assert columns == ["k20 top1", "k20 top5"] and protocols == ["p3"]
+    assert rows == {"teacher": ["83.9", "99.0"], "raw <pixels>": ["45.1", "80.3"]}
+    columns, rows, protocols = score_rows(SCORES, "linear")
+    assert columns == ["sgd 10% top1", "ridge 10% top1"] and protocols == ["p1", "p2"]
+    assert rows == {"teacher": ["78.4 ± 0.5", "80.0 ± 0.0"]}
+    assert score_rows(SCORES, "attention")[1] == {"teacher": ["12", "50.0 ± 5.0"]}
+
+
+def test_the_summary_shows_what_there_is_in_its_order():
+    assert headline(SCORES["teacher"]) == {
+        "sgd 10%": (78.44, 0.51),
+        "ridge 10%": (80.0, 0.0),
+        "k-NN, k=20": (83.9, None),
+        "pointing": (50.0, None),
+    }
+    lines = summary(SCORES).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == list(headline(SCORES["teacher"]))
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
+        "raw <pixels>",
+        "–",
+        "–",
+        "45.1",
+        "–",
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_several_labels_are_named_map():
+    scores = {"linear": {"multilabel sgd 10%": {"map_mean": 20.0, "map_std": 1.0}}}
+    assert headline(scores) == {"multilabel sgd 10%, mAP": (20.0, 1.0)}
+    assert markdown([["a", "b"], ["1", "–"]]) == "| a | b |\n|---|---|\n| 1 | – |"
