@@ -90,7 +90,7 @@ def _from_torch(run, config, path: str):
     from dinotwins_jax.scoring import Subject
     from dinotwins_jax.state import init_backbone
 
-    backbone, params = load_vit(path)
+    backbone, params = load_vit(path, like=run.backbone)
     backbone = backbone.clone(dtype=run.backbone.dtype)
     check_last_blocks(backbone, config.evals.n_last_blocks)
     random = init_backbone(backbone, jax.random.key(config.seed))

@@ -107,3 +107,15 @@ def test_other_architectures_are_named(tmp_path):
     np.savez(tmp_path / "more.npz", **weights, fc_extra=np.zeros(3))
     with pytest.raises(ValueError, match=r"more\.npz: not a tensor of this ViT: fc_extra"):
         load_vit(tmp_path / "more.npz")
+
+
+def test_heads_of_another_width_are_those_of_a_model_like_it(tmp_path):
+    vit = VisionTransformer(**FIELDS | {"embed_dim": 80, "num_heads": 5})
+    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    np.savez(tmp_path / "narrow.npz", **vit_to_torch(params))
+    assert load_vit(tmp_path / "narrow.npz", like=vit)[0].num_heads == 5
+    vit = VisionTransformer(**FIELDS | {"embed_dim": 75, "num_heads": 3})
+    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    np.savez(tmp_path / "odd.npz", **vit_to_torch(params))
+    with pytest.raises(ValueError, match=r"odd\.npz: width 75 is not a multiple of 64"):
+        load_vit(tmp_path / "odd.npz")

@@ -213,8 +213,8 @@ def _panel(axes, logs: dict[str, list], keys: tuple[str, ...]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=NICE))
-    if lows and max(highs) - min(lows) <= 1e-5 * abs(max(highs)):  # rounding is no curve
-        axes.set_ylim(0.5 * min(lows), 1.5 * max(highs))
+    if lows and max(highs) - min(lows) < 1e-5 * abs(max(highs)):  # rounding is no curve
+        axes.set_ylim(sorted((0.5 * min(lows), 1.5 * max(highs))))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=NICE, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

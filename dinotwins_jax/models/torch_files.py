@@ -39,15 +39,26 @@ _STORAGES = {
 }
 
 
-def load_vit(path: str | Path) -> tuple[VisionTransformer, dict]:
+def load_vit(
+    path: str | Path, like: VisionTransformer | None = None
+) -> tuple[VisionTransformer, dict]:
     """A ViT and its parameters from a file of DINO's, DINOv2's or timm's names.
 
+    Args:
+      like: says how many heads a model of its width has, which no weight tells; otherwise heads are
+        64 wide, as in all ViTs of DINO, DeiT and timm.
     Raises:
       ValueError, OSError: no such file, not a file of weights, or not of this architecture.
     """
     weights = read_state_dict(path)
     try:
-        return VisionTransformer(**vit_fields(weights)), vit_from_torch(weights)
+        fields, params = vit_fields(weights), vit_from_torch(weights)
+        if like is not None and like.embed_dim == fields["embed_dim"]:
+            fields["num_heads"] = like.num_heads
+        if fields["embed_dim"] % fields["num_heads"]:
+            width = fields["embed_dim"]
+            raise ValueError(f"width {width} is not a multiple of 64, the width of a head")
+        return VisionTransformer(**fields), params
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -97,8 +108,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """The fields of a VisionTransformer that the shapes of its weights say.
 
-    Heads are 64 wide, as in all ViTs of DINO, DeiT and timm. Raises ValueError for another
-    architecture.
+    num_heads is that of heads 64 wide. Raises ValueError for another architecture.
     """
     weights = {re.sub(r"^(module\.|backbone\.)+", "", name): w for name, w in weights.items()}
     for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
@@ -110,13 +120,11 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
         raise ValueError(
             f"pos_embed {weights['pos_embed'].shape}: not a class token and a square grid"
         )
-    if D % 64:
-        raise ValueError(f"width {D} is not a multiple of 64, the width of a head")
     registers = [weights[n].shape[1] for n in ("register_tokens", "reg_token") if n in weights]
     fields = {
         "embed_dim": D,
         "depth": len({n.split(".")[1] for n in weights if n.startswith("blocks.")}),
-        "num_heads": D // 64,
+        "num_heads": -(-D // 64),
         "patch_size": patch_size,
         "image_size": grid * patch_size,
         "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / D,
