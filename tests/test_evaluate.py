@@ -151,6 +151,8 @@ def test_coco_has_both_kinds_of_labels_and_masks(tmp_path):
         "multilabel ridge 50%",
     }
     assert {"knn", "knn multilabel", "attention"} <= set(scores["teacher"])
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < line["monitor/ridge_map"] <= 100
 
 
 def command_line(*arguments):

@@ -35,10 +35,13 @@ def make_monitor(
       images: how many are looked at, at most those there are.
       k, temperature: of the k-NN vote.
     Returns:
-      monitor(params) -> {"monitor/knn_top1", "monitor/ridge_top1"} in per cent. The ridge probe's
-      regularisation is the best on the held-out images: a sign of progress, not a protocol's score.
+      monitor(params) -> {"monitor/knn_top1", "monitor/ridge_top1"} in per cent; where images have
+      several labels the ridge probe predicts all of them, "monitor/ridge_map". Its regularisation is
+      the best on the held-out images: a sign of progress, not a protocol's score.
     """
     labels, num_classes = source.labels, len(source.class_names)
+    several = getattr(source, "multi_hot", None)
+    targets, metric = (labels, "top1") if several is None else (several, "map")
     known = np.flatnonzero(labels >= 0)
     chosen = known
     if images < len(known):
@@ -52,13 +55,14 @@ def make_monitor(
     def monitor(params) -> dict[str, float]:
         def embed(indices):
             rows, seen = view.map(partial(features, params), source, indices)
-            return rows[:, columns], labels[seen]
+            return rows[:, columns], seen
 
-        (x, y), (z, t) = embed(fit), embed(held)
-        votes = knn_classify(x, y, z, k, temperature, num_classes)
+        (x, seen), (z, asked) = embed(fit), embed(held)
+        votes = knn_classify(x, labels[seen], z, k, temperature, num_classes)
+        ridge = ridge_holdout_score(x, targets[seen], z, targets[asked], num_classes=num_classes)
         return {
-            "monitor/knn_top1": top_k_accuracy(votes, t, 1),
-            "monitor/ridge_top1": ridge_holdout_score(x, y, z, t, num_classes=num_classes),
+            "monitor/knn_top1": top_k_accuracy(votes, labels[asked], 1),
+            f"monitor/ridge_{metric}": ridge,
         }
 
     return monitor

@@ -16,6 +16,7 @@ from experiments.comparison.outcome import read_log
 PANELS = [
     "monitor/knn_top1",
     "monitor/ridge_top1",
+    "monitor/ridge_map",
     "effective_rank",
     "dino/loss",
     "dino/kl",
