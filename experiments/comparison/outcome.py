@@ -44,8 +44,7 @@ def columns_of(table: dict) -> list[str]:
 
 
 def score_table(table: dict) -> str:
-    """Markdown: mean ± standard deviation over the training seeds."""
-    columns = columns_of(table)
+    """Markdown, a line a score: mean ± standard deviation over the training seeds."""
 
     def text(column, values):
         if not values:
@@ -55,8 +54,8 @@ def score_table(table: dict) -> str:
             return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
         return cell(mean_std(values))
 
-    rows = [[row, *(text(c, of_row.get(c)) for c in columns)] for row, of_row in table.items()]
-    return markdown([["", *columns], *rows])
+    lines = [[c, *(text(c, row.get(c)) for row in table.values())] for c in columns_of(table)]
+    return markdown([["", *table], *lines])
 
 
 def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]]:
