@@ -244,7 +244,7 @@ def _draw_neighbours(path: Path, run: Run, config, features: Features) -> None:
         queries,
         near,
         titles=[_class_name(source, test.labels[i]) for i in queries],
-        same=test.labels[near] == test.labels[queries][:, None],
+        same=(test.labels[near] == test.labels[queries][:, None]) & (test.labels[near] >= 0),
     )
 
 

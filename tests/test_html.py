@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinotwins_jax.evals import curves
 from dinotwins_jax.evals.html import write_report
 from dinotwins_jax.evals.table import headline, markdown, score_rows, summary
 
@@ -60,6 +61,8 @@ def test_everything_is_in_the_page_and_escaped(report):
     page = report.read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == HEADINGS
     assert "<title>a &lt;run&gt; &amp; more</title>" in page and "<b>vit" not in page
+    key_numbers = page[: page.index("<h2>")]
+    assert "sgd 10%" in key_numbers and "78.4 ± 0.5" in key_numbers and "83.9" in key_numbers
     assert page.count("<img") == 2 and page.count("<svg") == 5
     assert "raw &lt;pixels&gt;" in page and "78.4 ± 0.5" in page and "p1, p2" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing outside the file is needed"
@@ -107,6 +110,62 @@ def test_a_missing_picture_is_named(tmp_path):
             pictures={"a grid": Path("none.png")},
         )  # fmt: skip
     assert not (tmp_path / "r.html").exists()
+
+
+def curve(line):
+    return np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist()
+
+
+def test_curves_are_the_numbers_of_the_log():
+    pair = ("balance/dino/weighted_norm", "balance/dino/norm")
+    figure = curves.draw_curves({"run": [*LOG[:2], {"lr": 0.1}, *LOG[2:]]}, ["dino/loss", pair])
+    (line, crosses), (weighted, _, norm, _) = (axes.lines for axes in figure.axes)
+    steps, values = curve(line)
+    assert steps == [1, 2, 3, 4] and values[:2] + values[3:] == [4.0, 2.0, 1.0]
+    assert np.isnan(values[2]) and curve(crosses)[0] == [3.0]
+    assert curve(norm)[1] == pytest.approx([0.1, 0.2, 0.3, 0.4]) and curve(norm) == curve(weighted)
+    heavier = [line | {"balance/dino/weight": 0.5} for line in LOG]
+    assert curves.series(heavier, pair[0])[1] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert [axes.texts[0].get_text() for axes in figure.axes] == [
+        "dino: loss",
+        "weighted gradient norm",
+    ]
+    with pytest.raises(ValueError, match="no panels"):
+        curves.draw_curves({"run": LOG}, [])
+
+
+def test_curves_of_seeds_share_the_colour_of_their_run():
+    runs = {"DINO": [LOG, LOG], "$hybrid": LOG[:1], "nothing yet": []}
+    figure = curves.draw_curves(runs, ["loss"])
+    lines = figure.axes[0].lines[::2]  # each has its crosses behind it
+    assert [line.get_color() for line in lines] == [curves.COLOURS[i] for i in (0, 0, 1, 2)]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(runs)
+    assert "$hybrid" in curves.svg_text(figure)
+
+
+def test_odd_numbers_are_drawn(recwarn):
+    values = [
+        [np.nan, np.inf, -np.inf], [0.0, 0.0], [-1.0, -1.0], [1e-30, 3e38], [np.nan, 2.0], ["a", None]
+    ]  # fmt: skip
+    for some in values:
+        log = [{"step": i, "loss": value} for i, value in enumerate(some)]
+        assert "<svg" in curves.svg_text(curves.draw_curves({"run": log}, ["loss"]))
+    assert not recwarn.list
+    for constant, limits in ((2.0, (1.0, 3.0)), (-2.0, (-3.0, -1.0))):  # not a zoom into rounding
+        log = [{"step": i, "lr": constant * (1 + 1e-7 * i)} for i in range(3)]
+        axes = curves.draw_curves({"run": log}, ["lr"]).axes[0]
+        assert axes.get_ylim() == pytest.approx(limits, rel=1e-5)
+
+
+def test_every_number_of_the_log_has_its_panel():
+    log = [{"step": 1, "name": "x", "dino/loss": 1.0, "loss": 2.0, "mine/odd": 1}]
+    log += [{"step": 2, "balance/a/norm": 1.0, "balance/b/norm": 2.0, "balance/cos/a,b": 0.1}]
+    assert curves.curve_sections({"one": log[:1], "two": [log[1:]]}) == {
+        "Losses": [("loss",), ("dino/loss",)],
+        "Gradient balance": [("balance/a/norm", "balance/b/norm"), ("balance/cos/a,b",)],
+        "Other metrics": [("mine/odd",)],
+    }
 
 
 def test_rows_of_one_task():

@@ -14,18 +14,13 @@ NICE = (1, 2, 5, 10)  # ticks are multiples of these
 FEW = 40  # points; a curve of fewer shows them
 
 LOSSES, COLLAPSE, BALANCE = "Losses", "Collapse diagnostics", "Gradient balance"
-MONITOR, SCHEDULES = "k-NN and probe during training", "Schedules and speed"
-OTHER = "Other metrics"
+MONITOR, SCHEDULES, OTHER = "k-NN and probe during training", "Schedules and speed", "Other metrics"
 
 # last part of a key (the term of the loss comes before it) -> (section, title, unit and reading)
 _METRICS = {
     "loss": (LOSSES, "loss", "mean since the last log"),
     "teacher_entropy": (COLLAPSE, "teacher entropy", "of ln K; 1 uniform, 0 one-hot"),
-    "marginal_entropy": (
-        COLLAPSE,
-        "entropy of the mean",
-        "of ln K; 0: all images on one prototype",
-    ),
+    "marginal_entropy": (COLLAPSE, "entropy of the mean", "of ln K; 0: one prototype for all"),
     "kl": (COLLAPSE, "KL, teacher to student", "nats; 0: nothing left to learn"),
     "center_norm": (COLLAPSE, "center norm", "L2, in logits"),
     "feature_std": (COLLAPSE, "feature std", "1 isotropic, 0 all images alike"),
@@ -92,9 +87,8 @@ def curve_sections(logs: dict[str, list]) -> dict[str, list[tuple[str, ...]]]:
         else:
             sections[_METRICS.get(_metric(key), (OTHER,))[0]].append((key,))
     if "norm" in balance and "weight" in balance:
-        balance["weighted_norm"] = [
-            key[: -len("norm")] + "weighted_norm" for key in balance["norm"]
-        ]
+        stems = [key.removesuffix("norm") for key in balance["norm"]]
+        balance["weighted_norm"] = [stem + "weighted_norm" for stem in stems]
     sections[BALANCE] += [tuple(some) for some in balance.values()]
     order = list(_METRICS)
     for panels in sections.values():  # stable: terms keep the order of the log, the total leads
@@ -120,8 +114,7 @@ def series(log: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     norm times weight."""
     pairs = [(line.get("step"), _value(line, key)) for line in log]
     pairs = [pair for pair in pairs if _is_number(pair[0]) and _is_number(pair[1])]
-    steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
-    return steps, values
+    return tuple(np.array(pairs, np.float64).reshape(-1, 2).T)
 
 
 def draw_curves(logs: dict[str, list], panels: list[str | tuple[str, ...]], *, columns: int = 3):
@@ -187,63 +180,54 @@ def _panel(axes, logs: dict[str, list], keys: tuple[str, ...]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 
-    alone, lows, highs, last = len(logs) == 1, [], [], []
-    key_colours = _colours(keys) if alone else [MUTED] * len(keys)
-    styles = ["-"] * len(keys) if alone else ["-", "--", ":", "-."]
+    alone = len(logs) == 1
+    inks = _colours(keys) if alone else [MUTED] * len(keys)
+    styles = [("-" if alone else ("-", "--", ":", "-.")[i % 4]) for i in range(len(keys))]
+    drawn = []  # (finite values, colour)
     for colour, log in zip(_colours(logs), logs.values(), strict=True):
-        for number, key in enumerate(keys):
-            for seed in _seeds(log):
-                steps, values = series(seed, key)
-                finite = np.isfinite(values)
-                ink = key_colours[number] if alone else colour
-                axes.plot(
-                    steps, np.where(finite, values, np.nan), styles[number % len(styles)], color=ink,
-                    lw=1.1, marker="o" if finite.sum() < FEW else None, ms=2.2, solid_joinstyle="round",
-                )  # fmt: skip
-                axes.plot(
-                    steps[~finite], np.full((~finite).sum(), 0.04), "x", color=BAD, ms=4,
-                    transform=axes.get_xaxis_transform(), gid="not finite",
-                )  # fmt: skip
-                if finite.any():
-                    lows.append(values[finite].min())
-                    highs.append(values[finite].max())
-                    last.append((values[finite][-1], ink))
-    if lows and _metric(keys[0]) in _LOG_IF_WIDE and min(lows) > 0 and max(highs) > 100 * min(lows):
+        for key, ink, style in zip(keys, inks, styles, strict=True):
+            ink = ink if alone else colour
+            drawn += [(_curve(axes, *series(seed, key), ink, style), ink) for seed in _seeds(log)]
+    drawn = [(values, ink) for values, ink in drawn if values.size]
+    low = min((values.min() for values, _ in drawn), default=0.0)
+    high = max((values.max() for values, _ in drawn), default=0.0)
+    axes.margins(y=0.1)
+    if _metric(keys[0]) in _LOG_IF_WIDE and 0 < 100 * low < high:
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=NICE))
-    if lows and max(highs) - min(lows) < 1e-5 * abs(max(highs)):  # rounding is no curve
-        axes.set_ylim(sorted((0.5 * min(lows), 1.5 * max(highs))))
+    if high - low < 1e-5 * abs(high):  # rounding is no curve
+        axes.set_ylim(sorted((0.5 * low, 1.5 * high)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=NICE, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(axis="y", color=LINE, lw=0.6)
-    axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
     axes.tick_params(length=0, labelsize=7, labelcolor=MUTED, pad=3)
-    axes.margins(y=0.1)
     title, unit = _title(keys)
-    corner = {"transform": axes.transAxes, "parse_math": False}
-    axes.text(0, 1 + 0.21 / HEIGHT, title, color=INK, fontsize=8.5, **corner)
-    axes.text(0, 1 + 0.08 / HEIGHT, unit, color=MUTED, fontsize=7, **corner)
-    if len(last) == 1:
-        (value, ink), at = last[0], (1, 1 + 0.21 / HEIGHT)
-        axes.text(
-            *at,
-            f"{value:.{4 if abs(value) >= 1000 else 3}g}",
-            color=ink,
-            fontsize=8.5,
-            ha="right",
-            **corner,
-        )
+    above, style = 1 + 0.21 / HEIGHT, {"transform": axes.transAxes, "parse_math": False}
+    axes.text(0, above, title, color=INK, fontsize=8.5, **style)
+    axes.text(0, 1 + 0.08 / HEIGHT, unit, color=MUTED, fontsize=7, **style)
+    if len(drawn) == 1:
+        (values, ink), style = drawn[0], style | {"fontsize": 8.5, "ha": "right"}
+        axes.text(1, above, f"{values[-1]:.4g}", color=ink, **style)
     if len(keys) > 1:
-        lines = [
-            Line2D([], [], color=ink, ls=style, lw=1.5)
-            for ink, style in zip(key_colours, styles * len(keys), strict=False)
-        ]
+        lines = [Line2D([], [], color=c, ls=s, lw=1.5) for c, s in zip(inks, styles, strict=True)]
         _legend(axes, lines, [_term(key) for key in keys], fontsize=7, loc="best")
+
+
+def _curve(axes, steps, values, colour: str, style: str) -> np.ndarray:
+    """One line with a cross for each value that is not finite; returns the finite ones."""
+    finite = np.isfinite(values)
+    axes.plot(
+        steps, values, style, color=colour, lw=1.1, ms=2.2,
+        marker="o" if finite.sum() < FEW else None, solid_joinstyle="round",
+    )  # fmt: skip
+    bottom = np.full((~finite).sum(), 0.04)  # of the axes' height
+    axes.plot(steps[~finite], bottom, "x", color=BAD, ms=4, transform=axes.get_xaxis_transform())
+    return values[finite]
 
 
 def svg_text(figure) -> str:
@@ -253,15 +237,13 @@ def svg_text(figure) -> str:
     """
     from matplotlib import rc_context
 
-    figure.patch.set_alpha(0.0)
-    for axes in figure.axes:
-        axes.patch.set_alpha(0.0)
+    for part in (figure, *figure.axes):
+        part.patch.set_alpha(0.0)
     file = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "curves"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", metadata=nothing)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = "<svg" + file.getvalue().partition("<svg")[2]  # without the head of an XML file
     for colour, css in ((INK, "currentColor"), (MUTED, "var(--muted)"), (LINE, "var(--line)")):
         svg = svg.replace(colour, css)
     used = set(re.findall(r"#([\w-]+)", svg))  # other ids would repeat from figure to figure

@@ -6,25 +6,28 @@ from html import escape
 from pathlib import Path
 
 from dinotwins_jax.evals.curves import curve_sections, draw_curves, svg_text
-from dinotwins_jax.evals.table import score_rows
+from dinotwins_jax.evals.table import cell, headline, score_rows
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --ink: #1f2328; --muted: #656d76;
   --line: #d8dee4; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --back: #0d1117; --ink: #e6edf3; --muted: #8d96a0;
   --line: #30363d; --card: #161b22; } }
-body { margin: 0 auto; max-width: 1120px; padding: 1.5rem; background: var(--back);
+body { margin: 0 auto; max-width: 1160px; padding: 1.5rem; background: var(--back);
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem;
   border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 p, figcaption { color: var(--muted); margin: .3rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; text-align: right; white-space: nowrap;
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem;
+  font-variant-numeric: tabular-nums; margin: .8rem 0; }
+th, td { padding: .25rem .45rem; text-align: right; white-space: nowrap; vertical-align: bottom;
   border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--muted); }
+th { font-weight: 600; color: var(--muted); white-space: normal; }
+th:first-child, td:first-child, .settings td { text-align: left; padding-left: 0; }
+.settings td { padding-right: 1.2rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; background: #ffffff; border-radius: 6px; }
-svg { max-width: 100%; height: auto; } svg text { fill: currentColor; }
+svg { width: 100%; height: auto; } svg text { fill: currentColor; }
 pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: 12.5px; }
 """
 
@@ -56,6 +59,7 @@ def write_report(
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(note)}</p>" for note in notes),
         _settings(config),
+        _key_numbers(scores),
         *_curves(title, log),
         *_scores(scores),
         *_pictures(pictures),
@@ -95,7 +99,7 @@ def _settings(config: dict) -> str:
         for key, value in shown.items()
         if value not in (None, "")
     )
-    return f"<table>{cells}</table>"
+    return f'<table class="settings">{cells}</table>'
 
 
 def _curves(title: str, log: list[dict]) -> list[str]:
@@ -114,16 +118,27 @@ def _scores(scores: dict[str, dict]) -> list[str]:
              "the standard error over images.</p>"]  # fmt: skip
     for task in tasks:
         columns, rows, protocols = score_rows(scores, task)
-        head = "".join(f"<th>{escape(column)}</th>" for column in ("", *columns))
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in (row, *cells)) + "</tr>"
-            for row, cells in rows.items()
-        )
         parts.append(
-            f'<h3>{escape(task)}</h3><div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-            f"<p>{escape(', '.join(protocols))}</p>"
+            f"<h3>{escape(task)}</h3>{_table(columns, rows)}<p>{escape(', '.join(protocols))}</p>"
         )
     return parts
+
+
+def _key_numbers(scores: dict[str, dict]) -> str:
+    """The few scores that are looked for first, a line a row."""
+    found = {row: headline(of_row) for row, of_row in scores.items()}
+    columns = list(dict.fromkeys(title for values in found.values() for title in values))
+    rows = {row: [cell(values.get(c)) for c in columns] for row, values in found.items()}
+    return _table(columns, rows) if columns else ""
+
+
+def _table(columns: list[str], rows: dict[str, list[str]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in ("", *columns))
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in (row, *cells)) + "</tr>"
+        for row, cells in rows.items()
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _pictures(pictures: dict[str, Path]) -> list[str]:

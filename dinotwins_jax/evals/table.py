@@ -68,7 +68,7 @@ def _values(scores: dict, prefix: str = ""):
     """(name, value) of the numbers of nested scores."""
     for key, value in scores.items():
         if isinstance(value, dict) and key not in _SETTINGS:
-            yield from _values(value, f"{prefix}{key} ")
+            yield from _values(value, f"{prefix}{key.replace('_', ' ')} ")
         elif isinstance(value, (int, float)) and key not in _SETTINGS and key[-4:] not in _SPREADS:
             name = key.removesuffix("_mean")
             spread = scores.get(f"{name}_std", scores.get(f"{name}_sem"))
