@@ -18,68 +18,99 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from dinotwins_jax.build import build
 from dinotwins_jax.cli import NON_FINITE, fail
 from dinotwins_jax.files import replace_text
-from experiments.comparison.plan import METHODS, split_overrides
+from dinotwins_jax.metrics import NonFiniteError
+from dinotwins_jax.train import train
+from experiments.comparison.outcome import (
+    collect,
+    read_log,
+    score_table,
+    significance,
+    significance_table,
+)
+from experiments.comparison.pictures import draw_attention, draw_curves
+from experiments.comparison.plan import (
+    METHODS,
+    check_equal_starts,
+    check_equal_steps,
+    equal_flops,
+    flops_per_step,
+    is_finished,
+    make_configs,
+    split_overrides,
+)
 
 _PRESET = flags.DEFINE_string("preset", "demo", "As after the colon of configs/hybrid.py:demo")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many; seed k is the config's seed", lower_bound=1)
 _METHODS = flags.DEFINE_list("methods", list(METHODS), "Files in configs/")
 _BUDGET = flags.DEFINE_enum("budget", "steps", ["steps", "flops"], "What is equal")
-_OUT = flags.DEFINE_string("out", None, "Directory; default runs/compare-<preset>")
+_OUT = flags.DEFINE_string(
+    "out", None, "Directory; default runs/compare-<preset>, for equal FLOPs with -flops at its end"
+)
 
 
 def compare(preset: str, seeds: int, methods, budget: str, out: Path, overrides: dict) -> str:
     """Trains and evaluates what is not yet done; returns the tables as Markdown."""
-    from dinotwins_jax.build import build
-    from dinotwins_jax.evals.features import checksum
-    from dinotwins_jax.train import train
-    from experiments.comparison.plan import equal_flops, flops_per_step, is_finished, make_configs
-
     first = make_configs(preset, methods, 0, overrides)
-    steps = {method: build(config).total_steps for method, config in first.items()}
-    flops = _flops(out, first, flops_per_step)
+    steps, flops = _cost_of(out, first)
     if budget == "flops":
         steps = equal_flops(steps, flops)
-    costs, workdirs = {}, {method: [] for method in methods}
+    else:
+        check_equal_steps(steps, {method: config.batch_size for method, config in first.items()})
+    costs, workdirs = {}, {method: [] for method in first}
     for seed in range(seeds):
         configs = make_configs(preset, methods, seed, overrides)
-        starts = {}
+        if budget == "flops":
+            for method, config in configs.items():
+                config.total_steps = steps[method]
+        _train_missing(out, configs, steps, seed)
         for method, config in configs.items():
             workdir = out / f"{method}-seed{seed}"
             workdirs[method].append(workdir)
-            if budget == "flops":
-                config.total_steps = steps[method]
-            if not is_finished(workdir, config, steps[method]):
-                starts[method] = checksum(build(config).random_backbone())
-                if len(set(starts.values())) > 1:
-                    raise ValueError(f"the methods start from different backbones: {starts}")
-                print(f"\n{method}, seed {seed}: {steps[method]} steps, in {workdir}", flush=True)
-                start = time.perf_counter()
-                train(config, workdir)
-                _add_seconds(workdir, time.perf_counter() - start)
             costs[workdir.name] = {
                 "steps": steps[method],
                 "images": steps[method] * config.batch_size,
                 "flops": steps[method] * flops[method],
                 "seconds": _seconds(workdir),
+                "loss": read_log(workdir)[-1]["loss"],  # each method's own: not comparable
             }
     return _report(out, workdirs, first, costs, budget)
 
 
-def _flops(out: Path, configs: dict, count) -> dict[str, float]:
-    """Floating-point operations of a step, counted once and kept in OUT/flops.json."""
+def _train_missing(out: Path, configs: dict, steps: dict[str, int], seed: int) -> None:
+    """Trains and evaluates the runs of one seed that are not finished."""
+    missing = [
+        method
+        for method, config in configs.items()
+        if not is_finished(out / f"{method}-seed{seed}", config, steps[method])
+    ]
+    if not missing:
+        return
+    check_equal_starts(configs)
+    for method in missing:
+        workdir = out / f"{method}-seed{seed}"
+        print(f"\n{method}, seed {seed}: {steps[method]} steps, in {workdir}", flush=True)
+        start = time.perf_counter()
+        train(configs[method], workdir)
+        _add_seconds(workdir, time.perf_counter() - start)
+
+
+def _cost_of(out: Path, configs: dict) -> tuple[dict[str, int], dict[str, float]]:
+    """Steps as configured, and FLOPs of a step, a method; found once and kept in OUT/flops.json."""
     path, text = out / "flops.json", {m: c.to_json_best_effort() for m, c in configs.items()}
     try:
         kept = json.loads(path.read_text())
         if kept["configs"] == text:
-            return kept["flops"]
+            return kept["steps"], kept["flops"]
     except (OSError, ValueError, KeyError):
         pass
-    flops = {method: count(config) for method, config in configs.items()}
+    steps = {method: build(config).total_steps for method, config in configs.items()}
+    flops = {method: flops_per_step(config) for method, config in configs.items()}
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps({"configs": text, "flops": flops}) + "\n")
-    return flops
+    replace_text(path, json.dumps({"configs": text, "steps": steps, "flops": flops}) + "\n")
+    return steps, flops
 
 
 def _seconds(workdir: Path) -> float | None:
@@ -94,40 +125,48 @@ def _add_seconds(workdir: Path, seconds: float) -> None:
 
 def _report(out: Path, workdirs: dict, configs: dict, costs: dict, budget: str) -> str:
     """Writes the outcome into OUT; returns its tables."""
-    from experiments.comparison.outcome import (
-        collect,
-        score_table,
-        significance,
-        significance_table,
-    )
-    from experiments.comparison.pictures import draw_attention, draw_curves
-
     table = collect(workdirs)
     found = significance(table)
     seeds = len(next(iter(workdirs.values())))
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    text = f"In %, {spread}; equal {budget}.\n\n{score_table(table)}\n"
+    equal = {"steps": "steps", "flops": "FLOPs of models and losses, crops not counted"}[budget]
+    text = f"In %, {spread}; equal {equal}.\n\n{score_table(table)}\n"
     if found:
         text += f"\nPaired by seed, with 95% confidence:\n\n{significance_table(found)}\n"
     elif seeds == 1:
         text += "\nOne seed: no significance can be stated.\n"
     replace_text(out / "table.md", text)
-    outcome = {"budget": budget, "scores": table, "significance": found, "runs": costs}
-    replace_text(out / "comparison.json", json.dumps(outcome, indent=2) + "\n")
     draw_curves(out / "curves.png", workdirs)
-    firsts = {method: runs[0] for method, runs in workdirs.items()}
-    draw_attention(out / "attention.png", firsts, configs)
+    shown = _draw_attention(out, {method: runs[0] for method, runs in workdirs.items()}, configs)
+    outcome = {"budget": budget, "scores": table, "significance": found, "runs": costs}
+    outcome["attention.png"] = shown
+    replace_text(out / "comparison.json", json.dumps(outcome, indent=2) + "\n")
     return text
+
+
+def _draw_attention(out: Path, workdirs: dict, configs: dict) -> dict:
+    """Draws OUT/attention.png unless it is there already; returns what it shows."""
+    shown = {}
+    for method, workdir in workdirs.items():
+        weights = json.loads((workdir / "scores.json").read_text())["weights"]
+        evals = configs[method].evals
+        shown[method] = [weights, evals.attention_size, evals.pictures]
+    try:
+        before = json.loads((out / "comparison.json").read_text()).get("attention.png")
+    except (OSError, ValueError):
+        before = None
+    if before != shown or not (out / "attention.png").exists():
+        draw_attention(out / "attention.png", workdirs, configs)
+    return shown
 
 
 def main(argv) -> int:
     """The command; returns the exit code, errors are one line on stderr."""
     if len(argv) > 1:
         return fail(f"unknown argument '{argv[1]}': options start with --")
-    from dinotwins_jax.metrics import NonFiniteError
-
     logging.set_verbosity(logging.WARNING)
-    out = Path(_OUT.value or f"runs/compare-{_PRESET.value}")
+    suffix = "-flops" if _BUDGET.value == "flops" else ""
+    out = Path(_OUT.value or f"runs/compare-{_PRESET.value}{suffix}")
     try:
         print(compare(_PRESET.value, _SEEDS.value, _METHODS.value, _BUDGET.value, out, _overrides))
     except NonFiniteError as error:

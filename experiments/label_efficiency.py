@@ -8,6 +8,7 @@ labels; a band is the standard deviation over training seeds. Writes label_effic
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from dinotwins_jax.cli import fail
 from dinotwins_jax.files import replace_text
+from experiments.comparison.plan import METHODS
 
 _FRACTIONS = flags.DEFINE_list(
     "fractions", ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"], "Of the labels"
@@ -28,15 +30,13 @@ def label_efficiency(out: Path, fractions: list[float]) -> dict:
     from dinotwins_jax.evals.bank import bank_probe_splits
     from dinotwins_jax.evals.probes import label_kinds
 
-    runs = sorted(path.parent for path in out.glob("*-seed*/scores.json"))
-    if not runs:
-        raise FileNotFoundError(f"no finished runs in {out}: python -m experiments.compare first")
-    scores: dict[str, list] = {}
-    for workdir in runs:
-        method, _, seed = workdir.name.rpartition("-seed")
+    runs = finished_runs(out)
+    scores: dict[str, list] = {method: [] for method, _, _ in runs}
+    of_random: dict[int, list] = {}
+    for method, seed, workdir in runs:
         features, config = _features(workdir)
         for row in ("teacher", RANDOM):
-            if row == RANDOM and len(scores.get(RANDOM, ())) > int(seed):
+            if row == RANDOM and seed in of_random:
                 continue  # the methods of a seed start from the same weights
             (train, test), embed = features.labelled()[row], features.embeds[row]
             y, t = list(label_kinds(train, test).values())[-1]  # several labels, where there are
@@ -54,9 +54,28 @@ def label_efficiency(out: Path, fractions: list[float]) -> dict:
                 )[f"{metric}_mean"]
                 for fraction in fractions
             ]
-            scores.setdefault(method if row == "teacher" else RANDOM, []).append(values)
+            if row == RANDOM:
+                of_random[seed] = values
+            else:
+                scores[method].append(values)
             print(f"{workdir.name}, {row}: " + ", ".join(f"{v:.1f}" for v in values), flush=True)
+    scores[RANDOM] = list(of_random.values())
     return {"metric": metric, "fractions": fractions, "scores": scores}
+
+
+def finished_runs(out: Path) -> list[tuple[str, int, Path]]:
+    """(method, seed, workdir) of the evaluated runs in OUT, in the order of METHODS and the seeds.
+
+    Raises FileNotFoundError if there are none.
+    """
+    found = [
+        (method, int(path.parent.name.removeprefix(f"{method}-seed")), path.parent)
+        for method in METHODS
+        for path in out.glob(f"{method}-seed*/scores.json")
+    ]
+    if not found:
+        raise FileNotFoundError(f"no finished runs in {out}: python -m experiments.compare first")
+    return sorted(found, key=lambda run: (METHODS.index(run[0]), run[1]))
 
 
 def _features(workdir: Path):
@@ -66,7 +85,13 @@ def _features(workdir: Path):
     from dinotwins_jax.scoring import Features, from_checkpoint
 
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    run = build(config)
+    try:
+        run = build(config)
+    except AttributeError as error:  # a key that the run's version did not have
+        raise ValueError(
+            f"{workdir / 'config.json'} is of another version ({error}); "
+            "give its config.json the missing key"
+        ) from None
     data = [source_checksum(source, config.data.to_dict()) for source in run.probe_sources]
     subject = from_checkpoint(run, config, workdir)
     features = Features(run, config, subject, workdir / "features", data)
@@ -150,5 +175,13 @@ def main(argv) -> int:
     return 0
 
 
+def _parse(argv):
+    """absl's parser, errors as one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(fail(str(error)))
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

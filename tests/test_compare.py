@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from shrunk import SHRUNK
+from shrunk import SHRUNK, shrunk
 
+from configs import dino, hybrid
 from dinotwins_jax.build import build
 from experiments.comparison.outcome import (
     DINO_LOSS,
@@ -20,6 +21,8 @@ from experiments.comparison.outcome import (
     significance_table,
 )
 from experiments.comparison.plan import (
+    check_equal_starts,
+    check_equal_steps,
     equal_flops,
     flops_per_step,
     is_finished,
@@ -27,6 +30,7 @@ from experiments.comparison.plan import (
     split_overrides,
 )
 from experiments.comparison.statistics import mean_std, paired
+from experiments.label_efficiency import finished_runs
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("dino", "barlow_twins", "hybrid")
@@ -60,6 +64,8 @@ def test_one_seed_has_no_test_and_no_deviation():
     assert mean_std([3.0]) == (3.0, None)
     with pytest.raises(ValueError, match="1 and 1 values"):
         paired([1.0], [2.0])
+    with pytest.raises(ValueError, match="not finite"):
+        paired([1.0, float("nan")], [2.0, 2.0])
 
 
 def test_overrides_are_taken_out_of_the_command_line():
@@ -102,6 +108,9 @@ def test_overrides_reach_every_config_that_has_the_key_with_its_type():
         ),
         ({"config": {"batch_size": "many"}}, "batch_size=many: expected a value like 128"),
         ({"config": {"batch_size": "1.5"}}, "batch_size=1.5: expected a value like 128"),
+        ({"config": {"teacher": "1"}}, "teacher=1: give one of its keys, final_momentum, momentum"),
+        ({"config": {"seed": "7"}}, r"--config\.seed=7: seeds are 0 to n - 1 of --seeds=n"),
+        ({"vicreg": {"optim.lr": "1"}}, r"--vicreg\.optim\.lr: vicreg is not among --methods"),
     ],
 )
 def test_bad_overrides_are_named(overrides, message):
@@ -109,6 +118,21 @@ def test_bad_overrides_are_named(overrides, message):
         make_configs("demo", METHODS, 0, overrides)
     with pytest.raises(ValueError, match="unknown method 'byol'"):
         make_configs("demo", ("byol",), 0, {})
+    with pytest.raises(ValueError, match="no methods: choose from dino"):
+        make_configs("demo", (), 0, {})
+
+
+def test_unequal_budgets_and_starts_are_refused():
+    check_equal_steps({"dino": 8, "hybrid": 8}, {"dino": 4, "hybrid": 4})
+    with pytest.raises(ValueError, match="methods' steps differ: dino 8, hybrid 9"):
+        check_equal_steps({"dino": 8, "hybrid": 9}, {"dino": 4, "hybrid": 4})
+    with pytest.raises(ValueError, match="images in a batch differ: dino 4, hybrid 8"):
+        check_equal_steps({"dino": 8, "hybrid": 8}, {"dino": 4, "hybrid": 8})
+    configs = {"dino": shrunk(dino), "hybrid": shrunk(hybrid)}
+    check_equal_starts(configs)
+    configs["hybrid"].model.init_std = 0.05
+    with pytest.raises(ValueError, match=r"different backbones: dino [0-9a-f]{12}, hybrid"):
+        check_equal_starts(configs)
 
 
 def test_equal_flops_gives_cheap_steps_more_of_them():
@@ -127,13 +151,14 @@ def test_flops_grow_with_the_batch_and_with_the_terms():
     assert flops_per_step(configs["dino"]) == pytest.approx(2 * flops["dino"], rel=0.25)
 
 
-def write_run(workdir, knn, loss=None, step=4):
+def write_run(workdir, knn, loss=None, step=4, config=None):
     scores = {
         "teacher": {"knn": {"protocol": "p", "k20": {"top1": knn}}},
         "random weights": {"knn": {"protocol": "p", "k20": {"top1": 10.0}}},
     }
     workdir.mkdir(parents=True)
     report = {"step": step, "seconds": {"knn": 1.0}, "left_out": ["attention"], "scores": scores}
+    (workdir / "config.json").write_text(json.dumps(config))
     (workdir / "scores.json").write_text(json.dumps(report))
     line = {"step": step} | ({"dino/loss": loss} if loss is not None else {})
     (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
@@ -159,6 +184,11 @@ def test_tables_of_hand_written_scores(tmp_path):
     found = significance(table)
     assert found["dino"]["k-NN, k=20"]["verdict"] == "better"
     assert DINO_LOSS not in found["barlow_twins"]
+    runs["hybrid"] = [
+        write_run(tmp_path / f"low{k}", v, 2.0 + k) for k, v in enumerate(values["hybrid"])
+    ]
+    lower = significance(collect(runs))["dino"][DINO_LOSS]
+    assert (lower["difference"], lower["verdict"]) == (-1.0, "lower")
     text = significance_table(found)
     assert "+5.0 [+4.4, +5.7], p = 0.0063: better" in text and "level" in text
     assert significance(collect({m: r[:1] for m, r in runs.items()})) == {}
@@ -168,12 +198,33 @@ def test_a_run_is_finished_when_its_steps_and_tasks_are(tmp_path):
     config = make_configs(
         "demo", ("dino",), 0, {"config": {"evals.tasks": "('knn', 'attention')"}}
     )["dino"]
-    workdir = write_run(tmp_path / "run", 1.0)
+    workdir = write_run(tmp_path / "run", 1.0, config=config.to_dict())
     assert is_finished(workdir, config, 4)  # the data have no masks: attention was left out
     assert not is_finished(workdir, config, 5)
     config.evals.tasks = ("knn", "linear")
     assert not is_finished(workdir, config, 4)
     assert not is_finished(tmp_path / "nowhere", config, 4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "finished"),
+    [
+        ("optim.lr", 0.1, False),
+        ("evals.split_seeds", (7,), False),
+        ("evals.pictures", 1, True),
+        ("log.every_steps", 3, True),
+        ("data.dir", "elsewhere", True),
+    ],
+)
+def test_a_finished_run_is_of_the_same_config(tmp_path, key, value, finished):
+    """Otherwise scores of one learning rate would be printed as those of another."""
+    config = shrunk(dino, evals__tasks=("knn",))
+    old = config.to_dict()
+    del old["evals"]["finetune_blocks"]  # a run from before this key
+    workdir = write_run(tmp_path / "run", 1.0, config=old)
+    assert is_finished(workdir, config, 4)
+    config.update_from_flattened_dict({key: value})
+    assert is_finished(workdir, config, 4) == finished
 
 
 def command(*arguments, module="experiments.compare"):
@@ -206,6 +257,7 @@ def test_a_comparison_leaves_tables_curves_and_pictures(compared):
     assert set(outcome["runs"]) == {f"{m}-seed{k}" for m in ("dino", "hybrid") for k in (0, 1)}
     for run in outcome["runs"].values():
         assert run["steps"] == 2 and run["images"] == 16 and run["flops"] > 0 < run["seconds"]
+        assert np.isfinite(run["loss"])
     assert (out / "table.md").read_text().strip() in printed
     assert "hybrid - dino" in printed and "± " in printed
     for name in ("curves.png", "attention.png"):
@@ -227,6 +279,7 @@ def test_the_methods_start_from_one_backbone_and_seeds_differ(compared):
 def test_a_second_start_goes_on_where_the_first_stopped(compared):
     """What is done stays untouched; a run without its scores is evaluated again, to the same ones."""
     out, arguments, printed = compared
+    picture = (out / "attention.png").stat().st_mtime_ns
     lost = out / "hybrid-seed1" / "scores.json"
     before = {p: p.stat().st_mtime_ns for p in out.glob("*/scores.json") if p != lost}
     scores = json.loads(lost.read_text())["scores"]
@@ -235,6 +288,7 @@ def test_a_second_start_goes_on_where_the_first_stopped(compared):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 steps, in") == 1
     assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert picture == (out / "attention.png").stat().st_mtime_ns
     assert json.loads(lost.read_text())["scores"] == scores
     assert printed[printed.index("In %") :] == done.stdout[done.stdout.index("In %") :]
 
@@ -254,6 +308,26 @@ def test_label_efficiency_of_the_comparison(compared):
     assert found["scores"]["dino"][0][0] == pytest.approx(expected)
     assert (out / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
     assert "| dino " in done.stdout
+
+
+def test_label_efficiency_takes_runs_by_method_and_number(tmp_path):
+    for name in ("hybrid-seed2", "hybrid-seed10", "dino-seed2", "dino-seed10"):
+        write_run(tmp_path / name, 1.0)
+    (tmp_path / "dino-seed3").mkdir()  # not evaluated yet
+    assert [(method, seed) for method, seed, _ in finished_runs(tmp_path)] == [
+        ("dino", 2),
+        ("dino", 10),
+        ("hybrid", 2),
+        ("hybrid", 10),
+    ]
+    with pytest.raises(FileNotFoundError, match=r"no finished runs in .*nowhere"):
+        finished_runs(tmp_path / "nowhere")
+
+
+def test_label_efficiency_says_one_line_and_exits_with_2():
+    done = command("runs/a", "--fraction=1", module="experiments.label_efficiency")
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and line.startswith("error: ") and "fraction" in line
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,10 @@ def score_table(table: dict) -> str:
 
 
 def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]]:
-    """{other method: {column: `paired`}} for every column that both have with two seeds or more."""
+    """{other method: {column: `paired`}} for every column that both have with two seeds or more.
+
+    The words for a loss are "lower" and "higher": less of it is more.
+    """
     found = {}
     for other in ("dino", "barlow_twins"):
         if ours in table and other in table:
@@ -68,6 +71,11 @@ def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]
                 for column, values in table[ours].items()
                 if len(values) > 1 and len(table[other].get(column, ())) == len(values)
             }
+    for columns in found.values():
+        if DINO_LOSS in columns:
+            loss = columns[DINO_LOSS]
+            words = {"better": "higher", "worse": "lower", "level": "level"}
+            loss["verdict"] = words[loss["verdict"]]
     return {other: columns for other, columns in found.items() if columns}
 
 
@@ -80,11 +88,8 @@ def significance_table(found: dict, ours: str = "hybrid") -> str:
         if result is None:
             return "–"
         digits = 3 if column == DINO_LOSS else 1
-        word = result["verdict"]
-        if column == DINO_LOSS:  # a loss: less is more
-            word = {"better": "higher", "worse": "lower"}.get(word, word)
         interval = f"[{result['low']:+.{digits}f}, {result['high']:+.{digits}f}]"
-        return f"{result['difference']:+.{digits}f} {interval}, p = {result['p']:.2g}: {word}"
+        return f"{result['difference']:+.{digits}f} {interval}, p = {result['p']:.2g}: {result['verdict']}"
 
     rows = [
         [column, *(text(column, of_other.get(column)) for of_other in found.values())]

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dinotwins_jax.augment import IMAGENET_MEAN
 from dinotwins_jax.build import build
+from dinotwins_jax.evals.features import checksum
 from dinotwins_jax.models.vit import as_pair
 from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.state import create_state
@@ -18,6 +19,9 @@ from dinotwins_jax.step import make_train_step
 
 METHODS = ("dino", "barlow_twins", "hybrid")
 CHANNELS = len(IMAGENET_MEAN)
+# Keys that change neither weights nor scores.
+_FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "evals.tasks", "evals.monitor_",
+         "evals.batch_size", "evals.pictures")  # fmt: skip
 
 
 def split_overrides(argv: list[str], methods) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -47,14 +51,20 @@ def make_configs(preset: str, methods, seed: int, overrides: dict) -> dict[str, 
     Raises:
       ValueError: unknown method or preset, a key that no config has, or a value of another type.
     """
+    if not methods:
+        raise ValueError(f"no methods: choose from {', '.join(METHODS)}")
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"unknown method '{method}': choose from {', '.join(METHODS)}")
     modules = {method: importlib.import_module(f"configs.{method}") for method in methods}
     configs = {method: module.get_config(preset) for method, module in modules.items()}
     for name, keys in overrides.items():
+        if name != "config" and name not in configs:
+            raise ValueError(f"--{name}.{next(iter(keys))}: {name} is not among --methods")
         chosen = configs if name == "config" else {name: configs[name]}
         for key, text in keys.items():
+            if key == "seed":
+                raise ValueError(f"--{name}.seed={text}: seeds are 0 to n - 1 of --seeds=n")
             having = [config for config in chosen.values() if _has(config, key)]
             if not having:
                 raise ValueError(f"--{name}.{key}: no config of {', '.join(chosen)} has this key")
@@ -79,6 +89,8 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
     for part in parents:
         node = node[part]
     old = node[last]
+    if hasattr(old, "keys"):
+        raise ValueError(f"{key}={text}: give one of its keys, {', '.join(old)}")
     try:
         value = (
             text
@@ -123,6 +135,22 @@ def flops_per_step(config: ConfigDict) -> float:
     return float(jax.jit(step).lower(state, batch).cost_analysis()["flops"])
 
 
+def check_equal_steps(steps: dict[str, int], batches: dict[str, int]) -> None:
+    """Raises ValueError unless all methods have the same number of steps and images in each."""
+    for what, of in (("steps", steps), ("images in a batch", batches)):
+        if len(set(of.values())) > 1:
+            found = ", ".join(f"{method} {number}" for method, number in of.items())
+            raise ValueError(f"--budget=steps, but the methods' {what} differ: {found}")
+
+
+def check_equal_starts(configs: dict[str, ConfigDict]) -> None:
+    """Raises ValueError unless all methods start from the same weights of the backbone."""
+    starts = {m: checksum(build(config).random_backbone()) for m, config in configs.items()}
+    if len(set(starts.values())) > 1:
+        found = ", ".join(f"{method} {start[:12]}" for method, start in starts.items())
+        raise ValueError(f"the methods start from different backbones: {found}")
+
+
 def equal_flops(steps: dict[str, int], flops: dict[str, float]) -> dict[str, int]:
     """Steps with which every method spends what the dearest one spends.
 
@@ -134,11 +162,27 @@ def equal_flops(steps: dict[str, int], flops: dict[str, float]) -> dict[str, int
 
 
 def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
-    """Whether the run there was trained to the end and evaluated on all tasks of the config."""
+    """Whether the run there was trained to the end, evaluated on all tasks, and is of this config.
+
+    Keys that came into the config after the run are not held against it.
+    """
     try:
         report = json.loads((workdir / "scores.json").read_text())
+        theirs = _deciding(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError):
+        return False
+    ours = _deciding(json.loads(json.dumps(config.to_dict())))  # tuples become lists, as on disk
+    if any(theirs[key] != ours[key] for key in theirs.keys() & ours.keys()):
         return False
     done = report.get("seconds", {})
     asked = [task for task in config.evals.tasks if task not in report.get("left_out", ())]
     return report.get("step") == steps and all(task in done for task in asked)
+
+
+def _deciding(config: dict, prefix: str = "") -> dict:
+    """{"a.b": value} of the keys that decide weights and scores."""
+    flat = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        flat |= _deciding(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}

@@ -1,7 +1,5 @@
 """Means over training seeds, and what their differences say."""
 
-import math
-
 import numpy as np
 from scipy import stats
 
@@ -22,11 +20,13 @@ def paired(ours: list[float], theirs: list[float]) -> dict:
       {"difference", "low", "high" (95% confidence), "p", "verdict": "better", "worse" or "level"};
       level means that the interval holds 0.
     Raises:
-      ValueError: fewer than two seeds, or different numbers of them.
+      ValueError: fewer than two seeds, different numbers of them, or a value that is not finite.
     """
     if len(ours) != len(theirs) or len(ours) < 2:
         raise ValueError(f"{len(ours)} and {len(theirs)} values: pairs of at least two seeds")
     gaps = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    if not np.isfinite(gaps).all():
+        raise ValueError(f"not finite: {ours} and {theirs}")
     difference = float(gaps.mean())
     if np.ptp(gaps) == 0.0:  # no spread: no test, and the difference is what it is
         low = high = difference
@@ -36,5 +36,4 @@ def paired(ours: list[float], theirs: list[float]) -> dict:
         interval = test.confidence_interval(LEVEL)
         low, high, p = float(interval.low), float(interval.high), float(test.pvalue)
     verdict = "level" if low <= 0.0 <= high else "better" if difference > 0 else "worse"
-    assert math.isfinite(p)
     return {"difference": difference, "low": low, "high": high, "p": p, "verdict": verdict}
