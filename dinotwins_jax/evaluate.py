@@ -58,7 +58,8 @@ def evaluate_run(
     from dinotwins_jax.build import build
     from dinotwins_jax.evals.table import summary
     from dinotwins_jax.evals.tasks import TASKS, check_tasks
-    from dinotwins_jax.scoring import evaluate, from_checkpoint
+    from dinotwins_jax.scoring import evaluate
+    from dinotwins_jax.subject import from_checkpoint
 
     check_tasks(tasks or ())
     config = config or _config_of(workdir)
@@ -87,8 +88,8 @@ def _from_torch(run, config, path: str):
 
     from dinotwins_jax.evals.features import check_last_blocks
     from dinotwins_jax.models.torch_files import load_vit
-    from dinotwins_jax.scoring import Subject
     from dinotwins_jax.state import init_backbone
+    from dinotwins_jax.subject import Subject
 
     backbone, params = load_vit(path, like=run.backbone)
     backbone = backbone.clone(dtype=run.backbone.dtype)

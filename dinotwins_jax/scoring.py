@@ -3,29 +3,19 @@
 import json
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from dinotwins_jax.build import Run
-from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.evals import dense
-from dinotwins_jax.evals.features import (
-    View,
-    backbone_embed,
-    backbone_features,
-    checksum,
-    extract,
-    pixel_embed,
-    source_checksum,
-)
+from dinotwins_jax.evals.features import checksum, source_checksum
 from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
 from dinotwins_jax.evals.neighbours import nearest_neighbours, neighbours_grid
-from dinotwins_jax.evals.probes import PROBES, ProbeOptions, with_labels
+from dinotwins_jax.evals.probes import PROBES, ProbeOptions
 from dinotwins_jax.evals.tasks import LABEL_TASKS, MASK_TASKS, TASKS, check_tasks
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.models.vit import as_pair
+from dinotwins_jax.subject import Features, Subject, eval_view, look_at
 
 NEIGHBOURS = 6  # in the picture
 CAPTIONS = {
@@ -36,36 +26,17 @@ CAPTIONS = {
 }
 
 
-class Subject(NamedTuple):
-    """The weights to evaluate, and the untrained ones that they are compared with."""
-
-    teacher: object  # parameters of the backbone
-    random: object
-    step: int  # of training
-
-
-def from_checkpoint(run: Run, config, workdir: Path) -> Subject:
-    """The teacher of a run's last checkpoint. Raises ValueError or FileNotFoundError if it has none."""
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"no checkpoints in {workdir}: the run has not come so far yet")
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    try:
-        if checkpoints.latest() is None:
-            raise ValueError(f"{checkpoints.path} is empty: the run has not come so far yet")
-        state, _ = checkpoints.restore(run.placement.put_state(run.fresh_state()))
-    finally:
-        checkpoints.close()
-    return Subject(state.teacher_params["backbone"], run.random_backbone(), int(state.step))
-
-
-def evaluate(run: Run, config, subject: Subject, workdir: Path, tasks) -> dict[str, dict]:
+def evaluate(
+    run: Run, config, subject: Subject, workdir: Path, tasks, cache: Path | None = None
+) -> dict[str, dict]:
     """Scores weights on the run's labelled data; what other tasks found about them stays.
 
-    Writes WORKDIR/scores.json after each task, then pictures and report.html. Features are kept in
-    WORKDIR/features under a checksum of weights and data.
+    Writes WORKDIR/scores.json after each task, then pictures and report.html. Features, and probes of
+    weights that were never trained, are kept under a checksum of weights and data.
 
     Args:
       config: of the run.
+      cache: where they are kept, WORKDIR/features by default; runs of one data set may share it.
       tasks: of TASKS; those that the data cannot serve are left out, and a line says so.
     Returns:
       {row: {task: scores}}, rows "teacher", "random weights", "raw pixels", "centre box".
@@ -81,7 +52,7 @@ def evaluate(run: Run, config, subject: Subject, workdir: Path, tasks) -> dict[s
     report = _open_report(workdir / "scores.json", identity)
     possible = _possible(tasks, train, test)
     report["left_out"] = [task for task in tasks if task not in possible]
-    features = Features(run, config, subject, workdir / "features", identity["data"])
+    features = Features(run, config, subject, cache or workdir / "features", identity["data"])
     for task in possible:
         start = time.perf_counter()
         for row, found in _score(task, run, config, subject, features).items():
@@ -132,10 +103,7 @@ def _score(task: str, run: Run, config, subject: Subject, features) -> dict[str,
             knn_temp=evals.knn_temp,
             shots=tuple(evals.shots),
         )
-        return {
-            row: PROBES[task](features.embeds[row], *splits, options)
-            for row, splits in features.labelled().items()
-        }
+        return {row: features.probe(task, row, options) for row in features.embeds}
     if task == "finetune":
         return {row: _fine_tune(run, config, params) for row, params in weights.items()}
     if task in ("attention", "segmentation"):
@@ -144,52 +112,6 @@ def _score(task: str, run: Run, config, subject: Subject, features) -> dict[str,
             return dense.score_segmentation(run.backbone, weights, looked)
         return dense.score_attention(run.backbone, weights, looked, keep=evals.attention_keep)
     return {}
-
-
-def eval_view(run: Run, config) -> View:
-    """How the probes see an image."""
-    crop = config.views.global_size
-    crop = crop if isinstance(crop, int) else tuple(crop)
-    resize = max(config.evals.resize, *as_pair(crop))
-    return View(resize, crop, run.canvas_size, config.evals.batch_size)
-
-
-def look_at(run: Run, config, count: int) -> dense.Looked:
-    """Test images at config.evals.attention_size, rounded down to whole patches."""
-    grid = config.evals.attention_size // run.backbone.patch_size
-    side = grid * run.backbone.patch_size
-    # The attention of all blocks is on the device at once: at most 3e7 numbers a head.
-    batch = max(1, min(config.evals.batch_size, round(3e7 / (grid**4 * run.backbone.depth))))
-    view = View(side, side, run.canvas_size, batch)
-    return dense.look_at(run.probe_sources[1], view, count=count)
-
-
-class Features:
-    """The features of all rows, extracted when a task first asks for them."""
-
-    def __init__(self, run: Run, config, subject: Subject, cache: Path, data: list[str]):
-        options = {"n_last_blocks": config.evals.n_last_blocks}
-        compiled = backbone_features(run.backbone, **options)
-        options["mean_patch"] = config.evals.mean_patch
-        self.embeds = {
-            "teacher": backbone_embed(run.backbone, subject.teacher, compiled, **options),
-            "random weights": backbone_embed(run.backbone, subject.random, compiled, **options),
-            "raw pixels": pixel_embed(),
-        }
-        self._sources, self._view = run.probe_sources, eval_view(run, config)
-        self._cache, self._data, self._found = cache, data, None
-
-    def labelled(self) -> dict[str, tuple]:
-        """{row: (train, test)} as Labelled."""
-        if self._found is None:
-            splits = []
-            for source, data in zip(self._sources, self._data, strict=True):
-                found, indices = extract(
-                    self.embeds, source, self._view, cache=self._cache, data=data
-                )
-                splits.append({row: with_labels(x, indices, source) for row, x in found.items()})
-            self._found = {row: tuple(split[row] for split in splits) for row in self.embeds}
-        return self._found
 
 
 def _fine_tune(run: Run, config, params) -> dict[str, dict]:

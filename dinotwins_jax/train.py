@@ -14,15 +14,18 @@ from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.table import summary
 from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, NonFiniteError, Progress
-from dinotwins_jax.scoring import Subject, eval_view, evaluate
+from dinotwins_jax.scoring import evaluate
 from dinotwins_jax.state import TrainState
+from dinotwins_jax.subject import Subject, eval_view
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict:
+def train(config: ConfigDict, workdir: str | Path, cache: Path | None = None) -> dict:
     """Pretrains, evaluates, and leaves everything in `workdir`.
 
     A second call with the same config goes on from the last checkpoint.
 
+    Args:
+      cache: of evaluation, see `scoring.evaluate`.
     Returns:
       the scores, as in WORKDIR/scores.json ({} when the data has no labels).
     Raises:
@@ -36,7 +39,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     state = fit(run, config, workdir)
     trained = time.perf_counter() - start
     subject = Subject(state.teacher_params["backbone"], run.random_backbone(), int(state.step))
-    scores = evaluate(run, config, subject, workdir, config.evals.tasks)
+    scores = evaluate(run, config, subject, workdir, config.evals.tasks, cache)
     if scores:
         print(summary(scores))
     total = time.perf_counter() - start

@@ -93,7 +93,7 @@ def _train_missing(out: Path, configs: dict, steps: dict[str, int], seed: int) -
         workdir = out / f"{method}-seed{seed}"
         print(f"\n{method}, seed {seed}: {steps[method]} steps, in {workdir}", flush=True)
         start = time.perf_counter()
-        train(configs[method], workdir)
+        train(configs[method], workdir, cache=out / "features")
         _add_seconds(workdir, time.perf_counter() - start)
 
 

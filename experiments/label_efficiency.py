@@ -82,7 +82,7 @@ def _features(workdir: Path):
     """The run's cached features, and the options that the probes need."""
     from dinotwins_jax.build import build
     from dinotwins_jax.evals.features import source_checksum
-    from dinotwins_jax.scoring import Features, from_checkpoint
+    from dinotwins_jax.subject import Features, from_checkpoint
 
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     try:
@@ -94,7 +94,7 @@ def _features(workdir: Path):
         ) from None
     data = [source_checksum(source, config.data.to_dict()) for source in run.probe_sources]
     subject = from_checkpoint(run, config, workdir)
-    features = Features(run, config, subject, workdir / "features", data)
+    features = Features(run, config, subject, workdir.parent / "features", data)
     options = ConfigDict(
         {
             "num_classes": len(run.probe_sources[0].class_names),

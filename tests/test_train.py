@@ -19,6 +19,7 @@ from shrunk import SHRUNK, shrunk
 from configs import barlow_twins, base, dino, hybrid, presets
 from dinotwins_jax import build as build_module
 from dinotwins_jax import data as data_module
+from dinotwins_jax import scoring, subject
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
@@ -135,7 +136,8 @@ class FakeLength:
 
 def test_no_key_of_the_config_is_dead():
     """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
-    files = (m.__file__ for m in (build_module, train_module, data_module))
+    modules = (build_module, train_module, data_module, scoring, subject)
+    files = (module.__file__ for module in modules)
     source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()
     whole = {"views", "model", "loss"}

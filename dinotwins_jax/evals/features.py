@@ -22,7 +22,7 @@ from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
 from dinotwins_jax.models.vit import VisionTransformer
 
 PIXELS = 32  # side of the raw-pixel baseline: 118,287 pictures of COCO take 1.5 GB
-VERSION = 1  # of the cache; change it with anything that changes a feature
+VERSION = 1  # of the cache; change it with anything that changes a feature or a protocol
 
 
 class View(NamedTuple):

@@ -10,7 +10,7 @@ from dinotwins_jax.evals import curves
 from dinotwins_jax.evals.attention import attention_comparison
 from dinotwins_jax.evals.dense import titles
 from dinotwins_jax.evals.localisation import attention_maps
-from dinotwins_jax.scoring import from_checkpoint, look_at
+from dinotwins_jax.subject import from_checkpoint, look_at
 from experiments.comparison.outcome import read_log
 
 PANELS = [
