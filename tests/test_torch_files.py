@@ -1,6 +1,7 @@
 """Files of PyTorch weights, read without PyTorch. The golden ones were written by torch.save 2.13."""
 
 import pickle
+import struct
 import zipfile
 
 import jax
@@ -40,6 +41,13 @@ def test_of_a_training_checkpoint_the_teachers_backbone_is_taken():
     np.testing.assert_array_equal(found["backbone.cls_token"], np.full((1, 1, 2), 3.0))
 
 
+def test_an_optimiser_with_numpy_scalars_does_not_keep_the_teacher_from_loading():
+    """main_dino.py sets lr and weight decay of AdamW from numpy schedules; torch.save pickles those."""
+    found = read_state_dict(GOLDEN / "torch_dino_optimizer.pth")
+    np.testing.assert_array_equal(found["backbone.cls_token"], [[[0.0, 1.0]]])
+    assert set(found) == {"backbone.cls_token"}
+
+
 @pytest.mark.parametrize("extra", [{}, {"num_register_tokens": 2, "layer_scale_init": 0.1}])
 def test_a_vit_comes_back_with_its_sizes_and_outputs(tmp_path, extra):
     vit = VisionTransformer(**FIELDS, **extra)
@@ -69,6 +77,45 @@ def test_a_pickle_that_asks_for_more_is_refused_and_not_run(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"evil\.pth: its pickle asks for builtins\.eval") as error:
         read_state_dict(path)
     assert "\n" not in str(error.value) and capsys.readouterr().out == ""
+
+
+def tensor_of(offset, size, stride) -> bytes:
+    """A pickle of {"x": tensor over a storage of four floats}, as torch.save writes one."""
+
+    def text(value):
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    def numbers(values):
+        return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
+
+    storage = (
+        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQ"
+    )
+    view = b"J" + struct.pack("<i", offset) + numbers(size) + numbers(stride) + b"\x89Nt"
+    rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n("
+    return b"\x80\x02}(" + text("x") + rebuild + storage + view + b"Ru."
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "expected"),
+    [
+        (1, (2,), (2,), [1.0, 3.0]),
+        (0, (2, 2), (1, 2), [[0.0, 2.0], [1.0, 3.0]]),
+        (2, (3,), (1,), None),
+        (-1, (1,), (1,), None),
+        (0, (2,), (-8,), None),
+        (0, (2, 2), (4096, -4096), None),
+    ],
+)
+def test_no_view_reads_outside_its_storage(tmp_path, offset, size, stride, expected):
+    path = zipped(tmp_path / "view.pth", tensor_of(offset, size, stride))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", np.arange(4, dtype="<f4").tobytes())
+    if expected is None:
+        with pytest.raises(ValueError, match=r"view\.pth is broken"):
+            read_state_dict(path)
+    else:
+        np.testing.assert_array_equal(read_state_dict(path)["x"], expected)
 
 
 def broken(tmp_path, suffix):
@@ -119,3 +166,17 @@ def test_heads_of_another_width_are_those_of_a_model_like_it(tmp_path):
     np.savez(tmp_path / "odd.npz", **vit_to_torch(params))
     with pytest.raises(ValueError, match=r"odd\.npz: width 75 is not a multiple of 64"):
         load_vit(tmp_path / "odd.npz")
+
+
+def test_heads_and_shapes_are_never_guessed(tmp_path):
+    vit = VisionTransformer(**FIELDS | {"embed_dim": 96, "num_heads": 3})
+    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    np.savez(tmp_path / "narrow.npz", **vit_to_torch(params))
+    with pytest.raises(ValueError, match=r"narrow\.npz: width 96 is not a multiple of 64"):
+        load_vit(tmp_path / "narrow.npz")
+    vit = VisionTransformer(**FIELDS)
+    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    gated = vit_to_torch(params) | {"blocks.0.mlp.fc2.weight": np.zeros((64, 64), np.float32)}
+    np.savez(tmp_path / "swiglu.npz", **gated)  # timm's packed SwiGLU: fc1 twice as wide as fc2
+    with pytest.raises(ValueError, match=r"swiglu\.npz: params.*fc2.*shape \(64, 64\)"):
+        load_vit(tmp_path / "swiglu.npz")

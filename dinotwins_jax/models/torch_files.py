@@ -1,18 +1,16 @@
 """Weights of PyTorch's world from their files, without PyTorch: .safetensors, .npz, .pth."""
 
-import io
 import json
 import math
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinotwins_jax.models.torch_pickle import Refused, read_torch
 from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer
 
@@ -26,16 +24,6 @@ _SAFETENSORS = {
     "BF16": jnp.bfloat16,
     "I64": "i8",
     "I32": "i4",
-}
-_STORAGES = {
-    "DoubleStorage": "f8",
-    "FloatStorage": "f4",
-    "HalfStorage": "f2",
-    "BFloat16Storage": jnp.bfloat16,
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
 }
 
 
@@ -55,12 +43,31 @@ def load_vit(
         fields, params = vit_fields(weights), vit_from_torch(weights)
         if like is not None and like.embed_dim == fields["embed_dim"]:
             fields["num_heads"] = like.num_heads
-        if fields["embed_dim"] % fields["num_heads"]:
+        elif fields["embed_dim"] % 64:
             width = fields["embed_dim"]
             raise ValueError(f"width {width} is not a multiple of 64, the width of a head")
-        return VisionTransformer(**fields), params
+        vit = VisionTransformer(**fields)
+        _check_shapes(vit, params)
+        return vit, params
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _check_shapes(vit: VisionTransformer, params: dict) -> None:
+    """Raises ValueError at the first parameter that the model lacks or has in another shape."""
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
+
+    images = jax.ShapeDtypeStruct((1, vit.image_size, vit.image_size, 3), jnp.float32)
+    wanted = shapes(jax.eval_shape(vit.init, jax.random.key(0), images)["params"])
+    found = shapes(params)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"params{name}: shape {found.get(name)}, where this ViT has {wanted.get(name)}"
+            )
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -78,25 +85,25 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
-    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_torch)
+    readers |= dict.fromkeys((".pth", ".pt", ".bin"), read_torch)
     if path.suffix not in readers:
         raise ValueError(f"{path}: weights are one of {', '.join(readers)}, not '{path.suffix}'")
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights: {path}")
     try:
         found = readers[path.suffix](path)
-    except _Refused as error:
+    except Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # broken files raise nearly every built-in exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is broken or no such file: {reason}") from error
-    for nest in _NESTS:
-        if isinstance(found.get(nest), dict):
-            found = found[nest]
+    for _ in range(3):  # {"model": {"teacher": …}}; a bound, as a pickle may hold itself
+        nest = next((n for n in _NESTS if isinstance(found.get(n), dict)), None)
+        found = found if nest is None else found[nest]
     tensors = {
         name: value
         for name, value in found.items()
-        if isinstance(value, np.ndarray) and not _HEADS.search(name)
+        if isinstance(name, str) and isinstance(value, np.ndarray) and not _HEADS.search(name)
     }
     if not tensors:
         raise ValueError(
@@ -114,7 +121,13 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
         if name not in weights:
             raise ValueError(f"no tensor '{name}': not a ViT with an MLP; it has {_some(weights)}")
-    D, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
+    kernel = weights["patch_embed.proj.weight"].shape
+    if len(kernel) != 4:
+        raise ValueError(f"patch_embed.proj.weight {kernel}: not a convolution [D, 3, p, p]")
+    D, patch_size, hidden = kernel[0], kernel[2], weights["blocks.0.mlp.fc1.weight"].shape[0]
+    mlp_ratio = hidden / D
+    if int(D * mlp_ratio) < hidden:  # rounding: the model takes the whole part
+        mlp_ratio = math.nextafter(mlp_ratio, math.inf)
     grid = math.isqrt(weights["pos_embed"].shape[1] - 1)
     if grid * grid + 1 != weights["pos_embed"].shape[1]:
         raise ValueError(
@@ -124,10 +137,10 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     fields = {
         "embed_dim": D,
         "depth": len({n.split(".")[1] for n in weights if n.startswith("blocks.")}),
-        "num_heads": -(-D // 64),
+        "num_heads": D // 64,
         "patch_size": patch_size,
         "image_size": grid * patch_size,
-        "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / D,
+        "mlp_ratio": mlp_ratio,
         "num_register_tokens": registers[0] if registers else 0,
     }
     if "blocks.0.ls1.gamma" in weights:
@@ -153,80 +166,8 @@ def _read_safetensors(path: Path) -> dict:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _SAFETENSORS:
-            raise _Refused(f"tensor '{name}' is of type {entry['dtype']}")
+            raise Refused(f"tensor '{name}' is of type {entry['dtype']}")
         first, last = (start + offset for offset in entry["data_offsets"])
         flat = np.frombuffer(data[first:last], np.dtype(_SAFETENSORS[entry["dtype"]]))
         tensors[name] = flat.reshape(entry["shape"])
     return tensors
-
-
-class _Refused(ValueError):
-    """What a file asks for and does not get."""
-
-
-class _Storage(NamedTuple):
-    values: np.ndarray  # flat
-
-
-class _Inert:
-    """Stands for objects beside the tensors, such as the arguments of a training run."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-def _tensor(storage: _Storage, offset: int, size, stride, *_) -> np.ndarray:
-    values = storage.values[offset:]
-    last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if math.prod(size) and last >= len(values):
-        raise _Refused(f"a tensor of shape {tuple(size)} is larger than its {len(values)} numbers")
-    steps = [step * values.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(values, size, steps).copy()
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes tensors and plain containers; refuses every other name."""
-
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
-        self._archive, self._root = archive, root
-
-    def find_class(self, module: str, name: str):
-        known = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-            ("torch", "Size"): tuple,
-            ("argparse", "Namespace"): _Inert,
-        }
-        if (module, name) in known:
-            return known[module, name]
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        raise _Refused(f"its pickle asks for {module}.{name}, which no weights need: not loaded")
-
-    def persistent_load(self, pid):
-        kind, dtype, key, _, count = pid
-        if kind != "storage":
-            raise _Refused(f"its pickle refers to a {kind}")
-        data = self._archive.read(f"{self._root}/data/{key}")
-        return _Storage(np.frombuffer(data, np.dtype(dtype), count))
-
-
-def _read_torch(path: Path) -> dict:
-    if not zipfile.is_zipfile(path):
-        raise _Refused(
-            "not a zip file: truncated, or older than PyTorch 1.6; torch.save(torch.load(old), new) "
-            "writes the new format"
-        )
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise _Refused("a zip file without one data.pkl: not written by torch.save")
-        found = _Unpickler(archive, pickles[0].removesuffix("/data.pkl")).load()
-    if not isinstance(found, dict):
-        raise _Refused(f"it holds a {type(found).__name__}, not a dictionary of tensors")
-    return found
