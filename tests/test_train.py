@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 from shrunk import SHRUNK, shrunk
@@ -351,6 +352,8 @@ def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):
 
 
 def test_default_workdirs_are_told_apart():
+    if "workdir" in flags.FLAGS:  # of evaluate.py, when its tests ran in this process
+        delattr(flags.FLAGS, "workdir")
     default_workdir = runpy.run_module("dinotwins_jax.main")["default_workdir"]
     assert default_workdir("configs/hybrid.py") == Path("runs/hybrid-demo")
     assert default_workdir("configs/dino.py:coco") == Path("runs/dino-coco")
