@@ -49,14 +49,6 @@ def look_at(source, view: View, *, count: int) -> Looked:
     return Looked(source, view, indices, pixels, masks)
 
 
-def first(looked: Looked, count: int) -> Looked:
-    """The first `count` images of them."""
-    masks = None if looked.masks is None else looked.masks[:count]
-    return looked._replace(
-        indices=looked.indices[:count], pixels=looked.pixels[:count], masks=masks
-    )
-
-
 @jax.jit
 def _pixels(views):
     """u8 of normalised views."""

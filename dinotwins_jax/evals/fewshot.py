@@ -5,6 +5,7 @@ Letters: M train images, N test images, D features, C classes.
 
 import numpy as np
 
+from dinotwins_jax.evals.protocol import summed_up
 from dinotwins_jax.evals.scores import top_k_accuracy
 from dinotwins_jax.evals.splits import check_labels, stratified_indices
 
@@ -107,10 +108,5 @@ def few_shot(
             )
             top1 = top_k_accuracy(scores, wanted, 1)
             splits.append({"split_seed": split_seed, "top1": top1, "num_train": len(drawn)})
-        top1 = [split["top1"] for split in splits]
-        result[f"shots{n}"] = {
-            "top1_mean": float(np.mean(top1)),
-            "top1_std": float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0,
-            "splits": splits,
-        }
+        result[f"shots{n}"] = summed_up(splits) | {"splits": splits}
     return result

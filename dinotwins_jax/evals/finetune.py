@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinotwins_jax.evals.finetune_step import Recipe, fit, head_logits, split_params
-from dinotwins_jax.evals.protocol import METRICS, final_scores, selection_score
+from dinotwins_jax.evals.protocol import final_scores, selection_score, summed_up
 from dinotwins_jax.evals.splits import holdout, stratified_indices
 from dinotwins_jax.models.vit import VisionTransformer
 
@@ -190,8 +190,4 @@ def fine_tune(
             name: list(v) if isinstance(v, tuple) else v for name, v in recipe._asdict().items()
         },
     }
-    for name in (name for name in METRICS if name in splits[0]):
-        values = [split[name] for split in splits]
-        result[f"{name}_mean"] = float(np.mean(values))
-        result[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return result | {"splits": splits}
+    return result | summed_up(splits) | {"splits": splits}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dinotwins_jax.evals.curves import curve_sections, draw_curves, svg_text
 from dinotwins_jax.evals.table import cell, headline, score_rows
+from dinotwins_jax.files import replace_text
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --ink: #1f2328; --muted: #656d76;
@@ -72,9 +73,7 @@ def write_report(
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page)
-    temporary.replace(path)
+    replace_text(path, page)
 
 
 def _settings(config: dict) -> str:

@@ -57,11 +57,16 @@ def over_splits(
         if kept.tobytes() not in known:  # with all labels, all draws are one
             known[kept.tobytes()] = probe(kept)
         splits.append({"split_seed": seed, **known[kept.tobytes()]})
+    protocol = splits[0]["protocol"]
+    return summed_up(splits) | {"fraction": fraction, "protocol": protocol, "splits": splits}
+
+
+def summed_up(splits: list[dict]) -> dict[str, float]:
+    """{"<metric>_mean", "<metric>_std" (n - 1; 0 for one)} over draws, of those METRICS that they have."""
     summary = {}
     for metric in METRICS:
         if metric in splits[0]:
-            values = [result[metric] for result in splits]
+            values = [split[metric] for split in splits]
             summary[f"{metric}_mean"] = float(np.mean(values))
             summary[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    protocol = splits[0]["protocol"]
-    return summary | {"fraction": fraction, "protocol": protocol, "splits": splits}
+    return summary

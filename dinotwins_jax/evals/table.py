@@ -2,7 +2,7 @@
 
 Value = tuple[float, float | None]  # in %, and its standard deviation where there are several draws
 
-# title, then where it is in a row's scores and what it is called there; {} is a label fraction
+# title, then where it is in a row's scores and what it is called there
 _SINGLE = [
     ("k-NN, k=20", ("knn", "k20"), "top1"),
     ("5 images a class", ("fewshot", "shots5"), "top1"),
@@ -14,8 +14,6 @@ _SINGLE = [
     ("pointing", ("attention",), "pointing"),
     ("normalised cut, Jaccard", ("segmentation",), "jaccard"),
 ]
-
-
 _SETTINGS = ("fraction", "keep", "recipe", "num_test", "temperature")  # no scores
 _SPREADS = ("_std", "_sem")
 
