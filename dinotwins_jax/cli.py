@@ -1,8 +1,10 @@
 """What the commands share: the flag --config, and errors as one line."""
 
 import difflib
+import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -22,6 +24,17 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
     """One line on stderr, no traceback."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Runs work(); bad input or data becomes one line on stderr, with DINOTWINS_DEBUG a traceback."""
+    try:
+        work()
+    except (ValueError, OSError) as error:
+        if os.environ.get("DINOTWINS_DEBUG"):
+            raise
+        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
+    return 0
 
 
 def parse_flags(argv, config_required: bool = True):

@@ -7,13 +7,12 @@ Scores the teacher of a run as the run's own config says. Weights in PyTorch nam
 """
 
 import json
-import os
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import CONFIG, fail, parse_flags
+from dinotwins_jax.cli import CONFIG, exit_code, fail, parse_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, or with --torch_weights where to write")
 _TASKS = flags.DEFINE_list("tasks", None, "Default: all that the data can serve")
@@ -29,13 +28,8 @@ def main(argv) -> int:
     if _WORKDIR.value is None:
         return fail("which run? e.g. --workdir=runs/hybrid")
     logging.set_verbosity(logging.WARNING)
-    try:
-        evaluate_run(Path(_WORKDIR.value), CONFIG.value, _TASKS.value, _TORCH_WEIGHTS.value)
-    except (ValueError, OSError) as error:
-        if os.environ.get("DINOTWINS_DEBUG"):
-            raise
-        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
-    return 0
+    chosen = (CONFIG.value, _TASKS.value, _TORCH_WEIGHTS.value)
+    return exit_code(lambda: evaluate_run(Path(_WORKDIR.value), *chosen))
 
 
 def evaluate_run(

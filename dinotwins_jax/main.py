@@ -1,11 +1,10 @@
 """Entry point: python -m dinotwins_jax.main --config=configs/hybrid.py --workdir=runs/hybrid"""
 
-import os
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from dinotwins_jax.cli import CONFIG, NON_FINITE, fail, parse_flags
+from dinotwins_jax.cli import CONFIG, NON_FINITE, exit_code, fail, parse_flags
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything goes; default runs/<config>-<preset>"
@@ -20,17 +19,11 @@ def main(argv) -> int:
     from dinotwins_jax.train import train
 
     logging.set_verbosity(logging.WARNING)
+    workdir = _WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
     try:
-        train(
-            CONFIG.value, _WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
-        )
+        return exit_code(lambda: train(CONFIG.value, workdir))
     except NonFiniteError as error:
         return fail(str(error), NON_FINITE)
-    except (ValueError, OSError) as error:
-        if os.environ.get("DINOTWINS_DEBUG"):
-            raise
-        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
-    return 0
 
 
 def default_workdir(config_file: str) -> Path:

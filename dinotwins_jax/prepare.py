@@ -8,7 +8,6 @@ the same command goes on where the first was stopped. --dry_run only says what w
 --crop_sheet=crops.png shows what training will see.
 """
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from dinotwins_jax.cli import CONFIG, INTERRUPTED, fail, parse_flags
+from dinotwins_jax.cli import CONFIG, INTERRUPTED, exit_code, fail, parse_flags
 from dinotwins_jax.data import make_source, open_source, shards, source_options, workers
 from dinotwins_jax.data.base import SPLITS, BadImage
 from dinotwins_jax.data.records import image_record
@@ -57,14 +56,9 @@ def main(argv) -> int:
         return fail("where to? give --out=DIRECTORY, --dry_run or --crop_sheet=FILE.png")
     logging.set_verbosity(logging.WARNING)
     try:
-        prepare(CONFIG.value)
+        return exit_code(lambda: prepare(CONFIG.value))
     except KeyboardInterrupt:
         return fail("interrupted: the same command goes on from here", INTERRUPTED)
-    except (ValueError, OSError) as error:
-        if os.environ.get("DINOTWINS_DEBUG"):
-            raise
-        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
-    return 0
 
 
 def prepare(config) -> None:

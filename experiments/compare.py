@@ -11,7 +11,6 @@ and attention.png hold the outcome, OUT/<method>-seed<k>/report.html each run's 
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from dinotwins_jax.build import build
-from dinotwins_jax.cli import NON_FINITE, fail
+from dinotwins_jax.cli import NON_FINITE, exit_code, fail
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.metrics import NonFiniteError
 from dinotwins_jax.train import train
@@ -167,16 +166,18 @@ def main(argv) -> int:
     logging.set_verbosity(logging.WARNING)
     suffix = "-flops" if _BUDGET.value == "flops" else ""
     out = Path(_OUT.value or f"runs/compare-{_PRESET.value}{suffix}")
+    chosen = (_PRESET.value, _SEEDS.value, _METHODS.value, _BUDGET.value)
+
+    def work():
+        print(compare(*chosen, out, _overrides))
+        print(
+            f"in {out}: table.md, comparison.json, curves.png, attention.png; a report.html a run"
+        )
+
     try:
-        print(compare(_PRESET.value, _SEEDS.value, _METHODS.value, _BUDGET.value, out, _overrides))
+        return exit_code(work)
     except NonFiniteError as error:
         return fail(str(error), NON_FINITE)
-    except (ValueError, OSError) as error:
-        if os.environ.get("DINOTWINS_DEBUG"):
-            raise
-        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
-    print(f"in {out}: table.md, comparison.json, curves.png, attention.png; a report.html a run")
-    return 0
 
 
 _overrides: dict = {}

@@ -7,7 +7,6 @@ labels; a band is the standard deviation over training seeds. Writes label_effic
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import fail
+from dinotwins_jax.cli import exit_code, fail
 from dinotwins_jax.files import replace_text
 from experiments.comparison.plan import METHODS
 
@@ -162,17 +161,15 @@ def main(argv) -> int:
         )
     logging.set_verbosity(logging.WARNING)
     out = Path(argv[1])
-    try:
+
+    def work():
         fractions = [float(f) for f in _FRACTIONS.value]
         found = label_efficiency(out, fractions)
         replace_text(out / "label_efficiency.json", json.dumps(found, indent=2) + "\n")
         draw(out / "label_efficiency.png", found)
         print(table(found))
-    except (ValueError, OSError) as error:
-        if os.environ.get("DINOTWINS_DEBUG"):
-            raise
-        return fail(f"{error}  (DINOTWINS_DEBUG=1 shows where)")
-    return 0
+
+    return exit_code(work)
 
 
 def _parse(argv):
