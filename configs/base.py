@@ -11,7 +11,16 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of everything: initial weights, data order, crops, drop path
     c.parallel = "jit"  # jit: global arrays over a mesh of all devices | pmap: local devices
+    # Devices: data x fsdp; the batch is split over all. fsdp of them share one copy of parameters,
+    # teacher, optimiser state and prototypes (sharding.py), 1: each has its own. data 0: all the rest.
+    c.mesh = ConfigDict({"data": 0, "fsdp": 1})
     c.batch_size = 256  # global; must divide by the number of devices
+    # The batch goes through the backbone in so many parts, one after the other: less memory, a third
+    # more work, the same numbers; the loss sees the whole batch all the same.
+    c.micro_batches = 1
+    c.debug_nans = (
+        False  # stop at the operation that makes the first NaN; slow, and needs more memory
+    )
     c.total_epochs = 100.0  # all durations below are parts of it
     c.total_steps = (
         0  # 0: from total_epochs; else the run's length, and every duration scales with it
@@ -31,6 +40,7 @@ def get_config() -> ConfigDict:
     )
     # Of compute: float32 | bfloat16; parameters, norms, softmax and losses stay float32.
     c.model.dtype = "float32"
+    c.model.remat = False  # compute blocks again on the way back instead of keeping their insides
 
     c.data = ConfigDict()
     # scenes | coco | folder | cifar10 | array_record (prepared data) | tfds | "pkg.module:factory"
@@ -114,7 +124,10 @@ def get_config() -> ConfigDict:
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 5.0
-    c.checkpoint.keep = 2
+    c.checkpoint.keep = 2  # the last so many
+    # And the best one by a metric of the log, "" for none; there is no monitor without labels.
+    c.checkpoint.best_metric = "monitor/knn_top1"
+    c.checkpoint.best_mode = "max"  # max | min
 
     c.evals = ConfigDict()  # on the frozen teacher; evaluate.py takes them from the run's config
     # After training; evaluate.py --tasks=… adds others: linear, knn, fewshot, finetune, attention,

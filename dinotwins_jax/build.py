@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.data import open_source
+from dinotwins_jax.diagnosis import make_diagnosis
 from dinotwins_jax.evals.features import check_last_blocks
 from dinotwins_jax.evals.tasks import check_tasks
 from dinotwins_jax.losses import Loss, make_loss
@@ -37,6 +38,7 @@ class Run(NamedTuple):
     checkpoint_steps: int
     monitor_steps: int  # 0: never
     train_step: object
+    diagnose: object  # (state, batch) -> where the step is not finite
     fresh_state: object  # () -> TrainState
     random_backbone: object  # () -> the backbone's parameters in fresh_state
 
@@ -45,7 +47,13 @@ def build(config: ConfigDict) -> Run:
     """Turns config into parts; every mistake that can be seen without compiling is raised here."""
     _check_ranges(config)
     views, data = config.views.to_dict(), config.data.to_dict()
-    placement = make_placement(config.parallel, config.batch_size)
+    placement = make_placement(
+        config.parallel,
+        config.batch_size,
+        data=config.mesh.data,
+        fsdp=config.mesh.fsdp,
+        micro_batches=config.micro_batches,
+    )
     backbone = make_backbone(config)
     for name in ("global_size", "local_size"):
         if name == "global_size" or views["num_local"]:
@@ -68,15 +76,16 @@ def build(config: ConfigDict) -> Run:
         clip_mode=config.optim.clip_mode,
         freeze_last_layer_steps=steps["freeze_last_layer"],
     )
+    parts = {
+        "backbone": backbone,
+        "loss": loss,
+        "views": _make_views(views, placement),
+        "schedules": make_schedules(config, total_steps, steps),
+        "seed": config.seed,
+        "match_gradients_to": config.match_gradients_to,
+    }
     train_step = make_train_step(
-        backbone=backbone,
-        loss=loss,
-        views=_make_views(views, placement),
-        tx=tx,
-        schedules=make_schedules(config, total_steps, steps),
-        seed=config.seed,
-        axis_name=placement.axis_name,
-        match_gradients_to=config.match_gradients_to,
+        **parts, tx=tx, axis_name=placement.axis_name, micro_batches=config.micro_batches
     )
     key = jax.random.fold_in(jax.random.key(config.seed), INIT)
     jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # shapes that do not fit
@@ -93,6 +102,7 @@ def build(config: ConfigDict) -> Run:
         checkpoint_steps=max(steps["checkpoint"], 1),
         monitor_steps=max(steps["monitor"], 1) if config.evals.monitor_every_epochs else 0,
         train_step=train_step,
+        diagnose=make_diagnosis(**parts),
         fresh_state=lambda: create_state(backbone, loss, tx, key),
         random_backbone=lambda: init_backbone(backbone, key),
     )
@@ -213,7 +223,7 @@ def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
 
 def _make_views(recipe: dict, placement: Placement):
     # A loop over images that are split over devices would gather them all on each device.
-    split = placement.axis_name is None and jax.device_count() > 1
+    split = placement.axis_name is None and placement.num_devices > 1
     multi_crop = make_multi_crop(**recipe, one_by_one=False if split else None)
 
     def views(batch, key):

@@ -10,6 +10,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from dinotwins_jax.stops import Halt
+
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -17,7 +19,7 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 
-USAGE_ERROR, NON_FINITE, INTERRUPTED = 2, 3, 130  # exit codes
+USAGE_ERROR, INTERRUPTED = 2, 130  # exit codes; a Halt (3 not finite, 75 stopped) has its own
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:
@@ -27,9 +29,12 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Runs work(); bad input or data becomes one line on stderr, with DINOTWINS_DEBUG a traceback."""
+    """Runs work(); bad input or data, and a run that halts, become one line on stderr, with
+    DINOTWINS_DEBUG a traceback."""
     try:
         work()
+    except Halt as halt:
+        return fail(str(halt), halt.code)
     except (ValueError, OSError) as error:
         if os.environ.get("DINOTWINS_DEBUG"):
             raise

@@ -6,6 +6,7 @@ Scores the teacher of a run as the run's own config says. Weights in PyTorch nam
         --config.data.dir=/data/coco --torch_weights=dino_deitsmall16_pretrain.pth
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dinotwins_jax.cli import CONFIG, exit_code, fail, parse_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, or with --torch_weights where to write")
 _TASKS = flags.DEFINE_list("tasks", None, "Default: all that the data can serve")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best or a step")
 _TORCH_WEIGHTS = flags.DEFINE_string(
     "torch_weights", None, "File of a ViT with DINO's or timm's names: .safetensors, .npz or .pth"
 )
@@ -28,7 +30,7 @@ def main(argv) -> int:
     if _WORKDIR.value is None:
         return fail("which run? e.g. --workdir=runs/hybrid")
     logging.set_verbosity(logging.WARNING)
-    chosen = (CONFIG.value, _TASKS.value, _TORCH_WEIGHTS.value)
+    chosen = (CONFIG.value, _TASKS.value, _TORCH_WEIGHTS.value, _CHECKPOINT.value)
     return exit_code(lambda: evaluate_run(Path(_WORKDIR.value), *chosen))
 
 
@@ -37,6 +39,7 @@ def evaluate_run(
     config: ConfigDict | None = None,
     tasks: list[str] | None = None,
     torch_weights: str | None = None,
+    checkpoint: str = "latest",
 ) -> dict[str, dict]:
     """Scores the teacher in WORKDIR/checkpoints, or the weights of a file.
 
@@ -44,6 +47,7 @@ def evaluate_run(
       config: None: the run's own, WORKDIR/config.json.
       tasks: None: all.
       torch_weights: a file; its own sizes of the model replace the config's.
+      checkpoint: "latest", "best" or a step.
     Returns:
       {row: {task: scores}}, as in WORKDIR/scores.json.
     Raises:
@@ -56,8 +60,11 @@ def evaluate_run(
     from dinotwins_jax.subject import from_checkpoint
 
     check_tasks(tasks or ())
-    config = config or _config_of(workdir)
+    config = copy.deepcopy(config or _config_of(workdir))
     try:
+        # The devices here are not those of the training; without a batch to split one will do.
+        config.parallel, config.micro_batches = "jit", 1
+        config.mesh.data = config.mesh.fsdp = 1
         run = build(config)
     except AttributeError as error:  # a key of the config that is not there
         raise ValueError(
@@ -66,7 +73,7 @@ def evaluate_run(
     if torch_weights:
         run, subject = _from_torch(run, config, torch_weights)
     else:
-        subject = from_checkpoint(run, config, workdir)
+        subject = from_checkpoint(run, config, workdir, checkpoint)
     workdir.mkdir(parents=True, exist_ok=True)
     scores = evaluate(run, config, subject, workdir, tasks or TASKS)
     print(summary(scores))

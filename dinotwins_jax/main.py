@@ -1,29 +1,57 @@
 """Entry point: python -m dinotwins_jax.main --config=configs/hybrid.py --workdir=runs/hybrid"""
 
+import os
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from dinotwins_jax.cli import CONFIG, NON_FINITE, exit_code, fail, parse_flags
+from dinotwins_jax.cli import CONFIG, exit_code, fail, parse_flags
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything goes; default runs/<config>-<preset>"
 )
+_RESUME = flags.DEFINE_enum(
+    "resume", "auto", ["auto", "force"], "force: go on in a workdir whose config was another one"
+)
+_DRY_RUN = flags.DEFINE_boolean(
+    "dry_run", False, "Print the memory on each device instead of training; on a CPU for any mesh"
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "on", "off"], "Several processes; on: JAX finds out which"
+)
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of process 0")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is", lower_bound=0)
 
 
 def main(argv) -> int:
     """Trains the run that the flags describe; returns the exit code, errors are one line on stderr."""
     if len(argv) > 1:
         return fail(f"unknown argument '{argv[1]}': options start with --")
-    from dinotwins_jax.metrics import NonFiniteError
+    logging.set_verbosity(logging.WARNING)
+    return exit_code(_dry_run if _DRY_RUN.value else _train)
+
+
+def _train() -> None:
+    from dinotwins_jax.processes import join
     from dinotwins_jax.train import train
 
-    logging.set_verbosity(logging.WARNING)
+    join(_DISTRIBUTED.value, _ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     workdir = _WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
-    try:
-        return exit_code(lambda: train(CONFIG.value, workdir))
-    except NonFiniteError as error:
-        return fail(str(error), NON_FINITE)
+    train(CONFIG.value, workdir, resume=_RESUME.value)
+
+
+def _dry_run() -> None:
+    import jax
+
+    from dinotwins_jax.build import build
+    from dinotwins_jax.memory import memory_table, step_memory
+
+    config = CONFIG.value
+    if config.mesh.data and os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_num_cpu_devices", config.mesh.data * config.mesh.fsdp)
+    run = build(config)
+    print(memory_table(step_memory(run, config.batch_size), run))
 
 
 def default_workdir(config_file: str) -> Path:

@@ -13,39 +13,32 @@ from tqdm.auto import tqdm
 from dinotwins_jax.files import replace_text
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is NaN or infinite; the message names the step that made it."""
-
-
 class Interval:
     """Metrics since the last log. They stay on the device until somebody asks."""
 
     def __init__(self):
-        self._steps: list[tuple[int, dict]] = []
+        self._steps: list[dict] = []
         self._start, self.wait_s, self.images = time.perf_counter(), 0.0, 0
 
-    def add(self, step: int, metrics: dict, images: int, wait_s: float) -> None:
+    def add(self, metrics: dict, images: int, wait_s: float) -> None:
         """metrics: f32[] on the device; wait_s: seconds that the device waited for this batch."""
-        self._steps.append((step, metrics))
+        self._steps.append(metrics)
         self.images += images
         self.wait_s += wait_s
 
     def fetch(self) -> dict[str, float]:
-        """Means over the interval, with images_per_s and data_wait (fraction of the time).
-
-        Raises:
-          NonFiniteError: the first step whose loss or gradient norm is not finite.
-        """
+        """Means over the steps that were not skipped, and of the whole interval images_per_s,
+        data_wait (fraction of the time) and skipped (steps of the run so far, whose loss or gradient
+        was not finite)."""
         steps = jax.device_get(self._steps)
-        for step, metrics in steps:
-            for name in ("loss", "grad_norm"):
-                if not math.isfinite(metrics[name]):
-                    raise NonFiniteError(f"{name} is {float(metrics[name])} at step {step}")
         if not steps:
             return {}
         seconds = time.perf_counter() - self._start
-        means = {name: float(np.mean([m[name] for _, m in steps])) for name in steps[0][1]}
+        kept = [m for m in steps if m["skipped/in_a_row"] == 0]
+        names = [name for name in steps[0] if not name.startswith("skipped/")]
+        means = {name: float(np.mean([m[name] for m in kept])) for name in names if kept}
         return means | {
+            "skipped": int(steps[-1]["skipped/total"]),
             "images_per_s": self.images / seconds,
             "data_wait": self.wait_s / seconds,
         }
@@ -186,5 +179,8 @@ class Progress:
         """A line above the bar."""
         tqdm.write(text)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._bar.close()

@@ -5,86 +5,200 @@ collectives, pmap because losses and batch norms reduce over the axis that they 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-AXIS = "data"
+from dinotwins_jax.sharding import DATA, FSDP, shardings_of
 
 
 class Placement(NamedTuple):
     """axis_name: what make_train_step needs to know; None under jit.
-    compile: train_step -> the same function over all devices; under jit it consumes its state.
-    put_state: pytree -> replicated on all devices.
-    put_batch: numpy batch of this process -> split over devices.
+    num_devices: over which a batch is split.
+    abstract: shapes of a state -> the same with the shardings that it is kept in.
+    init: () -> state, as a state that is placed.
+    compile: (train_step, shapes of its state) -> the same function over all devices; under jit it
+      consumes its state, unless keep_state.
+    put_batch: numpy batch of this process -> split over devices; abstract_batch: the same of shapes of
+      the global batch.
+    whole: pytree of placed arrays -> replicated over this process' devices, for evaluation.
+    put_images: numpy array [B, …] of this process alone -> split over its devices, where they divide B.
     """
 
     axis_name: str | None
-    compile: Callable[[Callable], Callable]
-    put_state: Callable[[Any], Any]
+    num_devices: int
+    abstract: Callable[[Any], Any]
+    init: Callable[[Callable[[], Any]], Any]
+    compile: Callable[..., Callable]
     put_batch: Callable[[Any], Any]
+    abstract_batch: Callable[[Any], Any]
+    whole: Callable[[Any], Any]
+    put_images: Callable[[np.ndarray], jax.Array]
 
 
 def make_placement(
-    mode: str, batch_size: int, devices: list[jax.Device] | None = None
+    mode: str,
+    batch_size: int,
+    devices: list[jax.Device] | None = None,
+    *,
+    data: int = 0,
+    fsdp: int = 1,
+    micro_batches: int = 1,
 ) -> Placement:
-    """The placement that config.parallel names.
+    """The placement that config.parallel and config.mesh name.
 
     Args:
       mode: "jit" | "pmap".
       batch_size: global; every device gets an equal part.
       devices: all devices by default.
+      data: devices that hold copies of a part of the state; 0: as many as there are.
+      fsdp: devices that share one copy of the state; 1: every device has a whole one.
+      micro_batches: parts into which every device splits its part of the batch.
     Raises:
-      ValueError: unknown mode, a batch that does not divide, pmap over several processes.
+      ValueError: unknown mode, a mesh that does not fit the devices, a batch that does not divide,
+        pmap over several processes or with a split state.
     """
     if mode not in ("jit", "pmap"):
         raise ValueError(f"config.parallel is '{mode}': choose jit or pmap")
-    devices = jax.devices() if devices is None else devices
-    if batch_size % len(devices):
-        raise ValueError(
-            f"config.batch_size {batch_size} does not divide by {len(devices)} devices"
-        )
+    devices = _chosen(jax.devices() if devices is None else devices, data, fsdp)
+    if micro_batches < 1:
+        raise ValueError(f"config.micro_batches is {micro_batches}: it must be positive")
+    if batch_size < 1 or batch_size % (len(devices) * micro_batches):
+        among = f"{len(devices)} devices"
+        if micro_batches > 1:
+            among += f" times config.micro_batches {micro_batches}"
+        raise ValueError(f"config.batch_size {batch_size} does not divide by {among}")
     if mode == "jit":
-        return _jit_placement(devices)
+        return _jit_placement(devices, fsdp)
     if jax.process_count() > 1:
         raise ValueError("config.parallel=pmap maps over the devices of one process: use jit")
+    if fsdp > 1:
+        raise ValueError(
+            f"config.mesh.fsdp is {fsdp}: config.parallel=pmap keeps whole states, use jit"
+        )
     return _pmap_placement(devices)
 
 
-def _jit_placement(devices) -> Placement:
-    # Auto axes: with the explicit ones that make_mesh gives by default, z.T @ z over a sharded
-    # batch is an error instead of a collective.
-    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    replicated, split = (
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec(AXIS)),
-    )
+def _chosen(devices: list[jax.Device], data: int, fsdp: int) -> list[jax.Device]:
+    """The devices of the mesh; the first ones where it is smaller than the machine."""
+    if fsdp < 1 or data < 0:
+        raise ValueError(
+            f"config.mesh is data={data}, fsdp={fsdp}: fsdp must be positive, data too, or 0 for the "
+            "devices that there are"
+        )
+    if data == 0:
+        if len(devices) % fsdp:
+            raise ValueError(f"config.mesh.fsdp {fsdp} does not divide {len(devices)} devices")
+        return devices
+    if data * fsdp > len(devices):
+        raise ValueError(
+            f"config.mesh data={data} x fsdp={fsdp} asks for {data * fsdp} devices: there are "
+            f"{len(devices)}"
+        )
+    if data * fsdp < len(devices) and jax.process_count() > 1:
+        raise ValueError(
+            f"config.mesh data={data} x fsdp={fsdp} leaves devices out: {jax.process_count()} processes "
+            f"have {len(devices)}, and all must take part"
+        )
+    return devices[: data * fsdp]
 
-    def compile(train_step):
+
+def _jit_placement(devices, fsdp: int) -> Placement:
+    mesh = _mesh(devices, (len(devices) // fsdp, fsdp), (DATA, FSDP))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+    here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+
+    def init(fresh_state):
+        if fsdp == 1:
+            return jax.device_put(fresh_state(), replicated)
+        shardings = shardings_of(mesh, jax.eval_shape(fresh_state))  # never whole on one device
+        return jax.jit(fresh_state, out_shardings=shardings)()
+
+    def compile(train_step, state, keep_state=False):
+        shardings = shardings_of(mesh, state)
         return jax.jit(
-            train_step, in_shardings=(replicated, split), out_shardings=replicated, donate_argnums=0
+            train_step,
+            in_shardings=(shardings, split),
+            out_shardings=(shardings, replicated),
+            donate_argnums=() if keep_state else 0,
         )
 
-    def put_batch(batch):
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch
+    def whole(tree):
+        tree = jax.jit(lambda x: x, out_shardings=replicated)(tree)
+        return jax.device_put(
+            jax.tree.map(lambda x: x.addressable_data(0), tree), _over(here, PartitionSpec())
         )
 
-    return Placement(None, compile, lambda state: jax.device_put(state, replicated), put_batch)
+    return Placement(
+        axis_name=None,
+        num_devices=len(devices),
+        abstract=lambda state: _shapes(state, shardings_of(mesh, state)),
+        init=init,
+        compile=compile,
+        put_batch=partial(
+            jax.tree.map, lambda x: jax.make_array_from_process_local_data(split, np.asarray(x))
+        ),
+        abstract_batch=lambda batch: _shapes(batch, jax.tree.map(lambda _: split, batch)),
+        whole=whole,
+        put_images=partial(_put_images, here),
+    )
 
 
 def _pmap_placement(devices) -> Placement:
-    def compile(train_step):
+    n, first = len(devices), SingleDeviceSharding(devices[0])
+
+    def compile(train_step, state, keep_state=False):
+        del state, keep_state
         # The state goes in and comes out unmapped: every device has it, and checkpoints and
         # evaluation see the same arrays as under jit.
         return jax.pmap(
-            train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices
+            train_step, axis_name=DATA, in_axes=(None, 0), out_axes=None, devices=devices
         )
 
-    def put_batch(batch):
-        n = len(devices)
-        return jax.tree.map(lambda x: np.asarray(x).reshape(n, len(x) // n, *x.shape[1:]), batch)
+    def abstract_batch(batch):
+        def mapped(x):
+            return jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype)
 
-    return Placement(AXIS, compile, lambda state: state, put_batch)
+        return jax.tree.map(mapped, batch)
+
+    return Placement(
+        axis_name=DATA,
+        num_devices=n,
+        abstract=lambda state: _shapes(state, jax.tree.map(lambda _: first, state)),
+        init=lambda fresh_state: fresh_state(),
+        compile=compile,
+        put_batch=partial(
+            jax.tree.map, lambda x: np.asarray(x).reshape(n, len(x) // n, *x.shape[1:])
+        ),
+        abstract_batch=abstract_batch,
+        whole=lambda tree: jax.device_put(jax.device_get(tree), _over(devices, PartitionSpec())),
+        put_images=partial(_put_images, devices),
+    )
+
+
+def _shapes(tree, shardings):
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def _put_images(devices, array: np.ndarray) -> jax.Array:
+    spec = PartitionSpec() if len(array) % len(devices) else PartitionSpec(DATA)
+    return jax.device_put(array, _over(devices, spec))
+
+
+def _over(devices, spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(_mesh(devices, (len(devices),), (DATA,)), spec)
+
+
+def _mesh(devices, shape, names) -> Mesh:
+    # Auto axes: with the explicit ones that make_mesh gives by default, z.T @ z over a sharded
+    # batch is an error instead of a collective.
+    types = (AxisType.Auto,) * len(names)
+    return jax.make_mesh(shape, names, axis_types=types, devices=devices)

@@ -22,6 +22,7 @@ class TrainState:
     batch_stats: {head: running statistics} of the student's heads with batch norm.
     opt_state: of the student's parameters.
     loss_state: one subtree a loss, e.g. {"dino": {"center": f32[K]}}.
+    skipped: {"total": i32[], "in_a_row": i32[]}, steps whose loss or gradient was not finite.
     """
 
     step: jax.Array
@@ -30,6 +31,7 @@ class TrainState:
     batch_stats: PyTree
     opt_state: optax.OptState
     loss_state: PyTree
+    skipped: dict[str, jax.Array]
 
 
 def create_state(
@@ -56,6 +58,7 @@ def create_state(
         batch_stats=batch_stats,
         opt_state=tx.init(params),
         loss_state=loss.init(),
+        skipped={"total": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)},
     )
 
 

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from dinotwins_jax.build import Run
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.evals import dense
@@ -32,18 +34,40 @@ class Subject(NamedTuple):
     step: int  # of training
 
 
-def from_checkpoint(run: Run, config, workdir: Path) -> Subject:
-    """The teacher of a run's last checkpoint. Raises ValueError or FileNotFoundError if it has none."""
+def from_checkpoint(run: Run, config, workdir: Path, which: str = "latest") -> Subject:
+    """The teacher of a run's checkpoint.
+
+    Args:
+      which: "latest", "best" by config.checkpoint.best_metric, or a step.
+    Raises:
+      ValueError, FileNotFoundError: there is no such checkpoint.
+    """
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: the run has not come so far yet")
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    keep = config.checkpoint
+    checkpoints = Checkpoints(workdir, keep.keep, keep.best_metric, keep.best_mode)
     try:
         if checkpoints.latest() is None:
             raise ValueError(f"{checkpoints.path} is empty: the run has not come so far yet")
-        state, _ = checkpoints.restore(run.placement.put_state(run.fresh_state()))
+        like = run.placement.abstract(jax.eval_shape(run.fresh_state))
+        state, _ = checkpoints.restore(like, _chosen(checkpoints, which))
     finally:
         checkpoints.close()
-    return Subject(state.teacher_params["backbone"], run.random_backbone(), int(state.step))
+    teacher = run.placement.whole(state.teacher_params["backbone"])
+    return Subject(teacher, run.random_backbone(), int(state.step))
+
+
+def _chosen(checkpoints: Checkpoints, which: str) -> int | None:
+    """The step that is meant, None for the latest that is whole."""
+    if which == "latest":
+        return None
+    step = checkpoints.best() if which == "best" else int(which) if which.isdigit() else None
+    if step not in checkpoints.steps():
+        raise ValueError(
+            f"--checkpoint is '{which}': choose latest, best (of those with the metric "
+            f"config.checkpoint.best_metric) or one of the steps {checkpoints.steps()}"
+        )
+    return step
 
 
 def eval_view(run: Run, config) -> View:
@@ -51,7 +75,8 @@ def eval_view(run: Run, config) -> View:
     crop = config.views.global_size
     crop = crop if isinstance(crop, int) else tuple(crop)
     resize = max(config.evals.resize, *as_pair(crop))
-    return View(resize, crop, run.canvas_size, config.evals.batch_size)
+    put = run.placement.put_images
+    return View(resize, crop, run.canvas_size, config.evals.batch_size, put)
 
 
 def look_at(run: Run, config, count: int) -> dense.Looked:
@@ -60,7 +85,7 @@ def look_at(run: Run, config, count: int) -> dense.Looked:
     side = grid * run.backbone.patch_size
     # The attention of all blocks is on the device at once: at most 3e7 numbers a head.
     batch = max(1, min(config.evals.batch_size, round(3e7 / (grid**4 * run.backbone.depth))))
-    view = View(side, side, run.canvas_size, batch)
+    view = View(side, side, run.canvas_size, batch, run.placement.put_images)
     return dense.look_at(run.probe_sources[1], view, count=count)
 
 
@@ -77,19 +102,22 @@ class Features:
             "raw pixels": pixel_embed(),
         }
         self._sources, self._view = run.probe_sources, eval_view(run, config)
-        self._cache, self._data, self._found = cache, data, None
+        # Several processes must do the same: a file that one of them finds could part them.
+        self._cache = cache if jax.process_count() == 1 else None
+        self._data, self._found = data, None
 
     def probe(self, task: str, row: str, options: ProbeOptions) -> dict[str, dict]:
         """{task: scores} of one row; those of the baselines are kept, since many runs share them."""
         embed = self.embeds[row]
         key = json.dumps(
-            [VERSION, task, embed.identity, embed.linear, options, self._view, self._data]
+            [VERSION, task, embed.identity, embed.linear, options, self._view[:4], self._data]
         )
-        path = self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-        if row != "teacher" and path.is_file():
+        name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+        path = None if row == "teacher" or self._cache is None else self._cache / name
+        if path is not None and path.is_file():
             return json.loads(path.read_text())
         scores = PROBES[task](embed, *self.labelled()[row], options)
-        if row != "teacher":
+        if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(path, json.dumps(scores) + "\n")
         return scores

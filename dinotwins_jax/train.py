@@ -1,10 +1,12 @@
 """Builds a run from its config, restores, runs the loop, evaluates."""
 
 import time
+from collections import deque
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -13,40 +15,52 @@ from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.table import summary
-from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, NonFiniteError, Progress
+from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, Progress
+from dinotwins_jax.processes import only_first_writes
 from dinotwins_jax.scoring import evaluate
 from dinotwins_jax.state import TrainState
+from dinotwins_jax.stops import NonFiniteError, Stopped, StopSignals
 from dinotwins_jax.subject import Subject, eval_view
 
+SKIPPED_LIMIT = 3  # steps in a row without a finite loss and gradient, then the run stops
 
-def train(config: ConfigDict, workdir: str | Path, cache: Path | None = None) -> dict:
+
+def train(
+    config: ConfigDict, workdir: str | Path, cache: Path | None = None, resume: str = "auto"
+) -> dict:
     """Pretrains, evaluates, and leaves everything in `workdir`.
 
     A second call with the same config goes on from the last checkpoint.
 
     Args:
       cache: of evaluation, see `scoring.evaluate`.
+      resume: "auto" refuses to go on with another config; "force" goes on all the same.
     Returns:
       the scores, as in WORKDIR/scores.json ({} when the data has no labels).
     Raises:
-      ValueError, OSError: bad config or data; the message is one line.
-      NonFiniteError: the loss or a gradient is NaN; the last good checkpoint stays.
+      ValueError, OSError: bad config or data, a full disk; the message is one line.
+      NonFiniteError: no finite loss and gradient any more; the last good checkpoint stays.
+      Stopped: SIGTERM or SIGINT; the state is saved.
     """
     start = time.perf_counter()
+    if resume not in ("auto", "force"):
+        raise ValueError(f"--resume is '{resume}': choose auto or force")
     run = build(config)
     workdir = Path(workdir)
-    claim_workdir(workdir, config.to_dict())
-    state = fit(run, config, workdir)
-    trained = time.perf_counter() - start
-    subject = Subject(state.teacher_params["backbone"], run.random_backbone(), int(state.step))
-    scores = evaluate(run, config, subject, workdir, config.evals.tasks, cache)
-    if scores:
-        print(summary(scores))
-    total = time.perf_counter() - start
-    print(f"{total:.0f} s in all, {trained:.0f} s of them until the end of training. In {workdir}:")
-    for name, what in _FILES.items():
-        if (workdir / name).exists():
-            print(f"  {name:<16} {what}")
+    claim_workdir(workdir, config.to_dict(), force=resume == "force")
+    with only_first_writes(workdir) as out, jax.debug_nans(config.debug_nans):
+        state = fit(run, config, workdir, out)
+        trained = time.perf_counter() - start
+        teacher = run.placement.whole(state.teacher_params["backbone"])
+        subject = Subject(teacher, run.random_backbone(), int(state.step))
+        scores = evaluate(run, config, subject, out, config.evals.tasks, cache)
+        if scores:
+            print(summary(scores))
+        total = time.perf_counter() - start
+        print(f"{total:.0f} s in all, {trained:.0f} s of them until the end of training. In {out}:")
+        for name, what in _FILES.items():
+            if (out / name).exists():
+                print(f"  {name:<16} {what}")
     return scores
 
 
@@ -60,9 +74,12 @@ _FILES = {
 }
 
 
-def fit(run: Run, config: ConfigDict, workdir: Path) -> TrainState:
-    """The training loop: restore, step, log, save."""
-    state = run.placement.put_state(run.fresh_state())
+def fit(run: Run, config: ConfigDict, workdir: Path, out: Path) -> TrainState:
+    """The training loop: restore, step, log, save.
+
+    Args:
+      workdir: where all processes keep their checkpoints; out: where this one writes its log.
+    """
     batches = train_batches(
         run.source,
         batch_size=config.batch_size,
@@ -72,66 +89,71 @@ def fit(run: Run, config: ConfigDict, workdir: Path) -> TrainState:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    keep = config.checkpoint
+    checkpoints = Checkpoints(workdir, keep.keep, keep.best_metric, keep.best_mode)
     try:
-        if checkpoints.latest() is not None:
-            state, position = checkpoints.restore(state)
+        if checkpoints.latest() is None:
+            state = run.placement.init(run.fresh_state)
+        else:
+            like = run.placement.abstract(jax.eval_shape(run.fresh_state))
+            state, position = checkpoints.restore(like)
             batches.set_state(position)
-        return _loop(run, config, workdir, state, batches, checkpoints)
+        return _loop(run, config, workdir, out, state, batches, checkpoints)
+    except FloatingPointError as error:  # of debug_nans
+        raise NonFiniteError(f"debug_nans: {str(error).strip().splitlines()[0]}") from error
     finally:
         checkpoints.close()
         batches.close()
 
 
-def _loop(run: Run, config, workdir, state, batches, checkpoints) -> TrainState:
+def _loop(run: Run, config, workdir, out, state, batches, checkpoints) -> TrainState:
     step = first = int(state.step)
-    train_step = run.placement.compile(run.train_step)
-    log = JsonLines(workdir / "metrics.jsonl", from_step=first)
+    train_step = run.placement.compile(run.train_step, state, keep_state=config.debug_nans)
+    log = JsonLines(out / "metrics.jsonl", from_step=first)
     bad_images, watch = BadImageLog(run.source), CollapseWatch(run.warmup_steps)
-    progress, interval, before = Progress(run.total_steps, first), Interval(), None
+    progress, interval = Progress(run.total_steps, first), Interval()
     monitor = _monitor(run, config)
-    try:
+    running = deque(maxlen=2)  # (step, its batch on the host, its metrics on the device)
+    with StopSignals(jax.process_count()) as stop, progress:
         while step < run.total_steps:
             waiting = time.perf_counter()
             batch = next(batches)
             bad_images.add(batch)
-            batch = run.placement.put_batch(
-                {name: batch[name] for name in ("image", "size", "place")}
-            )
+            batch = {name: batch[name] for name in ("image", "size", "place")}
+            on_device = run.placement.put_batch(batch)
             waited = time.perf_counter() - waiting
-            state, metrics = train_step(state, batch)
-            jax.block_until_ready(before)  # one step runs, one waits: no more batches on the device
-            before = metrics["loss"]
+            state, metrics = train_step(state, on_device)
             step += 1
-            interval.add(step, metrics, config.batch_size, waited)
+            running.append((step, batch, metrics))
+            # One step runs, one waits: no more batches on the device.
+            _check_row(run, workdir, state, running[0], checkpoints)
+            interval.add(metrics, config.batch_size, waited)
             progress.advance(step)
-            last = step == run.total_steps
+            last, signal = step == run.total_steps, stop.requested(step)
             due = last or step % run.checkpoint_steps == 0
-            looks = monitor is not None and step % run.monitor_steps == 0
+            looks = monitor is not None and (due or step % run.monitor_steps == 0)
+            means = {}
             if due or looks or step % config.log.every_steps == 0:
                 means = interval.fetch()
                 if looks:
-                    means |= monitor(state.teacher_params["backbone"])
+                    teacher = run.placement.whole(state.teacher_params["backbone"])
+                    means |= monitor(teacher)
                 interval = Interval()
                 log.write(step, means)
                 progress.show(step, means)
                 if config.log.collapse_warnings:
                     for warning in watch.check(step, means):
                         progress.say(f"WARNING {warning}")
-            if due:  # after the fetch: what is saved is known to be finite
-                _check_finite(state, step)
-                checkpoints.save(state, batches.get_state())
-    except NonFiniteError as error:
-        kept = checkpoints.latest()
-        where = (
-            "no checkpoint was due yet"
-            if kept is None
-            else f"the checkpoint of step {kept} is kept"
-        )
-        advice = "to try, in another workdir: a lower optim.lr, a longer optim.warmup_epochs"
-        raise NonFiniteError(f"stopped: {error}; {where} in {workdir}; {advice}") from None
-    finally:
-        progress.close()
+            if due or signal:
+                _check_row(run, workdir, state, running[-1], checkpoints)
+                _check_finite(state, step, workdir, checkpoints)
+                checkpoints.save(state, batches.get_state(), means)
+            if signal:
+                checkpoints.wait()
+                raise Stopped(
+                    f"{signal}: stopped after step {step} of {run.total_steps}, which is saved in "
+                    f"{workdir}; the same command goes on"
+                )
     return state
 
 
@@ -145,7 +167,42 @@ def _monitor(run: Run, config):
     )
 
 
-def _check_finite(state: TrainState, step: int) -> None:
-    """The update itself may overflow where loss and gradient did not."""
+def _check_row(run: Run, workdir: Path, state: TrainState, done, checkpoints: Checkpoints) -> None:
+    """Stops a run that has come to a stop by itself; waits for the step in question."""
+    step, batch, metrics = done
+    if int(metrics["skipped/in_a_row"]) < SKIPPED_LIMIT:
+        return
+    name = f"nonfinite_step{step}"
+    name += f"_process{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = workdir / f"{name}.npz"
+    np.savez(path, **batch)
+    where = _first_bad_module(run, state.replace(step=jnp.int32(step - 1)), batch)
+    raise NonFiniteError(
+        f"stopped: the loss or a gradient was not finite in {SKIPPED_LIMIT} steps in a row, the last "
+        f"one step {step}, which changed nothing; first not finite: {where}; its batch is in {path}; "
+        f"{_kept(checkpoints)} in {workdir}; to try: a lower optim.lr or a longer optim.warmup_epochs, "
+        "from there by --resume=force or in another workdir"
+    )
+
+
+def _first_bad_module(run: Run, state: TrainState, batch) -> str:
+    if run.placement.axis_name is None:
+        batch = run.placement.put_batch(batch)
+    try:
+        return run.diagnose(state, batch) or "nothing, when run again"
+    except jax.errors.JaxRuntimeError as error:  # the whole batch at once may not fit
+        return f"unknown ({str(error).strip().splitlines()[0][:200]})"
+
+
+def _check_finite(state: TrainState, step: int, workdir: Path, checkpoints: Checkpoints) -> None:
+    """What is saved is finite: the update itself may overflow where loss and gradient did not."""
     if not jnp.isfinite(optax.global_norm(state.params)):
-        raise NonFiniteError(f"a parameter is not finite after step {step}")
+        raise NonFiniteError(
+            f"stopped: a parameter is not finite after step {step}; {_kept(checkpoints)} in {workdir}; to "
+            "try, in another workdir: a lower optim.lr"
+        )
+
+
+def _kept(checkpoints: Checkpoints) -> str:
+    step = checkpoints.latest()
+    return "no checkpoint was due yet" if step is None else f"the checkpoint of step {step} is kept"

@@ -18,9 +18,8 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from dinotwins_jax.build import build
-from dinotwins_jax.cli import NON_FINITE, exit_code, fail
+from dinotwins_jax.cli import exit_code, fail
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.metrics import NonFiniteError
 from dinotwins_jax.train import train
 from experiments.comparison.outcome import (
     collect,
@@ -174,10 +173,7 @@ def main(argv) -> int:
             f"in {out}: table.md, comparison.json, curves.png, attention.png; a report.html a run"
         )
 
-    try:
-        return exit_code(work)
-    except NonFiniteError as error:
-        return fail(str(error), NON_FINITE)
+    return exit_code(work)
 
 
 _overrides: dict = {}

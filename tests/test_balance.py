@@ -12,18 +12,14 @@ from ml_collections import ConfigDict
 from configs import hybrid
 from dinotwins_jax.balance import balance
 from dinotwins_jax.build import build
+from dinotwins_jax.forward import student_features, teacher_features
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.optim import make_optimizer
+from dinotwins_jax.objective import loss_gradients, project, teacher_outputs
 from dinotwins_jax.schedules import cosine_schedule
 from dinotwins_jax.state import create_state
-from dinotwins_jax.step import (
-    _project,
-    loss_gradients,
-    make_train_step,
-    student_features,
-    teacher_forward,
-)
+from dinotwins_jax.step import make_train_step
 
 VIT = VisionTransformer(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=16)
 TERMS = {
@@ -48,7 +44,8 @@ def setting():
 
 def plain(loss, state, crops):
     """(value, gradients, {term: gradient at the class tokens}) by differentiating the sum as a whole."""
-    teacher = teacher_forward(VIT, loss.heads, state, crops)
+    teacher = teacher_features(VIT, state.teacher_params["backbone"], crops)
+    teacher = teacher_outputs(loss.terms, state, teacher)
     features = student_features(
         VIT, state.params["backbone"], crops, jax.random.key(0), jnp.arange(6)
     )
@@ -56,7 +53,7 @@ def plain(loss, state, crops):
     def total(params, term=None, cls=None):
         x = student_features(VIT, params["backbone"], crops, jax.random.key(0), jnp.arange(6))
         x = x if cls is None else x | {"cls": cls}
-        heads, _ = _project(loss.heads, params["heads"], state.batch_stats, x["cls"])
+        heads, _ = project(loss.heads, params["heads"], state.batch_stats, x["cls"])
         value, _, metrics = loss.apply(state.loss_state, x | heads, teacher, HPARAMS)
         return value if term is None else metrics[f"{term}/loss"]
 
@@ -71,7 +68,7 @@ def plain(loss, state, crops):
 @functools.cache
 def both(match_to=""):
     loss, state, crops = setting()
-    teacher = teacher_forward(VIT, loss.heads, state, crops)
+    teacher = teacher_features(VIT, state.teacher_params["backbone"], crops)
     features, pull_back = jax.vjp(
         lambda p: student_features(VIT, p, crops, jax.random.key(0), jnp.arange(6)),
         state.params["backbone"],

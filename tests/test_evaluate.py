@@ -106,7 +106,7 @@ def test_weights_with_pytorchs_names_score_the_same(evaluated, tmp_path):
     workdir, scores = evaluated
     run = build(shrunk())
     checkpoints = Checkpoints(workdir, 1)
-    state, _ = checkpoints.restore(run.placement.put_state(run.fresh_state()))
+    state, _ = checkpoints.restore(run.placement.init(run.fresh_state))
     checkpoints.close()
     np.savez(tmp_path / "teacher.npz", **vit_to_torch(state.teacher_params["backbone"]))
     config = shrunk(evals__tasks=())

@@ -5,29 +5,36 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, NonFiniteError, Progress
+from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, Progress
 
 
-def metrics(**values):
-    return {k: jnp.float32(v) for k, v in ({"loss": 1.0, "grad_norm": 1.0} | values).items()}
+def metrics(total=0, in_a_row=0, **values):
+    values = {
+        "loss": 1.0,
+        "grad_norm": 1.0,
+        "skipped/total": total,
+        "skipped/in_a_row": in_a_row,
+    } | values
+    return {k: jnp.float32(v) for k, v in values.items()}
 
 
 def test_interval_gives_means_and_speed():
     interval = Interval()
-    interval.add(1, metrics(loss=1.0), images=8, wait_s=0.0)
-    interval.add(2, metrics(loss=3.0), images=8, wait_s=0.0)
+    interval.add(metrics(loss=1.0), images=8, wait_s=0.0)
+    interval.add(metrics(loss=3.0), images=8, wait_s=0.0)
     means = interval.fetch()
-    assert means["loss"] == 2.0 and means["grad_norm"] == 1.0
+    assert means["loss"] == 2.0 and means["grad_norm"] == 1.0 and means["skipped"] == 0
     assert means["images_per_s"] > 0 and means["data_wait"] == 0.0
 
 
-@pytest.mark.parametrize(("name", "value"), [("loss", float("nan")), ("grad_norm", float("inf"))])
-def test_interval_names_the_first_step_that_is_not_finite(name, value):
+def test_skipped_steps_are_counted_and_not_averaged():
     interval = Interval()
-    for step in (7, 8, 9):
-        interval.add(step, metrics(**{name: value if step >= 8 else 1.0}), 8, 0.0)
-    with pytest.raises(NonFiniteError, match=f"{name} is (nan|inf) at step 8"):
-        interval.fetch()
+    interval.add(metrics(loss=1.0, total=4), 8, 0.0)
+    interval.add(metrics(loss=float("nan"), total=5, in_a_row=1), 8, 0.0)
+    assert interval.fetch()["loss"] == 1.0 and interval.fetch()["skipped"] == 5
+    interval = Interval()
+    interval.add(metrics(loss=float("inf"), total=6, in_a_row=2), 8, 0.0)
+    assert set(interval.fetch()) == {"skipped", "images_per_s", "data_wait"}
 
 
 HEALTHY = {
@@ -87,10 +94,9 @@ def test_json_lines_forget_what_comes_after_the_checkpoint(tmp_path):
 
 
 def test_progress_without_a_terminal_is_plain_lines(capsys):
-    progress = Progress(total=10, done=0)
     means = {"loss": 1.5, "dino/loss": 1.25, "images_per_s": 123.4, "data_wait": 0.034, "lr": 0.1}
-    progress.show(5, means)
-    progress.close()
+    with Progress(total=10, done=0) as progress:
+        progress.show(5, means)
     line = capsys.readouterr().out
     assert "step 5/10" in line and "loss 1.500" in line and "dino 1.250" in line
     assert "img/s 123" in line and "data wait 3%" in line and "left" in line

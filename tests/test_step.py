@@ -207,8 +207,8 @@ def parallel_run(mode, devices, terms=HYBRID, steps=2):
         seed=3,
         axis_name=placement.axis_name,
     )
-    step = placement.compile(step)
-    state = placement.put_state(create_state(backbone, loss, tx, jax.random.key(1)))
+    state = placement.init(lambda: create_state(backbone, loss, tx, jax.random.key(1)))
+    step = placement.compile(step, state)
     rng = np.random.default_rng(0)
     for number in range(steps):
         batch = {

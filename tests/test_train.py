@@ -24,7 +24,8 @@ from dinotwins_jax import scoring, subject
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
-from dinotwins_jax.metrics import NonFiniteError, Progress
+from dinotwins_jax.metrics import Progress
+from dinotwins_jax.stops import NonFiniteError
 from dinotwins_jax.train import train
 from experiments import vicreg
 
@@ -39,7 +40,7 @@ def log_of(workdir):
 def final_state(config, workdir):
     run = build(config)
     checkpoints = Checkpoints(workdir, 1)
-    state, position = checkpoints.restore(run.placement.put_state(run.fresh_state()))
+    state, position = checkpoints.restore(run.placement.init(run.fresh_state))
     checkpoints.close()
     return state, position
 
@@ -150,16 +151,23 @@ def test_no_key_of_the_config_is_dead():
     assert not dead
 
 
-def test_a_loss_from_outside_and_its_nan(tmp_path, capsys):
-    """The step is named, the last good checkpoint stays, and the data may not be evaluated."""
-    config = shrunk()
+def test_a_loss_from_outside_and_its_nan(tmp_path):
+    """Three steps change nothing, then the run stops: module, batch and checkpoint are named."""
+    config = shrunk(total_steps=8, checkpoint__every_epochs=3.5)
     config.loss = ConfigDict({"mine": {"fn": "fork:alignment", "scale": 2.0, "nan_from_step": 3}})
     config.match_gradients_to = ""
     config.views.num_local = 0
-    with pytest.raises(NonFiniteError, match="loss is nan at step 4; the checkpoint of step 2"):
+    message = (
+        r"3 steps in a row, the last one step 6.*first not finite: loss/mine; .*npz.*of step 4 is"
+    )
+    with pytest.raises(NonFiniteError, match=message):
         train(config, tmp_path)
     state, _ = final_state(config, tmp_path)
-    assert int(state.step) == 2 and int(state.loss_state["mine"]["calls"]) == 2
+    assert int(state.step) == 4 and int(state.loss_state["mine"]["calls"]) == 3
+    assert int(state.skipped["total"]) == int(state.skipped["in_a_row"]) == 1
+    assert [line["skipped"] for line in log_of(tmp_path)] == [0, 1, 3]
+    batch = np.load(tmp_path / "nonfinite_step6.npz")
+    assert batch["image"].shape[0] == 8 and batch["place"].tolist()[0] == [0, 40]
     assert not (tmp_path / "scores.json").exists()
 
 
@@ -338,7 +346,7 @@ def test_the_command_exits_with_3_on_nan(tmp_path):
     )
     assert done.returncode == 3
     line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("error: stopped: ") and "at step" in line and str(tmp_path) in line
+    assert line.startswith("error: stopped: ") and "after step 2" in line and str(tmp_path) in line
 
 
 def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):

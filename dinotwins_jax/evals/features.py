@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dinotwins_jax.augment import center_view
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
@@ -32,6 +33,7 @@ class View(NamedTuple):
     crop: int | tuple[int, int]  # pixels
     canvas_size: int  # pixels
     batch_size: int  # images
+    put: Callable[[np.ndarray], jax.Array] = jnp.asarray  # a batch's array -> this process' devices
 
     def batches(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
         """(views f32[B, h, w, 3], indices i64[B], valid bool[B]) of all records, or of `indices`.
@@ -39,12 +41,15 @@ class View(NamedTuple):
         All batches are full; a row that is not valid repeats another or was unreadable. Raises
         ValueError when more than 1% are unreadable.
         """
-        log, view = BadImageLog(source), _compiled_view(self.resize, self.crop)
+        # A loop over images that are split over devices would gather them all on each device.
+        one_by_one = False if jax.local_device_count() > 1 else None
+        log, view = BadImageLog(source), _compiled_view(self.resize, self.crop, one_by_one)
         for batch in eval_batches(
             source, batch_size=self.batch_size, canvas_size=self.canvas_size, indices=indices
         ):
             log.add(batch)
-            yield view(batch["image"], batch["size"]), batch["index"], batch["valid"]
+            views = view(self.put(batch["image"]), self.put(batch["size"]))
+            yield views, batch["index"], batch["valid"]
 
     def of(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray]]:
         """(views f32[b, h, w, 3], indices i64[b]) of the readable records alone."""
@@ -54,19 +59,45 @@ class View(NamedTuple):
     def map(self, function: Callable, source, indices=None) -> tuple[Any, np.ndarray]:
         """What function(views) -> pytree of [B, …] gives for each readable record, on the host.
 
+        Of several processes each does an equal share of the records, and all get everything.
+
         Returns:
           (pytree of [M, …], indices i64[M]).
         """
+        indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+        share = np.array_split(indices, jax.process_count())[jax.process_index()]
         rows, found = [], []
-        for views, index, valid in self.batches(source, indices):
+        # A process without a record shows its function one, to know the shapes, and drops it.
+        for views, index, valid in self.batches(source, share if share.size else indices[:1]):
+            valid = valid & bool(share.size)
             rows.append(jax.tree.map(lambda x, valid=valid: np.asarray(x)[valid], function(views)))
             found.append(index[valid])
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *rows), np.concatenate(found)
+        result = jax.tree.map(lambda *parts: np.concatenate(parts), *rows), np.concatenate(found)
+        return _of_all_processes(result, len(result[1]))
+
+
+def _of_all_processes(tree, rows: int):
+    """The rows of every process, those of process 0 first."""
+    if jax.process_count() == 1:
+        return tree
+    counts = multihost_utils.process_allgather(np.array(rows))
+    most = int(counts.max())
+
+    def gather(x):
+        # As bytes: jax would make f32 of f64 and i32 of i64.
+        padded = np.zeros((most, *x.shape[1:]), x.dtype)
+        padded[:rows] = x
+        raw = padded.reshape(most, -1).view(np.uint8)
+        raw = np.asarray(multihost_utils.process_allgather(raw))
+        parts = [np.ascontiguousarray(raw[p, :n]) for p, n in enumerate(counts)]
+        return np.concatenate([part.view(x.dtype).reshape(-1, *x.shape[1:]) for part in parts])
+
+    return jax.tree.map(gather, tree)
 
 
 @functools.cache
-def _compiled_view(resize: int, crop: int | tuple[int, int]) -> Callable:
-    return jax.jit(partial(center_view, resize=resize, crop=crop))
+def _compiled_view(resize: int, crop: int | tuple[int, int], one_by_one: bool | None) -> Callable:
+    return jax.jit(partial(center_view, resize=resize, crop=crop, one_by_one=one_by_one))
 
 
 class Embed(NamedTuple):

@@ -39,8 +39,13 @@ class Prototypes(nn.Module):
             scale = (
                 scale * self.param("weight_g", nn.initializers.ones, (self.num_prototypes, 1))[:, 0]
             )
-        logits = jnp.einsum("nd,kd->nk", x.astype(self.dtype), v.astype(self.dtype))
-        return logits.astype(jnp.float32) * scale
+        logits = jnp.einsum(
+            "nd,kd->nk",
+            x.astype(self.dtype),
+            v.astype(self.dtype),
+            preferred_element_type=jnp.float32,  # divided by a temperature of 0.04, bfloat16 is coarse
+        )
+        return logits * scale
 
 
 class DINOHead(nn.Module):

@@ -181,7 +181,8 @@ class VisionTransformer(nn.Module):
       rngs={"drop_path": key}), num_register_tokens (arXiv:2309.16588, after the class token, without
       position), layer_scale_init (None: no LayerScale), dtype (of compute; parameters, norms and
       softmax stay float32), init_std (of dense kernels, class token and positions; the official 0.02
-      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)).
+      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)), remat
+      (the backward pass computes each block again instead of keeping what is inside it).
     Source: dino vision_transformer.py; registers and LayerScale as in dinov2.
     """
 
@@ -196,6 +197,7 @@ class VisionTransformer(nn.Module):
     layer_scale_init: float | None = None
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
+    remat: bool = False
 
     def setup(self):
         if self.embed_dim % self.num_heads:
@@ -213,8 +215,9 @@ class VisionTransformer(nn.Module):
             )
         self.patch_embed = PatchEmbed(self.embed_dim, self.patch_size, self.dtype)
         rates = np.linspace(0.0, self.drop_path_rate, self.depth)
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # 3: train
         self.blocks = [
-            Block(
+            block(
                 self.num_heads,
                 self.mlp_ratio,
                 float(rate),

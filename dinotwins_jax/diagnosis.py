@@ -1,0 +1,109 @@
+"""Which module made the first number that is no number."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinotwins_jax.forward import student_features, teacher_features
+from dinotwins_jax.losses.base import Loss, weight_at
+from dinotwins_jax.models.vit import VisionTransformer
+from dinotwins_jax.objective import bound_terms, loss_gradients, project, teacher_outputs
+from dinotwins_jax.state import TrainState
+from dinotwins_jax.step import AUGMENT, DROP_PATH, image_ids, step_scalars
+
+
+def make_diagnosis(
+    *,
+    backbone: VisionTransformer,
+    loss: Loss,
+    views: Callable,
+    schedules: dict[str, Callable],
+    seed: int,
+    match_gradients_to: str = "",
+) -> Callable:
+    """A function that runs a step again and says where it first was not finite.
+
+    Args: as of make_train_step; the batch is one array over all devices, not mapped.
+    Returns:
+      diagnose(state, batch) -> such as "student/backbone/blocks_3/mlp", modules in the order in which
+      they run: teacher, student, heads, terms of the loss, then the gradients from the heads back to
+      the patch embedding; "" where everything is finite.
+    """
+    terms = bound_terms(loss, axis_name=None, dtype=backbone.dtype)
+    names: list[str] = []
+
+    @jax.jit
+    def look(state: TrainState, batch) -> jax.Array:
+        names.clear()
+        flags: list[jax.Array] = []
+
+        def note(name, tree):
+            names.append(name)
+            flags.append(_finite(tree))
+
+        for name in ("params", "teacher_params", "batch_stats", "loss_state"):
+            note(f"{name} before the step", getattr(state, name))
+        root = jax.random.key(seed)
+        crops = views(batch, jax.random.fold_in(root, AUGMENT))
+        note("crops", crops)
+        hparams = step_scalars(schedules, state.step, None)
+        drop_key = jax.random.fold_in(jax.random.fold_in(root, DROP_PATH), state.step)
+        ids = image_ids(len(batch["image"]), None)
+        with nn.intercept_methods(partial(_watch, note, "teacher/backbone")):
+            teacher = teacher_features(backbone, state.teacher_params["backbone"], crops)
+        with nn.intercept_methods(partial(_watch, note, "teacher/heads")):
+            teacher_outputs(terms, state, teacher)
+        with nn.intercept_methods(partial(_watch, note, "student/backbone")):
+            features = student_features(backbone, state.params["backbone"], crops, drop_key, ids)
+        for name, (weight, term) in terms.items():
+            here = f"loss/{name}" if name else "loss"
+            with nn.intercept_methods(partial(_watch, note, f"student/heads of {here}")):
+                outputs, _ = project(
+                    term.heads, state.params["heads"], state.batch_stats, features["cls"]
+                )
+            kept = state.loss_state[name] if name else state.loss_state
+            full_teacher = teacher_outputs(terms, state, teacher)
+            note(here, term.apply(kept, features | outputs, full_teacher, hparams)[:2])
+            note(f"weight of {here}", jnp.asarray(weight_at(weight, hparams)))
+        _, pull_back = jax.vjp(
+            lambda params: student_features(backbone, params, crops, drop_key, ids),
+            state.params["backbone"],
+        )
+        _, grads, _ = loss_gradients(terms, state, features, teacher, hparams, match_gradients_to)
+        for name, grad in grads["heads"].items():
+            note(f"gradient of heads/{name}", grad)
+        note("gradient at the features", grads["features"])
+        (backward,) = pull_back(grads["features"])
+        for name in sorted(backward, key=_depth, reverse=True):
+            note(f"gradient of backbone/{name}", backward[name])
+        return jnp.stack(flags)
+
+    def diagnose(state: TrainState, batch) -> str:
+        finite = np.asarray(look(state, batch))
+        return next((name for name, ok in zip(names, finite, strict=True) if not ok), "")
+
+    return diagnose
+
+
+def _watch(note, prefix: str, method, args, kwargs, context):
+    """An interceptor of Flax modules: notes what each call gives, inner modules first."""
+    out = method(*args, **kwargs)
+    if context.method_name == "__call__":
+        note("/".join((prefix, *context.module.path)), out)
+    return out
+
+
+def _finite(tree) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves] or [jnp.bool_(True)]))
+
+
+def _depth(name: str) -> float:
+    """Where a part of the backbone stands on the way of the images: the last one's gradient is first."""
+    if name.startswith("blocks_"):
+        return int(name.removeprefix("blocks_"))
+    return 1e9 if name == "norm" else -1.0

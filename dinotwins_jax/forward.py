@@ -1,0 +1,138 @@
+"""Images through the backbone: both networks' features of a batch, and the way back to its parameters.
+
+Letters: B images, A micro-batches, V views, N tokens, E width of a token.
+
+With A > 1 the batch goes through in A parts, so the activations of one part are in memory at a time.
+The loss still sees the features of the whole batch; on the way back every part is run again from its
+images with the gradient that the whole batch's loss has at its features. That is exact for losses that
+couple the images of a batch (arXiv:2101.06983), at the price of one more forward pass of the student.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+class Forward(NamedTuple):
+    """student: {"cls": [B, V, E], "patches": {"global": [B, 2, N, E], "local": …}} of all crops.
+    teacher: the same of the global crops; no drop path, no gradient.
+    pull_back: gradient with respect to `student` -> gradient with respect to the student's backbone.
+    """
+
+    student: dict
+    teacher: dict
+    pull_back: Callable[[dict], PyTree]
+
+
+def forward(
+    backbone,
+    make_crops: Callable,
+    params: PyTree,
+    teacher_params: PyTree,
+    batch: PyTree,
+    drop_key: jax.Array,
+    ids: jax.Array,
+    *,
+    micro_batches: int = 1,
+    read: tuple[bool, bool] = (True, True),
+) -> Forward:
+    """Features of a batch.
+
+    Args:
+      make_crops: batch -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}; what it
+        makes of an image must not depend on the other images.
+      params, teacher_params: of the backbone.
+      ids: i32[B], place of each image in the global batch, for drop path.
+      micro_batches: A; must divide the images of each device.
+      read: whether anything reads the student's and the teacher's patch tokens; where nothing does, a
+        batch in parts has zeros there instead of keeping them.
+    """
+
+    def teacher_of(crops):
+        return teacher_features(backbone, jax.lax.stop_gradient(teacher_params), crops)
+
+    def student_of(params, crops, ids):
+        return student_features(backbone, params, crops, drop_key, ids)
+
+    if micro_batches == 1:
+        crops = make_crops(batch)
+        student, pull_back = jax.vjp(lambda params: student_of(params, crops, ids), params)
+        return Forward(student, teacher_of(crops), lambda grads: pull_back(grads)[0])
+
+    parts = split((batch, ids), micro_batches)
+    shapes = jax.eval_shape(lambda: student_of(params, make_crops(batch), ids))
+    teacher_shapes = jax.eval_shape(lambda: teacher_of(make_crops(batch)))
+
+    def both(part):
+        batch, ids = part
+        crops = make_crops(batch)
+        outputs = student_of(params, crops, ids), teacher_of(crops)
+        return [
+            out if kept else {"cls": out["cls"]} for out, kept in zip(outputs, read, strict=True)
+        ]
+
+    student, teacher = join(jax.lax.map(both, parts))
+
+    def pull_back(grads):
+        grads = grads if read[0] else {"cls": grads["cls"]}
+
+        def add(total, part):
+            (batch, ids), grads = part
+            crops = make_crops(batch)
+            _, back = jax.vjp(lambda p: {k: student_of(p, crops, ids)[k] for k in grads}, params)
+            return jax.tree.map(jnp.add, total, back(grads)[0]), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.scan(add, zeros, (parts, split(grads, micro_batches)))[0]
+
+    return Forward(_filled(shapes, student), _filled(teacher_shapes, teacher), pull_back)
+
+
+def split(tree: PyTree, parts: int) -> PyTree:
+    """[B, …] -> [parts, B / parts, …]: every parts-th row, so that each device splits its own rows."""
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), tree
+    )
+
+
+def join(tree: PyTree) -> PyTree:
+    """What `split` split."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def _filled(shapes: dict, features: dict) -> dict:
+    """The features, with zeros (which cost nothing, as nothing reads them) where they were not kept."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes) | features
+
+
+def teacher_features(backbone, params: PyTree, crops: dict) -> dict:
+    """What the teacher's backbone makes of the global crops: no drop path, no gradient."""
+    groups = {"global": crops["global_crops"]}
+    return jax.lax.stop_gradient(_features(backbone, params, groups, False, None))
+
+
+def student_features(backbone, params: PyTree, crops: dict, drop_key, ids) -> dict:
+    """What the student's backbone, with drop path, makes of all crops."""
+    groups = {"global": crops["global_crops"], "local": crops["local_crops"]}
+    groups = {name: images for name, images in groups.items() if images.shape[1]}
+    return _features(backbone, params, groups, True, (drop_key, ids))
+
+
+def _features(backbone, params, groups, train, drop) -> dict:
+    """{"cls": [B, V, E], "patches": {group: [B, v, N, E]}}: one backbone pass a crop size."""
+    cls, patches = [], {}
+    for number, (name, images) in enumerate(groups.items()):
+        B, v = images.shape[:2]
+        kwargs = {"train": train}
+        if drop is not None and backbone.drop_path_rate > 0:
+            key, ids = drop
+            kwargs["rngs"] = {"drop_path": jax.random.fold_in(key, number)}
+            kwargs["sample_ids"] = (ids[:, None] * v + jnp.arange(v)).reshape(-1)
+        out = backbone.apply({"params": params}, images.reshape(B * v, *images.shape[2:]), **kwargs)
+        cls.append(out.cls.reshape(B, v, -1))
+        patches[name] = out.patches.reshape(B, v, *out.patches.shape[1:])
+    return {"cls": jnp.concatenate(cls, axis=1), "patches": patches}

@@ -1,0 +1,145 @@
+"""From features to the loss and its gradients there: the terms, each through its own heads.
+
+Letters: B images, V views, N tokens, E width of a token.
+"""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from dinotwins_jax.balance import balance
+from dinotwins_jax.losses.base import HeadSpec, Loss, Weight, named, weight_at
+from dinotwins_jax.state import TrainState
+
+Terms = dict[str, tuple[Weight, Loss]]
+
+
+def bound_terms(loss: Loss, *, axis_name: str | None, dtype) -> Terms:
+    """The terms of a loss, "" the only one of a loss in one piece; their heads know the mapped axis and
+    the compute dtype of the run, where they have such fields."""
+
+    def bind(spec: HeadSpec) -> HeadSpec:
+        fields = {"axis_name": axis_name, "dtype": dtype}
+        fields = {name: value for name, value in fields.items() if hasattr(spec.module, name)}
+        return spec._replace(module=spec.module.clone(**fields))
+
+    return {
+        name: (weight, term._replace(heads={k: bind(spec) for k, spec in term.heads.items()}))
+        for name, (weight, term) in (loss.terms or {"": (1.0, loss)}).items()
+    }
+
+
+def heads_of(terms: Terms) -> dict[str, HeadSpec]:
+    """The heads of all terms."""
+    return {name: spec for _, term in terms.values() for name, spec in term.heads.items()}
+
+
+def loss_gradients(terms: Terms, state: TrainState, features, teacher, hparams, match_to):
+    """The weighted sum of the terms and its gradients.
+
+    The terms meet at the backbone's features. Differentiating them one by one up to there costs no
+    more than their sum, and shows what each asks of the backbone.
+
+    Args:
+      features, teacher: of the backbone, as in `forward.Forward`.
+      match_to: a term, see `balance`.
+    Returns:
+      value f32[], {"features": like `features`, "heads": {name: …}}, and
+      (loss_state, batch_stats, metrics).
+    """
+    teacher = teacher_outputs(terms, state, teacher)
+    values, weights, feature_grads, head_grads = {}, {}, {}, {}
+    loss_state, batch_stats, metrics = {}, dict(state.batch_stats), {}
+    for name, (weight, term) in terms.items():
+        params = {head: state.params["heads"][head] for head in term.heads}
+        objective = partial(_objective, name, term, state, teacher, hparams)
+        (values[name], (loss_state[name], stats, own)), (feature_grads[name], head_grads[name]) = (
+            jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(features, params)
+        )
+        batch_stats, metrics = batch_stats | stats, metrics | own
+        weights[name] = weight_at(weight, hparams)
+    if len(terms) > 1:
+        shared = {name: grads["cls"] for name, grads in feature_grads.items()}
+        weights, found = balance(weights, shared, match_to=match_to, axis_name=hparams["axis_name"])
+        metrics |= found
+    value = sum(weights[name] * value for name, value in values.items())
+    features_grad = jax.tree.map(
+        lambda *g: sum(w * x for w, x in zip(weights.values(), g, strict=True)),
+        *feature_grads.values(),
+    )
+    heads = {}
+    for name, grads in head_grads.items():
+        for head, grad in grads.items():
+            grad = jax.tree.map(partial(jnp.multiply, weights[name]), grad)
+            heads[head] = jax.tree.map(jnp.add, heads[head], grad) if head in heads else grad
+    grads = {"features": features_grad, "heads": heads}
+    return value, grads, (loss_state if "" not in terms else loss_state[""], batch_stats, metrics)
+
+
+def _objective(name, term: Loss, state: TrainState, teacher, hparams, features, params):
+    """(value, (new loss_state, new batch_stats, metrics)) of one term."""
+    own, stats = project(term.heads, params, state.batch_stats, features["cls"])
+    kept = state.loss_state[name] if name else state.loss_state
+    value, kept, own = term.apply(kept, features | own, teacher, hparams)
+    return value, (kept, stats, named(name, value, own) if name else own)
+
+
+def teacher_outputs(terms: Terms, state: TrainState, features: dict) -> dict:
+    """The teacher's features with the outputs of its heads beside them, without gradient."""
+    heads = {name: spec for name, spec in heads_of(terms).items() if spec.teacher}
+    params = state.teacher_params["heads"]
+    outputs, _ = project(heads, params, state.batch_stats, features["cls"])
+    return jax.lax.stop_gradient(features | outputs)
+
+
+def reads_patches(terms: Terms, state: TrainState, student, teacher, hparams) -> tuple[bool, bool]:
+    """Whether a term computes with the student's patch tokens, and with the teacher's.
+
+    Args:
+      student, teacher: features, or their shapes and dtypes.
+    """
+
+    def apply_all(student, teacher):
+        teacher = teacher_outputs(terms, state, teacher)
+        return [
+            _objective(name, term, state, teacher, hparams, student, state.params["heads"])
+            for name, (_, term) in terms.items()
+        ]
+
+    jaxpr = jax.make_jaxpr(apply_all)(student, teacher).jaxpr
+    used = {id(v) for equation in jaxpr.eqns for v in equation.invars} | set(map(id, jaxpr.outvars))
+    flags = jax.tree.unflatten(
+        jax.tree.structure((student, teacher)), [id(v) in used for v in jaxpr.invars]
+    )
+    return tuple(any(jax.tree.leaves(of["patches"])) for of in flags)
+
+
+def project(heads: dict[str, HeadSpec], params, batch_stats, cls) -> tuple[dict, dict]:
+    """Head outputs [B, V, …] and the statistics that heads with batch norm leave behind."""
+    outputs, new_stats = {}, {}
+    for name, spec in heads.items():
+        x = cls if spec.crops == "all" else cls[:, :2]
+        views = (
+            [x[:, v] for v in range(x.shape[1])] if spec.per_view else [x.reshape(-1, x.shape[-1])]
+        )
+        train = (
+            {"train": True}
+            if "train" in inspect.signature(type(spec.module).__call__).parameters
+            else {}
+        )
+        stats, rows = batch_stats.get(name), []
+        for rows_in in views:
+            variables = {"params": params[name]} | (
+                {"batch_stats": stats} if stats is not None else {}
+            )
+            out, updated = spec.module.apply(variables, rows_in, **train, mutable=["batch_stats"])
+            stats = updated.get("batch_stats")
+            rows.append(out)
+        if stats is not None:
+            new_stats[name] = stats
+        outputs[name] = (
+            jnp.stack(rows, axis=1) if spec.per_view else rows[0].reshape(*x.shape[:2], -1)
+        )
+    return outputs, new_stats

@@ -1,0 +1,271 @@
+"""The same training whatever it runs on: one table of differences to a run on one device.
+
+    python -m experiments.invariance [--json=FILE]
+
+Each row trains the same two steps (LARS, so that updates are linear in the gradients) on virtual CPU
+devices: jit over a mesh, pmap, a state split over devices (fsdp), two processes that talk over
+loopback, and batches that go through the backbone in parts. A number is the largest difference of any
+value, over the largest value of its array or, where that is greater, a tenth of the largest of all
+arrays: an array whose true values are zero holds rounding errors. Exits with 1 above LIMIT.
+"""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from dinotwins_jax.augment import image_keys, make_multi_crop
+from dinotwins_jax.evals.table import markdown
+from dinotwins_jax.losses import make_loss
+from dinotwins_jax.models.vit import VisionTransformer
+from dinotwins_jax.optim import make_optimizer
+from dinotwins_jax.parallel import make_placement
+from dinotwins_jax.processes import join
+from dinotwins_jax.state import create_state
+from dinotwins_jax.step import make_train_step
+
+_JSON = flags.DEFINE_string("json", None, "File for all figures")
+
+LIMIT = 1e-4
+BATCH, STEPS, DEVICES = 16, 2, 8
+VIT = VisionTransformer(
+    embed_dim=48, depth=2, num_heads=3, patch_size=4, image_size=16, drop_path_rate=0.2
+)
+DINO = {"out_dim": 24, "hidden_dim": 24, "bottleneck_dim": 16, "use_bn": True}
+BARLOW = {"hidden_dims": (16, 16, 16)}
+TERMS = {
+    "dino": {"dino": DINO},
+    "barlow_twins": {"barlow_twins": BARLOW},
+    "hybrid": {"dino": DINO, "barlow_twins": BARLOW | {"weight": 0.1}},
+}
+CONSTANTS = {"lr": 0.1, "weight_decay": 1e-4, "teacher_momentum": 0.9, "teacher_temp": 0.05}
+
+
+class Case(NamedTuple):
+    """Where a training runs; devices: of all processes together."""
+
+    method: str = "hybrid"
+    mode: str = "jit"
+    devices: int = 1
+    fsdp: int = 1
+    processes: int = 1
+    micro_batches: int = 1
+    remat: bool = False
+
+    def title(self) -> str:
+        parts = [self.method, self.mode, f"{self.devices} device{'s' * (self.devices > 1)}"]
+        parts += [f"fsdp {self.fsdp}"] if self.fsdp > 1 else []
+        parts += [f"{self.processes} processes"] if self.processes > 1 else []
+        parts += [f"batch in {self.micro_batches} parts"] if self.micro_batches > 1 else []
+        return ", ".join(parts + ["remat"] * self.remat)
+
+
+PLACES = (
+    Case(devices=2),
+    Case(devices=8),
+    Case(mode="pmap", devices=1),
+    Case(mode="pmap", devices=2),
+    Case(mode="pmap", devices=8),
+    Case(devices=2, fsdp=2),
+    Case(devices=8, fsdp=4),
+    Case(devices=8, fsdp=8),
+    Case(devices=4, processes=2),
+    Case(devices=4, fsdp=4, processes=2),
+    Case(micro_batches=4),
+    Case(micro_batches=4, devices=4),
+    Case(micro_batches=4, devices=4, mode="pmap"),
+    Case(micro_batches=4, devices=4, fsdp=2),
+    Case(remat=True),
+    Case(micro_batches=4, remat=True),
+)
+CASES = (
+    *PLACES,
+    *(case._replace(method=method) for method in ("dino", "barlow_twins") for case in PLACES),
+)
+
+
+def run_case(case: Case, real_crops: bool = True) -> dict[str, dict[str, np.ndarray]]:
+    """{quantity: {path: array}} after the steps; of several processes, called in each.
+
+    Args:
+      real_crops: the whole multi-crop of training; False: cuts, which compile in no time.
+    """
+    placement = make_placement(
+        case.mode,
+        BATCH,
+        jax.devices()[: case.devices],
+        fsdp=case.fsdp,
+        micro_batches=case.micro_batches,
+    )
+    loss, tx = make_loss(TERMS[case.method]), make_optimizer("lars", clip=0.0)
+    backbone = VIT.clone(remat=case.remat)
+    step = make_train_step(
+        backbone=backbone,
+        loss=loss,
+        views=_views(real_crops, in_loop=case.mode == "pmap" or case.devices == 1),
+        tx=tx,
+        schedules={k: lambda step, v=v: jnp.float32(v) for k, v in CONSTANTS.items()},
+        seed=3,
+        axis_name=placement.axis_name,
+        micro_batches=case.micro_batches,
+    )
+    state = placement.init(lambda: create_state(backbone, loss, tx, jax.random.key(1)))
+    step = placement.compile(step, state)
+    rng = np.random.default_rng(0)
+    rows = np.array_split(np.arange(BATCH), case.processes)[jax.process_index()]
+    for number in range(STEPS):
+        batch = {
+            "place": np.stack([np.full(BATCH, number), np.arange(BATCH)], axis=1),
+            "image": rng.integers(0, 255, (BATCH, 24, 24, 3), np.uint8),
+            "size": np.full((BATCH, 2), 24, np.int32),
+        }
+        batch = {name: array[rows] for name, array in batch.items()}
+        state, metrics = step(state, placement.put_batch(batch))
+    state = jax.device_get(placement.whole(state))
+    return {
+        "loss": {name: np.asarray(value) for name, value in metrics.items() if "loss" in name},
+        # LARS's momentum: the sum of both gradients, adapted layer by layer.
+        "gradients": _arrays(state.opt_state.trace),
+        "center": _arrays(state.loss_state),
+        "batch statistics": _arrays(state.batch_stats),
+        "student": _arrays(state.params),
+        "teacher": _arrays(state.teacher_params),
+    }
+
+
+def _views(real: bool, in_loop: bool):
+    multi_crop = make_multi_crop(global_size=16, local_size=8, num_local=1, one_by_one=in_loop)
+
+    def cuts(image):
+        image = image / 255.0 - 0.5
+        views = jnp.stack([image[:, :16, :16], image[:, 8:, 8:, ::-1]], axis=1)
+        return {"global_crops": views, "local_crops": image[:, None, 4:12, 4:12]}
+
+    def views(batch, key):
+        if not real:
+            return cuts(batch["image"])
+        return multi_crop(batch["image"], batch["size"], image_keys(key, batch["place"]))
+
+    return views
+
+
+def _arrays(tree) -> dict[str, np.ndarray]:
+    """{path: array}, without the key part of every qkv bias: its true gradient is zero."""
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        width = VIT.embed_dim
+        key_part = np.s_[width : 2 * width] if name.endswith("qkv/bias") else np.s_[:0]
+        arrays[name] = np.delete(np.asarray(leaf), key_part, axis=0) if leaf.ndim else leaf
+    return arrays
+
+
+def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The largest difference, as the module's text defines it."""
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"arrays differ: {sorted(ours.keys() ^ theirs.keys())}")
+    sizes = {name: float(np.max(np.abs(array))) for name, array in theirs.items()}
+    floor = 0.1 * max(sizes.values(), default=0.0)
+    errors = [
+        float(np.max(np.abs(ours[name] - array))) / (max(sizes[name], floor) or 1.0)
+        for name, array in theirs.items()
+    ]
+    return float(np.max(errors, initial=0.0))  # NaN stays NaN
+
+
+def run_processes(case: Case, real_crops: bool = True) -> dict[str, dict[str, np.ndarray]]:
+    """`run_case` in processes of its own, which find each other over loopback; what process 0 found.
+
+    Raises:
+      ChildProcessError: a process failed; the message is its last line.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={case.devices // case.processes}",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.pickle"
+        commands = [
+            [sys.executable, "-c", _WORKER, address, str(index), str(out), str(int(real_crops))]
+            for index in range(case.processes)
+        ]
+        running = [
+            subprocess.Popen(
+                [*command, json.dumps(case._asdict())],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for command in commands
+        ]
+        errors = [process.communicate(timeout=600)[1] for process in running]
+        for process, error in zip(running, errors, strict=True):
+            if process.returncode:
+                raise ChildProcessError((error.strip().splitlines() or ["no message"])[-1])
+        return pickle.loads(out.read_bytes())
+
+
+_WORKER = "import sys; from experiments.invariance import worker; worker(*sys.argv[1:])"
+
+
+def worker(address: str, index: str, out: str, real_crops: str, case: str) -> None:
+    """One of the processes of `run_processes`."""
+    of = Case(**json.loads(case))
+    join("on", address, of.processes, int(index))
+    found = run_case(of, bool(int(real_crops)))
+    if jax.process_index() == 0:
+        Path(out).write_bytes(pickle.dumps(found))
+
+
+def differences(cases, real_crops: bool = True) -> dict[str, dict[str, float]]:
+    """{title of a case: {quantity: difference to one device, jit, the batch in one piece}}."""
+    references, found = {}, {}
+    for case in cases:
+        if case.method not in references:
+            references[case.method] = run_case(Case(method=case.method), real_crops)
+        run = run_case if case.processes == 1 else run_processes
+        result = run(case, real_crops)
+        found[case.title()] = {
+            name: difference(result[name], arrays)
+            for name, arrays in references[case.method].items()
+        }
+    return found
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """Markdown, a line a case; an empty quantity has no difference."""
+    columns = list(next(iter(found.values())))
+    rows = [[title, *(f"{of[c]:.1e}" for c in columns)] for title, of in found.items()]
+    worst = {c: max(of[c] for of in found.values()) for c in columns}
+    return markdown([["", *columns], *rows, ["largest", *(f"{worst[c]:.1e}" for c in columns)]])
+
+
+def main(argv) -> int:
+    del argv
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    found = differences(CASES)
+    print(table(found))
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+    too_far = [title for title, of in found.items() if not max(of.values()) <= LIMIT]
+    for title in too_far:
+        print(f"error: {title}: above {LIMIT:g}", file=sys.stderr)
+    return int(bool(too_far))
+
+
+if __name__ == "__main__":
+    app.run(main)
