@@ -85,7 +85,11 @@ def build(config: ConfigDict) -> Run:
         "match_gradients_to": config.match_gradients_to,
     }
     train_step = make_train_step(
-        **parts, tx=tx, axis_name=placement.axis_name, micro_batches=config.micro_batches
+        **parts,
+        tx=tx,
+        axis_name=placement.axis_name,
+        micro_batches=config.micro_batches,
+        gather=placement.gather,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), INIT)
     jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # shapes that do not fit

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from jax.experimental import multihost_utils
 
 from dinotwins_jax.files import replace_text
@@ -40,13 +41,14 @@ class Checkpoints:
             _say(
                 f"checkpoint {unfinished.name.split('.')[0]} in {self.path} was never finished: dropped"
             )
+        _drop_broken_metrics(self.path)
         self._best_metric, self._best_mode = best_metric, best_mode
-        options = (
-            {"max_to_keep": keep}
-            if not best_metric
-            else {"preservation_policy": _last_and_best(keep, best_metric, best_mode)}
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            cleanup_tmp_directories=True,
+            preservation_policy=_last_and_best(keep, best_metric, best_mode),
+            best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
         )
-        options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, **options)
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
@@ -138,6 +140,7 @@ class Checkpoints:
         _check_shapes(step, shapes, {p: tuple(leaf.shape) for p, leaf in _paths(abstract)})
         items = {"state": ocp.args.StandardRestore(abstract), "data": ocp.args.JsonRestore()}
         try:
+            _check_index(self.path / str(step) / "state")
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise CheckpointError(_first_line(error)) from error
@@ -176,19 +179,31 @@ class Checkpoints:
             self._manager.close()
 
 
+def _drop_broken_metrics(path: Path) -> None:
+    """Without its metric a checkpoint is as good as before; with a broken one Orbax cannot start."""
+    for file in sorted(path.glob("[0-9]*/metrics/metrics")):
+        try:
+            json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            _say(
+                f"the metric of checkpoint {file.parts[-3]} in {path} cannot be read ({error}): dropped"
+            )
+            if jax.process_index() == 0:
+                shutil.rmtree(file.parent, ignore_errors=True)
+
+
 def _last_and_best(keep: int, metric: str, mode: str):
-    policy = ocp.checkpoint_managers
-    return policy.AnyPreservationPolicy(
-        [
-            policy.LatestN(keep),
-            policy.BestN(
-                get_metric_fn=lambda metrics: metrics[metric],
-                reverse=mode == "min",
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-    )
+    managers = ocp.checkpoint_managers
+    policies = [managers.LatestN(keep)]
+    if metric:
+        best = managers.BestN(
+            get_metric_fn=lambda metrics: metrics[metric],
+            reverse=mode == "min",
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policies.append(best)
+    return managers.AnyPreservationPolicy(policies)
 
 
 @jax.jit
@@ -214,6 +229,16 @@ def fingerprint(tree) -> dict[str, int]:
 def _paths(tree) -> list[tuple[str, object]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
+
+
+def _check_index(path: Path) -> None:
+    """Raises ValueError unless the index of the arrays can be read.
+
+    Orbax finds that out too, array by array, and prints a traceback for each.
+    """
+    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+    if not tensorstore.KvStore.open(spec).result().list().result():
+        raise ValueError("the index of its arrays is empty")
 
 
 def _check_shapes(step: int, saved: dict, wanted: dict) -> None:

@@ -17,6 +17,7 @@ from dinotwins_jax.sharding import DATA, FSDP, shardings_of
 
 class Placement(NamedTuple):
     """axis_name: what make_train_step needs to know; None under jit.
+    gather: what make_train_step needs to make split parameters whole; None when they are not split.
     num_devices: over which a batch is split.
     abstract: shapes of a state -> the same with the shardings that it is kept in.
     init: () -> state, as a state that is placed.
@@ -29,6 +30,7 @@ class Placement(NamedTuple):
     """
 
     axis_name: str | None
+    gather: Callable[[Any], Any] | None
     num_devices: int
     abstract: Callable[[Any], Any]
     init: Callable[[Callable[[], Any]], Any]
@@ -127,6 +129,9 @@ def _jit_placement(devices, fsdp: int) -> Placement:
             donate_argnums=() if keep_state else 0,
         )
 
+    def gather(tree):
+        return jax.lax.with_sharding_constraint(tree, replicated)
+
     def whole(tree):
         tree = jax.jit(lambda x: x, out_shardings=replicated)(tree)
         return jax.device_put(
@@ -135,6 +140,7 @@ def _jit_placement(devices, fsdp: int) -> Placement:
 
     return Placement(
         axis_name=None,
+        gather=gather if fsdp > 1 else None,
         num_devices=len(devices),
         abstract=lambda state: _shapes(state, shardings_of(mesh, state)),
         init=init,
@@ -167,6 +173,7 @@ def _pmap_placement(devices) -> Placement:
 
     return Placement(
         axis_name=DATA,
+        gather=None,
         num_devices=n,
         abstract=lambda state: _shapes(state, jax.tree.map(lambda _: first, state)),
         init=lambda fresh_state: fresh_state(),

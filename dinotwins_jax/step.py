@@ -34,6 +34,7 @@ def make_train_step(
     axis_name: str | None = None,
     match_gradients_to: str = "",
     micro_batches: int = 1,
+    gather: Callable | None = None,
 ) -> Callable:
     """The pure function of a step, ready for jit or pmap.
 
@@ -48,6 +49,7 @@ def make_train_step(
       match_gradients_to: a term of the loss, see `balance`.
       micro_batches: parts in which the batch goes through the backbone, see `forward`; the numbers are
         those of the whole batch.
+      gather: makes parameters whole that are split over devices, before they are used; None: they are.
     Returns:
       train_step(state, batch) -> (state, metrics f32[] each).
     """
@@ -101,14 +103,24 @@ def make_train_step(
             ids,
             micro_batches=micro_batches,
             read=read,
+            gather=gather,
         )
+        heads = state if gather is None else _with_heads(state, gather)
         value, grads, kept = loss_gradients(
-            terms, state, student, teacher, hparams, match_gradients_to
+            terms, heads, student, teacher, hparams, match_gradients_to
         )
         grads = {"backbone": pull_back(grads["features"]), "heads": grads["heads"]}
         return value, grads, kept, student["cls"]
 
     return train_step
+
+
+def _with_heads(state: TrainState, gather: Callable) -> TrainState:
+    """The state with whole heads."""
+    networks = {"params": state.params, "teacher_params": state.teacher_params}
+    return state.replace(
+        **{name: of | {"heads": gather(of["heads"])} for name, of in networks.items()}
+    )
 
 
 def step_scalars(schedules: dict[str, Callable], step, axis_name: str | None) -> dict:

@@ -118,6 +118,7 @@ def run_case(case: Case, real_crops: bool = True) -> dict[str, dict[str, np.ndar
         seed=3,
         axis_name=placement.axis_name,
         micro_batches=case.micro_batches,
+        gather=placement.gather,
     )
     state = placement.init(lambda: create_state(backbone, loss, tx, jax.random.key(1)))
     step = placement.compile(step, state)

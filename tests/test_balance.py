@@ -15,8 +15,8 @@ from dinotwins_jax.build import build
 from dinotwins_jax.forward import student_features, teacher_features
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.objective import loss_gradients, project, teacher_outputs
+from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.schedules import cosine_schedule
 from dinotwins_jax.state import create_state
 from dinotwins_jax.step import make_train_step
