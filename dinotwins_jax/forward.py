@@ -9,12 +9,10 @@ couple the images of a batch (arXiv:2101.06983), at the price of one more forwar
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 PyTree = Any
 
@@ -41,7 +39,6 @@ def forward(
     *,
     micro_batches: int = 1,
     read: tuple[bool, bool] = (True, True),
-    gather: Callable[[PyTree], PyTree] | None = None,
 ) -> Forward:
     """Features of a batch.
 
@@ -53,20 +50,13 @@ def forward(
       micro_batches: A; must divide the images of each device.
       read: whether anything reads the student's and the teacher's patch tokens; where nothing does, a
         batch in parts has zeros there instead of keeping them.
-      gather: makes parameters that are split over devices whole; they are gathered again on the way
-        back, not kept.
     """
 
     def teacher_of(crops):
-        whole = gather(teacher_params) if gather else teacher_params
-        return teacher_features(backbone, jax.lax.stop_gradient(whole), crops)
+        return teacher_features(backbone, jax.lax.stop_gradient(teacher_params), crops)
 
     def student_of(params, crops, ids):
-        if gather is None:
-            return student_features(backbone, params, crops, drop_key, ids)
-        return gathered_again(
-            gather, lambda whole: student_features(backbone, whole, crops, drop_key, ids), params
-        )
+        return student_features(backbone, params, crops, drop_key, ids)
 
     if micro_batches == 1:
         crops = make_crops(batch)
@@ -100,16 +90,6 @@ def forward(
         return jax.lax.scan(add, zeros, (parts, split(grads, micro_batches)))[0]
 
     return Forward(_filled(shapes, student), _filled(teacher_shapes, teacher), pull_back)
-
-
-def gathered_again(gather: Callable, function: Callable, params: PyTree):
-    """function(gather(params)), whose derivative gathers again instead of keeping what it gathered."""
-
-    def run(params):
-        return function(jax.tree.map(partial(checkpoint_name, name="gathered"), gather(params)))
-
-    policy = jax.checkpoint_policies.save_anything_except_these_names("gathered")
-    return jax.checkpoint(run, policy=policy)(params)
 
 
 def split(tree: PyTree, parts: int) -> PyTree:

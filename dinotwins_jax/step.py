@@ -54,6 +54,7 @@ def make_train_step(
       train_step(state, batch) -> (state, metrics f32[] each).
     """
     terms = bound_terms(loss, axis_name=axis_name, dtype=backbone.dtype)
+    backbone = backbone.clone(gather=gather)
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         hparams = step_scalars(schedules, state.step, axis_name)
@@ -103,7 +104,6 @@ def make_train_step(
             ids,
             micro_batches=micro_batches,
             read=read,
-            gather=gather,
         )
         heads = state if gather is None else _with_heads(state, gather)
         value, grads, kept = loss_gradients(

@@ -3,6 +3,7 @@
 Axis letters: B batch, T tokens (prefix + patches), N patch tokens, D embed, H W C image.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 INIT_STD = 0.02  # official; DINO truncates at +-2.0 absolute, a hundred times that: a plain normal
 
@@ -171,6 +173,20 @@ class Block(nn.Module):
         return x + residual(y, "gamma2"), attention
 
 
+_ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names("gathered")
+
+
+def gathering(module: type[nn.Module], gather: Callable | None) -> type[nn.Module]:
+    """The module, which makes its own parameters whole before it uses them."""
+    if gather is None:
+        return module
+
+    def whole(variables):
+        return jax.tree.map(lambda x: checkpoint_name(x, "gathered"), gather(variables))
+
+    return nn.map_variables(module, "params", whole)
+
+
 class VisionTransformer(nn.Module):
     """Pre-norm ViT: class token, learned positions, exact GELU, final LayerNorm.
 
@@ -182,7 +198,9 @@ class VisionTransformer(nn.Module):
       position), layer_scale_init (None: no LayerScale), dtype (of compute; parameters, norms and
       softmax stay float32), init_std (of dense kernels, class token and positions; the official 0.02
       leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)), remat
-      (the backward pass computes each block again instead of keeping what is inside it).
+      (the backward pass computes each block again instead of keeping what is inside it), gather (makes
+      parameters whole that are split over devices, block by block, and again on the way back; None: they
+      are whole).
     Source: dino vision_transformer.py; registers and LayerScale as in dinov2.
     """
 
@@ -198,6 +216,7 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
     remat: bool = False
+    gather: Callable | None = None
 
     def setup(self):
         if self.embed_dim % self.num_heads:
@@ -213,9 +232,16 @@ class VisionTransformer(nn.Module):
             self.register_tokens = self.param(
                 "register_tokens", nn.initializers.normal(1e-6), shape
             )
-        self.patch_embed = PatchEmbed(self.embed_dim, self.patch_size, self.dtype)
+        if self.gather is not None:
+            self.pos_embed = self.gather(self.pos_embed)
+        self.patch_embed = gathering(PatchEmbed, self.gather)(
+            self.embed_dim, self.patch_size, self.dtype
+        )
         rates = np.linspace(0.0, self.drop_path_rate, self.depth)
-        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # 3: train
+        block = gathering(Block, self.gather)
+        if self.remat or self.gather is not None:
+            keep = None if self.remat else _ALL_BUT_GATHERED
+            block = nn.remat(block, static_argnums=(3,), policy=keep)  # 3: train
         self.blocks = [
             block(
                 self.num_heads,
