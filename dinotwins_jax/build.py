@@ -43,13 +43,18 @@ class Run(NamedTuple):
     random_backbone: object  # () -> the backbone's parameters in fresh_state
 
 
-def build(config: ConfigDict) -> Run:
-    """Turns config into parts; every mistake that can be seen without compiling is raised here."""
+def build(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
+    """Turns config into parts; every mistake that can be seen without compiling is raised here.
+
+    Args:
+      devices: all there are by default.
+    """
     _check_ranges(config)
     views, data = config.views.to_dict(), config.data.to_dict()
     placement = make_placement(
         config.parallel,
         config.batch_size,
+        devices,
         data=config.mesh.data,
         fsdp=config.mesh.fsdp,
         micro_batches=config.micro_batches,

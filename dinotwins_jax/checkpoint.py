@@ -1,6 +1,7 @@
 """Saves and restores a run with Orbax, and keeps two runs from sharing a workdir."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -47,7 +48,9 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
             preservation_policy=_last_and_best(keep, best_metric, best_mode),
-            best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
+            best_fn=(lambda metrics: metrics)
+            if best_metric
+            else None,  # the policy ranks; this asks for it
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
@@ -70,7 +73,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
-                metrics=None if value is None else {self._best_metric: float(value)},
+                metrics={} if value is None else {self._best_metric: float(value)},
             )
         except Exception as error:
             raise self._not_written(error) from error
@@ -197,7 +200,9 @@ def _last_and_best(keep: int, metric: str, mode: str):
     policies = [managers.LatestN(keep)]
     if metric:
         best = managers.BestN(
-            get_metric_fn=lambda metrics: metrics[metric],
+            get_metric_fn=lambda metrics: metrics.get(
+                metric, math.inf if mode == "min" else -math.inf
+            ),
             reverse=mode == "min",
             n=1,
             keep_checkpoints_without_metrics=False,

@@ -1,0 +1,112 @@
+"""Peak memory of a training step by model and batch size, and what saves it, without running anything.
+
+    python -m experiments.benchmark.memory --dir=/data/coco --models=vit_small,vit_base --batches=64,256
+    python -m experiments.benchmark.memory --dir=/data/coco --topology=v5e:2x2   # with libtpu installed
+
+Compiles the step of configs/hybrid.py:coco for one device and reads XLA's own memory analysis: for the
+device that is here, or for one of a TPU that is not (pip install libtpu). A column is a way to train:
+"plain", "remat", "micro4" (the batch in 4 parts), or several joined by "+". XLA's CPU compiler undoes
+remat, since it drops the barriers that keep a repeated computation from being merged with the first.
+"""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import jax
+from absl import app, flags
+
+from configs import barlow_twins, dino, hybrid
+from dinotwins_jax.build import build
+from dinotwins_jax.cli import exit_code
+from dinotwins_jax.evals.table import markdown
+from dinotwins_jax.files import replace_text
+from dinotwins_jax.memory import step_memory
+
+_DIR = flags.DEFINE_string("dir", None, "COCO, or a sample of it; only its file names are read")
+_METHOD = flags.DEFINE_enum("method", "hybrid", ["hybrid", "dino", "barlow_twins"], "Config")
+_MODELS = flags.DEFINE_list("models", ["vit_small", "vit_base"], "Names of models.create_vit")
+_BATCHES = flags.DEFINE_list("batches", ["64", "256"], "Images")
+_WAYS = flags.DEFINE_list("ways", ["plain", "remat", "micro4", "remat+micro4"], "Columns")
+_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of compute")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Of a TPU, such as v5e:2x2; one chip of it is used"
+)
+_JSON = flags.DEFINE_string("json", None, "File for all figures, written after each of them")
+
+METHODS = {"hybrid": hybrid, "dino": dino, "barlow_twins": barlow_twins}
+
+
+def device_of(topology: str | None) -> jax.Device:
+    """The first device here, or one of a TPU that need not be here. Raises ValueError without libtpu."""
+    if topology is None:
+        return jax.devices()[0]
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    except Exception as error:
+        raise ValueError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
+
+
+def config_of(method: str, model: str, batch: int, way: str, dtype: str, directory: str):
+    """The coco preset, trained in a way such as "remat+micro4"."""
+    config = METHODS[method].get_config("coco")
+    config.data.dir, config.batch_size = directory, batch
+    config.model.name, config.model.dtype = model, dtype
+    for part in way.split("+"):
+        if part == "remat":
+            config.model.remat = True
+        elif found := re.fullmatch(r"micro(\d+)", part):
+            config.micro_batches = int(found[1])
+        elif part != "plain":
+            raise ValueError(f"--ways has '{part}': plain, remat, micro<number>, or several with +")
+    return config
+
+
+def measure(device: jax.Device, config) -> dict[str, float]:
+    """Bytes as in step_memory, and the seconds of the compilation."""
+    start = time.perf_counter()
+    found = step_memory(build(config, [device]), config.batch_size)
+    return found | {"compile_s": round(time.perf_counter() - start, 1)}
+
+
+def table(figures: dict[str, dict[str, dict]], ways: list[str]) -> str:
+    """GiB at the peak; a line a model and batch size, a column a way."""
+    rows = [["peak, GiB", *ways]]
+    for title, found in figures.items():
+        cells = [f"{found[way]['peak'] / 2**30:.2f}" if way in found else "–" for way in ways]
+        rows.append([title, *cells])
+    return markdown(rows)
+
+
+def main(argv) -> int:
+    del argv
+
+    def work():
+        if _DIR.value is None:
+            raise ValueError("--dir is not given: a folder of COCO, or of a sample of it")
+        device = device_of(_TOPOLOGY.value)
+        figures: dict[str, dict[str, dict]] = {}
+        for model in _MODELS.value:
+            for batch in map(int, _BATCHES.value):
+                row = figures.setdefault(f"{model}, batch {batch}", {})
+                for way in _WAYS.value:
+                    options = (model, batch, way, _DTYPE.value, _DIR.value)
+                    row[way] = measure(device, config_of(_METHOD.value, *options))
+                    if _JSON.value:
+                        replace_text(Path(_JSON.value), json.dumps(figures, indent=1) + "\n")
+        kind = f"{device.device_kind}, {_METHOD.value}, {_DTYPE.value}, jax {jax.__version__}"
+        print(
+            f"{table(figures, _WAYS.value)}\n{kind}, by XLA's memory analysis of the compiled step"
+        )
+
+    return exit_code(work)
+
+
+if __name__ == "__main__":
+    app.run(main)
