@@ -48,9 +48,7 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
             preservation_policy=_last_and_best(keep, best_metric, best_mode),
-            best_fn=(lambda metrics: metrics)
-            if best_metric
-            else None,  # the policy ranks; this asks for it
+            best_fn=(lambda metrics: metrics) if best_metric else None,  # asks Orbax to keep them
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
@@ -264,8 +262,10 @@ def _all_processes(ok: bool) -> bool:
 
 
 def _first_line(error: Exception) -> str:
+    if "No space left on device" in str(error):  # at the end of a long line
+        return "No space left on device"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return lines[0][:200]
 
 
 def _say(text: str) -> None:

@@ -15,3 +15,24 @@ def alignment(*, scale: float = 1.0, nan_from_step: int = -1) -> Loss:
         return jnp.where(sick, jnp.nan, loss), {"calls": loss_state["calls"] + 1}, {}
 
     return Loss({}, lambda: {"calls": jnp.zeros((), jnp.int32)}, apply)
+
+
+def patchwise() -> Loss:
+    """Every patch of the student's first view against the teacher's, within the batch: no images apart."""
+
+    def apply(loss_state, student, teacher, hparams):
+        ours, theirs = student["patches"]["global"][:, 0], teacher["patches"]["global"][:, 0]
+        mean = jnp.mean(ours, axis=0)
+        loss = jnp.mean((ours - theirs) ** 2) + jnp.mean(mean**2)
+        return loss, loss_state, {}
+
+    return Loss({}, dict, apply)
+
+
+def infinite_gradient() -> Loss:
+    """The root of a sum of squares that is zero: 0, with a gradient that is NaN."""
+
+    def apply(loss_state, student, teacher, hparams):
+        return jnp.sqrt(jnp.sum((0.0 * student["cls"]) ** 2)), loss_state, {}
+
+    return Loss({}, dict, apply)
