@@ -236,7 +236,7 @@ def differences(cases, real_crops: bool = True) -> dict[str, dict[str, float]]:
     references, found = {}, {}
     for case in cases:
         if case.method not in references:
-            references[case.method] = run_case(Case(method=case.method), real_crops)
+            references[case.method] = run_case(Case(case.method), real_crops)
         run = run_case if case.processes == 1 else run_processes
         result = run(case, real_crops)
         found[case.title()] = {

@@ -1,4 +1,4 @@
-"""The training step: official trajectories, the order of updates, one device against eight."""
+"""The training step: official trajectories and the order of updates."""
 
 import functools
 
@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_files import assert_close, assert_trees_close, load, relative_error, subset
+from golden_files import assert_close, load, relative_error, subset
 
-from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.torch_weights import (
     barlow_projector_from_torch,
@@ -17,7 +16,6 @@ from dinotwins_jax.models.torch_weights import (
 )
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.optim import make_optimizer
-from dinotwins_jax.parallel import make_placement
 from dinotwins_jax.state import create_state, ema_update, teacher_part
 from dinotwins_jax.step import make_train_step
 
@@ -168,91 +166,3 @@ def small_step(golden, momentum):
     )
     assert moved > 1e-3
     return step, metrics, before, after
-
-
-# Every part whose sums cross the batch: center, batch norm, cross-correlation, drop path, crops.
-HYBRID = {
-    "dino": {"out_dim": 24, "hidden_dim": 24, "bottleneck_dim": 12, "use_bn": True},
-    "barlow_twins": {"weight": 0.1, "hidden_dims": (16, 16, 16)},
-}
-
-
-# Biases before a batch norm have a true gradient of zero: what is there is rounding, up to 4e-6. Times
-# the tolerance this floor allows 2e-5, where true sums of gradients have 1e-4 and more.
-ROUNDING = 0.1
-
-
-def parallel_run(mode, devices, terms=HYBRID, steps=2):
-    """(state, metrics) after a few real steps, crops and drop path included."""
-    backbone = VIT.clone(drop_path_rate=0.2)
-    loss = make_loss(terms)
-    tx = make_optimizer(
-        "lars", clip=0.0
-    )  # updates linear in the gradient: differences stay visible
-    values = {"lr": 0.1, "weight_decay": 1e-4, "teacher_momentum": 0.9, "teacher_temp": 0.05}
-    placement = make_placement(mode, 16, jax.devices()[:devices])
-    # As train.py chooses: pictures in a loop, unless they are split over devices.
-    in_loop = mode == "pmap" or devices == 1
-    multi_crop = make_multi_crop(global_size=16, local_size=8, num_local=1, one_by_one=in_loop)
-    step = make_train_step(
-        backbone=backbone,
-        loss=loss,
-        views=lambda batch, key: multi_crop(
-            batch["image"], batch["size"], image_keys(key, batch["place"])
-        ),
-        tx=tx,
-        schedules={
-            k: functools.partial(lambda v, step: jnp.float32(v), v) for k, v in values.items()
-        },
-        seed=3,
-        axis_name=placement.axis_name,
-    )
-    state = placement.init(lambda: create_state(backbone, loss, tx, jax.random.key(1)))
-    step = placement.compile(step, state)
-    rng = np.random.default_rng(0)
-    for number in range(steps):
-        batch = {
-            "place": np.stack([np.full(16, number), np.arange(16)], axis=1),
-            "image": rng.integers(0, 255, (16, 24, 24, 3), np.uint8),
-            "size": np.full((16, 2), 24, np.int32),
-        }
-        state, metrics = step(state, placement.put_batch(batch))
-    return jax.device_get((state, metrics))
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    return parallel_run("jit", 1)
-
-
-@pytest.mark.parametrize(("mode", "devices"), [("jit", 8), ("pmap", 8), ("pmap", 1)])
-def test_any_number_of_devices_gives_the_same_run(one_device, mode, devices):
-    """Parameters (so gradients: LARS's momentum holds them), center and batch statistics."""
-    assert len(jax.devices()) >= 8
-    state, metrics = parallel_run(mode, devices)
-    expected_state, expected_metrics = one_device
-    for name, value in expected_metrics.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
-    for part in ("params", "teacher_params", "batch_stats", "loss_state"):
-        assert_trees_close(getattr(state, part), getattr(expected_state, part), 1e-4, ROUNDING)
-    # The momentum buffers are sums of gradients; a 1 / devices error would show here undamped. The
-    # key part of the qkv biases is left out: its true gradient is zero.
-    momenta = [without_key_bias(s.opt_state.trace) for s in (state, expected_state)]
-    assert_trees_close(*momenta, 2e-4, ROUNDING)
-
-
-def test_pmap_with_a_student_teacher_pair_equals_jit():
-    """The teacher's projector has batch statistics of its own, so it crosses devices too."""
-    terms = {"barlow_twins": {"hidden_dims": (16, 16), "pair": "student_teacher", "views": "all"}}
-    (a, ma), (b, mb) = parallel_run("jit", 1, terms, 1), parallel_run("pmap", 8, terms, 1)
-    np.testing.assert_allclose(ma["loss"], mb["loss"], rtol=1e-4)
-    assert_trees_close(b.teacher_params, a.teacher_params, 1e-4, ROUNDING)
-
-
-@pytest.mark.parametrize(
-    ("mode", "batch", "message"),
-    [("jit", 12, "12 does not divide by 8"), ("pjit", 16, "choose jit or pmap")],
-)
-def test_bad_placements_are_named(mode, batch, message):
-    with pytest.raises(ValueError, match=message):
-        make_placement(mode, batch, jax.devices()[:8])
