@@ -3,6 +3,7 @@
 Nothing below sees `config`.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from dinotwins_jax.models import create_vit
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.parallel import Placement, make_placement
+from dinotwins_jax.ranges import check_ranges
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
 from dinotwins_jax.state import create_state, init_backbone
 from dinotwins_jax.step import INIT, make_train_step
@@ -49,7 +51,7 @@ def build(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
     Args:
       devices: all there are by default.
     """
-    _check_ranges(config)
+    check_ranges(config)
     views, data = config.views.to_dict(), config.data.to_dict()
     placement = make_placement(
         config.parallel,
@@ -63,7 +65,7 @@ def build(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
     for name in ("global_size", "local_size"):
         if name == "global_size" or views["num_local"]:
             _check_crop(name, views[name], backbone.patch_size)
-    check_last_blocks(backbone, config.evals.n_last_blocks)
+    _check_evals(config, backbone)
     source, probe_sources = open_source(data, "pretrain"), _probe_sources(data)
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
@@ -120,11 +122,9 @@ def build(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
 def make_backbone(config: ConfigDict) -> VisionTransformer:
     """The ViT of config.model; its positions are stored for the grid of the global crops."""
     fields = {name: value for name, value in config.model.to_dict().items() if value is not None}
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    if fields["dtype"] not in dtypes:
-        raise ValueError(f"config.model.dtype is '{fields['dtype']}': choose {' or '.join(dtypes)}")
-    fields["dtype"] = dtypes[fields["dtype"]]
-    return create_vit(fields.pop("name"), image_size=config.views.global_size, **fields)
+    fields["dtype"] = jnp.dtype(fields["dtype"])
+    with _key("config.model.name"):
+        return create_vit(fields.pop("name"), image_size=config.views.global_size, **fields)
 
 
 def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) -> dict:
@@ -163,50 +163,26 @@ def _terms(config: ConfigDict, total_steps: int) -> dict[str, dict]:
     return terms
 
 
-def _check_ranges(config: ConfigDict) -> None:
+def _check_evals(config: ConfigDict, backbone: VisionTransformer) -> None:
+    """What the keys of evals say together with others."""
     evals = config.evals
-    positive = {
-        "batch_size": config.batch_size,
-        "total_epochs": config.total_epochs,
-        "log.every_steps": config.log.every_steps,
-        "checkpoint.every_epochs": config.checkpoint.every_epochs,
-        "checkpoint.keep": config.checkpoint.keep,
-        "evals.batch_size": evals.batch_size,
-        "evals.monitor_images": evals.monitor_images,
-        "evals.knn_k": min(evals.knn_k, default=0),
-        "evals.knn_temp": evals.knn_temp,
-        "evals.shots": min(evals.shots, default=0),
-        "evals.split_seeds (how many)": len(evals.split_seeds),
-        "evals.finetune_blocks": evals.finetune_blocks,
-        "evals.finetune_epochs": evals.finetune_epochs,
-    }
-    for name, value in positive.items():
-        if value <= 0:
-            raise ValueError(f"config.{name} is {value}: it must be positive")
-    fractions = {f"label_fractions {f:g}": f for f in evals.label_fractions}
-    fractions |= {
-        "finetune_fraction": evals.finetune_fraction,
-        "attention_keep": evals.attention_keep,
-    }
-    for name, value in fractions.items():
-        if not 0 < value <= 1:
-            raise ValueError(f"config.evals.{name.split()[0]} has {value}: it must lie in (0, 1]")
-    if not evals.label_fractions:
-        raise ValueError("config.evals.label_fractions is empty: name at least one, such as (0.1,)")
-    if evals.monitor_every_epochs < 0:
-        raise ValueError(
-            f"config.evals.monitor_every_epochs is {evals.monitor_every_epochs}: 0 for never, or more"
-        )
-    if evals.bank_solver not in ("ridge", "logistic"):
-        raise ValueError(f"config.evals.bank_solver is '{evals.bank_solver}': ridge or logistic")
-    check_tasks(evals.tasks)
-    if config.seed < 0:
-        raise ValueError(f"config.seed is {config.seed}: it must not be negative")
+    with _key("config.evals.tasks"):
+        check_tasks(evals.tasks)
+    check_last_blocks(backbone, evals.n_last_blocks)
     if evals.attention_size < config.model.patch_size:
         raise ValueError(
             f"config.evals.attention_size is {evals.attention_size}: at least one patch of "
-            f"{config.model.patch_size} pixels"
+            f"config.model.patch_size {config.model.patch_size} pixels"
         )
+
+
+@contextlib.contextmanager
+def _key(key: str):
+    """Errors inside name the key of the config."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:

@@ -46,10 +46,11 @@ def train(
     if resume not in ("auto", "force"):
         raise ValueError(f"--resume is '{resume}': choose auto or force")
     run = build(config)
+    monitor = _monitor(run, config)
     workdir = Path(workdir)
     claim_workdir(workdir, config.to_dict(), force=resume == "force")
     with only_first_writes(workdir) as out, jax.debug_nans(config.debug_nans):
-        state = fit(run, config, workdir, out)
+        state = fit(run, config, workdir, out, monitor)
         trained = time.perf_counter() - start
         teacher = run.placement.whole(state.teacher_params["backbone"])
         subject = Subject(teacher, run.random_backbone(), int(state.step))
@@ -74,11 +75,12 @@ _FILES = {
 }
 
 
-def fit(run: Run, config: ConfigDict, workdir: Path, out: Path) -> TrainState:
+def fit(run: Run, config: ConfigDict, workdir: Path, out: Path, monitor=None) -> TrainState:
     """The training loop: restore, step, log, save.
 
     Args:
       workdir: where all processes keep their checkpoints; out: where this one writes its log.
+      monitor: see evals/monitor.py; None: nothing is looked at.
     """
     batches = train_batches(
         run.source,
@@ -98,7 +100,7 @@ def fit(run: Run, config: ConfigDict, workdir: Path, out: Path) -> TrainState:
             like = run.placement.abstract(jax.eval_shape(run.fresh_state))
             state, position = checkpoints.restore(like)
             batches.set_state(position)
-        return _loop(run, config, workdir, out, state, batches, checkpoints)
+        return _loop(run, config, workdir, out, state, batches, checkpoints, monitor)
     except FloatingPointError as error:  # of debug_nans
         raise NonFiniteError(f"debug_nans: {str(error).strip().splitlines()[0]}") from error
     finally:
@@ -106,13 +108,12 @@ def fit(run: Run, config: ConfigDict, workdir: Path, out: Path) -> TrainState:
         batches.close()
 
 
-def _loop(run: Run, config, workdir, out, state, batches, checkpoints) -> TrainState:
+def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) -> TrainState:
     step = first = int(state.step)
     train_step = run.placement.compile(run.train_step, state, keep_state=config.debug_nans)
     log = JsonLines(out / "metrics.jsonl", from_step=first)
     bad_images, watch = BadImageLog(run.source), CollapseWatch(run.warmup_steps)
     progress, interval = Progress(run.total_steps, first), Interval()
-    monitor = _monitor(run, config)
     running = deque(maxlen=2)  # (step, its batch on the host, its metrics on the device)
     with StopSignals(jax.process_count()) as stop, progress:
         while step < run.total_steps:

@@ -120,7 +120,8 @@ def check_last_blocks(backbone: VisionTransformer, n_last_blocks: int) -> None:
     """Raises ValueError unless the backbone has that many blocks."""
     if not 1 <= n_last_blocks <= backbone.depth:
         raise ValueError(
-            f"config.evals.n_last_blocks is {n_last_blocks}: the backbone has {backbone.depth} blocks"
+            f"config.evals.n_last_blocks is {n_last_blocks}: the backbone has {backbone.depth} blocks "
+            "(config.model.depth)"
         )
 
 

@@ -48,7 +48,10 @@ def make_monitor(
         chosen = stratified_indices(labels, images / len(known), seed)
     fit, held = holdout(labels, chosen, HELD_OUT, seed)
     if not held.size:
-        raise ValueError(f"the monitor's {len(chosen)} images leave none to hold out: raise images")
+        raise ValueError(
+            f"the monitor's {len(chosen)} images leave none to hold out: raise evals.monitor_images (now "
+            f"{images}), where the data has more labelled images, or set evals.monitor_every_epochs=0"
+        )
     features = backbone_features(backbone, 1)
     columns = slice(0, backbone.embed_dim)
 

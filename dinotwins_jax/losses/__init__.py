@@ -29,7 +29,7 @@ def make_loss(terms: dict[str, dict]) -> Loss:
         factory = _find(arguments.pop("fn", name))
         try:
             losses[name] = (weight, factory(**arguments))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"config.loss.{name}: {error}") from error
     return weighted_sum(losses)
 

@@ -1,0 +1,117 @@
+"""Which values the keys of a config may have, as far as one key by itself says."""
+
+import difflib
+import math
+
+from ml_collections import ConfigDict
+
+POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
+
+# Key -> interval; of a tuple, each element. Sections that the config does not have are passed over.
+RANGES = {
+    **dict.fromkeys(("batch_size", "micro_batches", "total_epochs", "mesh.fsdp"), POSITIVE),
+    **dict.fromkeys(("seed", "total_steps", "mesh.data"), NOT_NEGATIVE),
+    **{
+        f"model.{k}": POSITIVE
+        for k in ("embed_dim", "depth", "num_heads", "patch_size", "init_std")
+    },
+    **{"model.drop_path_rate": "[0, 1)", "model.num_register_tokens": NOT_NEGATIVE},
+    **{"data.canvas_size": NOT_NEGATIVE, "data.num_workers": NOT_NEGATIVE},
+    **{f"data.scenes.{k}": POSITIVE for k in ("num_train", "num_test", "size")},
+    **{"data.scenes.seed": NOT_NEGATIVE, "data.folder.test_fraction": "(0, 1)"},
+    **{
+        "views.global_size": POSITIVE,
+        "views.local_size": POSITIVE,
+        "views.num_local": NOT_NEGATIVE,
+    },
+    **{"loss.dino.weight": NOT_NEGATIVE, "loss.barlow_twins.weight": NOT_NEGATIVE},
+    **{"loss.dino.final_weight": NOT_NEGATIVE, "loss.barlow_twins.final_weight": NOT_NEGATIVE},
+    **{f"loss.dino.{k}": POSITIVE for k in ("out_dim", "hidden_dim", "bottleneck_dim")},
+    **{"loss.dino.student_temp": POSITIVE, "loss.dino.center_momentum": "[0, 1]"},
+    **{"loss.barlow_twins.hidden_dims": POSITIVE, "loss.barlow_twins.lambd": NOT_NEGATIVE},
+    **{"teacher.momentum": "[0, 1]", "teacher.final_momentum": "[0, 1]"},
+    **{"teacher.temp": POSITIVE, "teacher.warmup_temp": POSITIVE},
+    **{"teacher.warmup_temp_epochs": NOT_NEGATIVE},
+    **{
+        f"optim.{k}": NOT_NEGATIVE
+        for k in ("lr", "final_lr", "warmup_epochs", "weight_decay", "final_weight_decay", "clip")
+    },
+    **{"optim.freeze_last_layer_epochs": NOT_NEGATIVE, "log.every_steps": POSITIVE},
+    **{"checkpoint.every_epochs": POSITIVE, "checkpoint.keep": POSITIVE},
+    **{
+        f"evals.{k}": POSITIVE
+        for k in (
+            "monitor_images",
+            "batch_size",
+            "resize",
+            "n_last_blocks",
+            "knn_k",
+            "knn_temp",
+            "shots",
+        )
+    },
+    **{"evals.finetune_blocks": POSITIVE, "evals.finetune_epochs": POSITIVE},
+    **{"evals.split_seeds": NOT_NEGATIVE, "evals.monitor_every_epochs": NOT_NEGATIVE},
+    **{"evals.mask_images": NOT_NEGATIVE, "evals.pictures": NOT_NEGATIVE},
+    **{f"evals.{k}": "(0, 1]" for k in ("label_fractions", "finetune_fraction", "attention_keep")},
+}
+CHOICES = {
+    "parallel": ("jit", "pmap"),
+    "model.dtype": ("float32", "bfloat16"),
+    "optim.name": ("adamw", "lars"),
+    "optim.clip_mode": ("per_parameter", "global"),
+    "checkpoint.best_mode": ("max", "min"),
+    "evals.bank_solver": ("ridge", "logistic"),
+}
+PAIRS = ("views.global_scale", "views.local_scale", "views.ratio", "views.blur_radius")
+NOT_EMPTY = (
+    "loss.barlow_twins.hidden_dims",
+    *(f"evals.{k}" for k in ("label_fractions", "split_seeds", "knn_k", "shots")),
+)
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Raises ValueError for the first key that is outside its range, with the key and the range."""
+    for key in NOT_EMPTY:
+        if (values := _get(config, key)) is not None and not len(values):
+            raise ValueError(f"config.{key} is empty: name at least one")
+    for key in PAIRS:
+        if (values := _get(config, key)) is not None and len(values) != 2:
+            raise ValueError(f"config.{key} is {values}: it must be a pair (smallest, largest)")
+    for key, interval in RANGES.items():
+        values = _get(config, key)
+        several = isinstance(values, tuple | list)
+        for value in values if several else [] if values is None else [values]:
+            if not _inside(value, interval):
+                verb = "has" if several else "is"
+                raise ValueError(f"config.{key} {verb} {value}: it must {_words(interval)}")
+    for key, choices in CHOICES.items():
+        if (value := _get(config, key)) not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ValueError(f"config.{key} is '{value}'{hint}: choose {' or '.join(choices)}")
+
+
+def _get(config, key: str):
+    """The value at "a.b.c"; None where there is none."""
+    node = config
+    for part in key.split("."):
+        if not hasattr(node, "keys") or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _inside(value, interval: str) -> bool:
+    """Whether a finite number lies in "[low, high)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    return (
+        math.isfinite(value) and above and (value <= high if interval[-1] == "]" else value < high)
+    )
+
+
+def _words(interval: str) -> str:
+    return {POSITIVE: "be positive", NOT_NEGATIVE: "not be negative"}.get(
+        interval, f"lie in {interval}"
+    )
