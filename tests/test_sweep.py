@@ -177,17 +177,13 @@ def test_every_value_alone_is_taken_or_named(key):
             check_error(error, {key: value})
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {
-            "model.num_register_tokens": 2,
-            "views.global_size": 24,
-            "micro_batches": 1,
-            "optim.name": "lars",
-        },
-        {"loss.barlow_twins.pair": "student_teacher", "model.remat": True, "views.num_local": 0},
-    ],
-)
-def test_odd_ones_train(changed, tmp_path):
-    assert trained_or_named(changed, tmp_path)
+def test_odd_ones_train(tmp_path):
+    odd = {
+        "model.num_register_tokens": 2,
+        "model.remat": True,
+        "views.global_size": 24,
+        "views.num_local": 0,
+        "optim.name": "lars",
+        "loss.barlow_twins.pair": "student_teacher",
+    }
+    assert trained_or_named(odd, tmp_path)

@@ -1,0 +1,127 @@
+"""What a step needs and what saves it, by XLA's analysis; the rule table; precision; the dry run."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+from shrunk import SHRUNK, shrunk
+from test_train import command_line
+
+from dinotwins_jax.build import build
+from dinotwins_jax.forward import join, split
+from dinotwins_jax.memory import abstract_batch, memory_table, step_memory
+from dinotwins_jax.sharding import spec_of
+from experiments.benchmark.memory import config_of, table
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "parts", "spec"),
+    [
+        ("params/backbone/blocks_0/attn/qkv/kernel", (48, 144), 4, (None, "fsdp")),
+        ("opt_state/1/mu/backbone/blocks_0/mlp/fc1/kernel", (48, 192), 4, (None, "fsdp")),
+        ("params/backbone/patch_embed/kernel", (4, 4, 3, 48), 4, (None, None, None, "fsdp")),
+        ("teacher_params/heads/dino/last_layer/weight_v", (64, 15), 4, ("fsdp", None)),
+        ("params/heads/dino/last_layer/weight_v", (66, 16), 4, ()),  # 66 does not divide
+        ("params/heads/dino/mlp_0/kernel", (48, 30), 4, ("fsdp", None)),  # the next one does
+        ("loss_state/dino/center", (64,), 4, ("fsdp",)),
+        ("params/backbone/blocks_0/attn/qkv/kernel", (48, 144), 1, ()),
+        ("params/backbone/blocks_0/norm1/scale", (48,), 4, ()),
+        ("step", (), 4, ()),
+    ],
+)
+def test_rules(path, shape, parts, spec):
+    assert spec_of(path, shape, parts) == PartitionSpec(*spec)
+
+
+def test_a_batch_is_split_within_each_device_and_joined_in_order():
+    batch = {"a": jnp.arange(24).reshape(12, 2), "b": jnp.arange(12)}
+    parts = split(batch, 3)
+    assert parts["a"].shape == (3, 4, 2) and parts["b"].tolist()[0] == [0, 3, 6, 9]
+    for name, array in join(parts).items():
+        assert array.tolist() == batch[name].tolist()
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """{what: bytes} of a step whose activations outweigh its parameters, in three ways."""
+    found = {}
+    for name, options in {
+        "whole": {"mesh__data": 1},
+        "in parts": {"mesh__data": 1, "micro_batches": 8},
+        "fsdp": {"mesh__fsdp": 8},
+    }.items():
+        run = build(shrunk(batch_size=128, views__num_local=1, **options))
+        found[name] = step_memory(run, 128)
+    return found, run
+
+
+def test_parts_save_activations_and_fsdp_saves_state(figures):
+    found, run = figures
+    assert found["in parts"]["temporaries"] < 0.5 * found["whole"]["temporaries"]
+    assert found["in parts"]["opt_state"] == found["whole"]["opt_state"]
+    for name in ("params", "teacher_params", "opt_state"):
+        assert found["fsdp"][name] < 0.25 * found["whole"][name]
+    state = jax.eval_shape(run.fresh_state)
+    assert found["whole"]["params"] == sum(4 * x.size for x in jax.tree.leaves(state.params))
+    for of in found.values():
+        assert of["peak"] > sum(of[k] for k in ("params", "teacher_params", "opt_state", "batch"))
+    text = memory_table(found["fsdp"], run)
+    assert "| opt_state" in text and "8 x cpu" in text
+
+
+def test_the_table_of_ways():
+    config = config_of("dino", "vit_base", 32, "remat+micro4", "bfloat16", "/data")
+    assert (config.model.name, config.model.remat, config.micro_batches) == ("vit_base", True, 4)
+    with pytest.raises(ValueError, match=r"--ways has 'mikro4'"):
+        config_of("dino", "vit_base", 32, "mikro4", "bfloat16", "/data")
+    text = table({"vit_small, batch 64": {"plain": {"peak": 3 * 2**30}}}, ["plain", "remat"])
+    assert "| vit_small, batch 64 | 3.00  | –     |" in text
+
+
+def equations(jaxpr):
+    """All equations, those of inner jaxprs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+def test_bfloat16_leaves_norms_softmax_losses_and_correlations_in_float32():
+    config = shrunk(model__dtype="bfloat16", mesh__data=1)
+    config.loss.dino.out_dim = 40
+    run = build(config)
+    state = jax.eval_shape(run.fresh_state)
+    jaxpr = jax.make_jaxpr(run.train_step)(state, abstract_batch(run, 8)).jaxpr
+    found = list(equations(jaxpr))
+    dtypes = {}
+    for equation in found:
+        for x in equation.invars:
+            dtypes.setdefault(equation.primitive.name, set()).add(str(x.aval.dtype))
+    # Softmax and logsumexp take a maximum first; an exp of bfloat16 is left in the derivative of GELU.
+    for name in ("reduce_max", "log", "rsqrt", "sqrt", "log1p", "is_finite"):
+        assert "bfloat16" not in dtypes.get(name, ()), name
+    assert "float32" in dtypes["exp"] and "bfloat16" in dtypes["dot_general"]
+    matmuls = [e for e in found if e.primitive.name == "dot_general"]
+    # Logits [images x views, K = 40 prototypes] come out in float32, cross-correlations [32, 32] go in.
+    logits = [e for e in matmuls if e.invars[1].aval.shape == (40, 16)]
+    logits = [e for e in logits if e.outvars[0].aval.shape[-1] == 40]
+    assert logits and {str(e.outvars[0].aval.dtype) for e in logits} == {"float32"}
+    correlations = [e for e in matmuls if e.outvars[0].aval.shape == (32, 32) and
+                    e.invars[0].aval.shape == (8, 32)]  # fmt: skip
+    assert {str(v.aval.dtype) for e in correlations for v in e.invars} >= {"float32"}
+    new_state, metrics = jax.eval_shape(run.train_step, state, abstract_batch(run, 8))
+    assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves((new_state, metrics)))
+
+
+def test_a_dry_run_prints_the_memory_of_any_mesh_and_writes_nothing(tmp_path):
+    flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
+    flags += ["--config.mesh.data=3", "--config.mesh.fsdp=2", "--config.batch_size=12"]
+    done = command_line(
+        "--config=configs/dino.py", f"--workdir={tmp_path / 'run'}", *flags, "--dry_run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| opt_state" in done.stdout and "| peak" in done.stdout and "6 x cpu" in done.stdout
+    assert not (tmp_path / "run").exists()
