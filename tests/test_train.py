@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from golden_files import assert_trees_close
 from ml_collections import ConfigDict
 from PIL import Image
 from shrunk import SHRUNK, shrunk
@@ -100,6 +102,27 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, mon
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_a_run_goes_on_on_other_devices(tmp_path):
+    """Half on 8 devices, half on 2 of which each holds half of the state: to 1e-5 the run on 8.
+
+    By LARS, whose updates are linear in the gradients. AdamW divides a gradient by its own size: where
+    the true one is zero (a bias before batch norm), rounding alone moves the weight.
+    """
+    options = {"optim__name": "lars", "optim__clip": 0.0, "evals__tasks": (), "evals__pictures": 0}
+    options["evals__monitor_every_epochs"] = 0.0
+    one, other = tmp_path / "one", tmp_path / "other"
+    train(shrunk(**options), one)
+    shutil.copytree(one, other)
+    shutil.rmtree(other / "checkpoints" / "4")
+    config = shrunk(mesh__data=1, mesh__fsdp=2, **options)
+    train(config, other)
+    (ours, position), (theirs, expected) = (final_state(config, w) for w in (other, one))
+    assert position == expected
+    assert log_of(other)[-1]["loss"] == pytest.approx(log_of(one)[-1]["loss"], rel=1e-5)
+    for name in ("params", "teacher_params", "batch_stats", "loss_state"):
+        assert_trees_close(getattr(ours, name), getattr(theirs, name), 1e-5, 0.1)
+
+
 def test_pmap_trains_to_the_same_losses(whole_run, tmp_path):
     train(shrunk(parallel="pmap"), tmp_path)
     for ours, theirs in zip(log_of(tmp_path), log_of(whole_run[0]), strict=True):
@@ -138,7 +161,7 @@ class FakeLength:
 
 def test_no_key_of_the_config_is_dead():
     """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
-    modules = (build_module, train_module, data_module, scoring, subject)
+    modules = (build_module, train_module, data_module, scoring, subject)  # ranges.py reads all
     files = (module.__file__ for module in modules)
     source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()
@@ -271,15 +294,23 @@ def test_annotations_that_are_not_coco_are_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_workdir_belongs_to_one_config(tmp_path):
+def test_a_workdir_belongs_to_one_config(tmp_path, capfd):
     config = shrunk().to_dict()
     claim_workdir(tmp_path, config | {"seed": 2})
     claim_workdir(tmp_path, config)  # the first attempt left no checkpoint
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     claim_workdir(tmp_path, config | {"log": {"every_steps": 9}})  # changes no weight
     assert json.loads((tmp_path / "config.json").read_text())["log"] == {"every_steps": 9}
-    with pytest.raises(ValueError, match=r"another run.*seed \(0 -> 1\)"):
+    elsewhere = {"mesh": {"data": 2, "fsdp": 4}, "micro_batches": 2, "parallel": "pmap"}
+    claim_workdir(tmp_path, config | elsewhere)  # the same numbers, but for rounding
+    with pytest.raises(
+        ValueError, match=r"another run.*--resume=force; differs in seed \(0 -> 1\)"
+    ):
         claim_workdir(tmp_path, config | {"seed": 1})
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+    claim_workdir(tmp_path, config | {"seed": 1}, force=True)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    assert "goes on with another config: seed (0 -> 1)" in capfd.readouterr().err
 
 
 def test_labels_of_both_splits_must_mean_the_same(monkeypatch):
