@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.evals.table import markdown
@@ -256,6 +256,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 def main(argv) -> int:
     del argv
+    logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     found = differences(CASES)

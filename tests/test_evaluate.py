@@ -21,7 +21,7 @@ from dinotwins_jax.evals.splits import holdout, stratified_indices
 from dinotwins_jax.evals.tasks import TASKS
 from dinotwins_jax.evaluate import evaluate_run
 from dinotwins_jax.models.torch_weights import vit_to_torch
-from dinotwins_jax.subject import eval_view
+from dinotwins_jax.subject import eval_view, from_checkpoint
 from dinotwins_jax.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +112,22 @@ def test_weights_with_pytorchs_names_score_the_same(evaluated, tmp_path):
     config = shrunk(evals__tasks=())
     ours = evaluate_run(tmp_path / "out", config, ["knn"], str(tmp_path / "teacher.npz"))
     assert ours["teacher"]["knn"] == scores["teacher"]["knn"]
+
+
+def test_a_checkpoint_is_chosen(evaluated):
+    """The last, the best by the monitor's k-NN, or a step."""
+    workdir, _ = evaluated
+    config = shrunk(mesh__data=1)
+    log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    top1 = {line["step"]: line["monitor/knn_top1"] for line in log}
+    assert set(top1) == {2, 4}
+    run = build(config)
+    steps = {w: from_checkpoint(run, config, workdir, w).step for w in ("latest", "2", "best")}
+    assert steps["latest"] == 4 and steps["2"] == 2
+    assert top1[steps["best"]] == max(top1.values())
+    for wrong in ("3", "last"):
+        with pytest.raises(ValueError, match=rf"--checkpoint is '{wrong}'.*\[2, 4\]"):
+            from_checkpoint(run, config, workdir, wrong)
 
 
 def test_the_monitor_is_knn_and_ridge_on_held_out_training_images():

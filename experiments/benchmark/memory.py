@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import barlow_twins, dino, hybrid
 from dinotwins_jax.build import build
@@ -86,6 +86,7 @@ def table(figures: dict[str, dict[str, dict]], ways: list[str]) -> str:
 
 def main(argv) -> int:
     del argv
+    logging.set_verbosity(logging.WARNING)
 
     def work():
         if _DIR.value is None:
