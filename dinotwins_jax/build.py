@@ -4,6 +4,7 @@ Nothing below sees `config`.
 """
 
 import contextlib
+import copy
 from typing import NamedTuple
 
 import jax
@@ -117,6 +118,14 @@ def build(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
         fresh_state=lambda: create_state(backbone, loss, tx, key),
         random_backbone=lambda: init_backbone(backbone, key),
     )
+
+
+def for_evaluation(config: ConfigDict) -> ConfigDict:
+    """The config for the devices that are here, which need not be those of the training."""
+    here = copy.deepcopy(config)
+    here.parallel, here.micro_batches, here.batch_size = "jit", 1, jax.local_device_count()
+    here.mesh.data, here.mesh.fsdp = 0, 1
+    return here
 
 
 def make_backbone(config: ConfigDict) -> VisionTransformer:

@@ -33,6 +33,7 @@ def make_diagnosis(
       they run: teacher, student, heads, terms of the loss, then the gradients from the heads back to
       the patch embedding; "" where everything is finite.
     """
+    backbone = backbone.clone(remat=False)  # inside a block that runs again nothing can be noted
     terms = bound_terms(loss, axis_name=None, dtype=backbone.dtype)
     names: list[str] = []
 

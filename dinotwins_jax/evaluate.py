@@ -6,7 +6,6 @@ Scores the teacher of a run as the run's own config says. Weights in PyTorch nam
         --config.data.dir=/data/coco --torch_weights=dino_deitsmall16_pretrain.pth
 """
 
-import copy
 import json
 from pathlib import Path
 
@@ -53,19 +52,16 @@ def evaluate_run(
     Raises:
       ValueError, OSError: no such run, bad config, data or weights; the message is one line.
     """
-    from dinotwins_jax.build import build
+    from dinotwins_jax.build import build, for_evaluation
     from dinotwins_jax.evals.table import summary
     from dinotwins_jax.evals.tasks import TASKS, check_tasks
     from dinotwins_jax.scoring import evaluate
     from dinotwins_jax.subject import from_checkpoint
 
     check_tasks(tasks or ())
-    config = copy.deepcopy(config or _config_of(workdir))
+    config = config or _config_of(workdir)
     try:
-        # The devices here are not those of the training; without a batch to split one will do.
-        config.parallel, config.micro_batches = "jit", 1
-        config.mesh.data = config.mesh.fsdp = 1
-        run = build(config)
+        run = build(for_evaluation(config))
     except AttributeError as error:  # a key of the config that is not there
         raise ValueError(
             f"{workdir / 'config.json'} is of another version ({error}); give the run's --config=…"

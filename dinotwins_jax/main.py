@@ -1,11 +1,13 @@
 """Entry point: python -m dinotwins_jax.main --config=configs/hybrid.py --workdir=runs/hybrid"""
 
 import os
+import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from dinotwins_jax.cli import CONFIG, exit_code, fail, parse_flags
+from dinotwins_jax.cli import CONFIG, INTERRUPTED, USAGE_ERROR, exit_code, fail, parse_flags
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything goes; default runs/<config>-<preset>"
@@ -29,7 +31,23 @@ def main(argv) -> int:
     if len(argv) > 1:
         return fail(f"unknown argument '{argv[1]}': options start with --")
     logging.set_verbosity(logging.WARNING)
-    return exit_code(_dry_run if _DRY_RUN.value else _train)
+    try:
+        code = exit_code(_dry_run if _DRY_RUN.value else _train)
+    except KeyboardInterrupt:
+        code = fail("interrupted: the same command goes on from the last checkpoint", INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    return _leave(code)
+
+
+def _leave(code: int) -> int:
+    """Of several processes, one with an error of its own must not wait for the others: they wait for it."""
+    alone = code in (1, USAGE_ERROR, INTERRUPTED) and "jax" in sys.modules
+    if alone and sys.modules["jax"].distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _train() -> None:
@@ -48,8 +66,9 @@ def _dry_run() -> None:
     from dinotwins_jax.memory import memory_table, step_memory
 
     config = CONFIG.value
-    if config.mesh.data and os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_num_cpu_devices", config.mesh.data * config.mesh.fsdp)
+    wanted = max(config.mesh.data, 1) * config.mesh.fsdp
+    if wanted > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_num_cpu_devices", wanted)
     run = build(config)
     print(memory_table(step_memory(run, config.batch_size), run))
 

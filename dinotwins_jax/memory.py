@@ -28,7 +28,8 @@ def step_memory(run: Run, batch_size: int) -> dict[str, int]:
     temporaries = analysis.temp_size_in_bytes
     kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     return parts | {
-        "batch": sum(map(_bytes_here, batch.values())),
+        "batch": sum(x.size * x.dtype.itemsize for x in batch.values())
+        // run.placement.num_devices,
         "temporaries": temporaries,
         "peak": kept - analysis.alias_size_in_bytes + temporaries,
     }

@@ -132,8 +132,10 @@ def _jit_placement(devices, fsdp: int) -> Placement:
     def gather(tree):
         return jax.lax.with_sharding_constraint(tree, replicated)
 
+    replicate = jax.jit(lambda tree: tree, out_shardings=replicated)
+
     def whole(tree):
-        tree = jax.jit(lambda x: x, out_shardings=replicated)(tree)
+        tree = replicate(tree)
         return jax.device_put(
             jax.tree.map(lambda x: x.addressable_data(0), tree), _over(here, PartitionSpec())
         )

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -77,6 +78,12 @@ def _number(given: int | None, name: str, environment: Mapping[str, str]) -> int
         return int(environment[name])
     except ValueError:
         raise ValueError(f"{name} is '{environment[name]}': it must be a number") from None
+
+
+def say(text: str) -> None:
+    """A warning on stderr, from process 0 alone."""
+    if jax.process_index() == 0:
+        print(f"WARNING {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 The order is the official one: views -> teacher forward -> student forward -> loss with the previous
 center -> gradients -> clip -> last-layer freeze -> optimiser -> teacher EMA of the updated student;
-the new center comes out of the loss. A step whose loss or gradient is not finite changes nothing but
-the step count and the count of such steps.
+the new center comes out of the loss. A step whose loss, gradient or running statistics are not finite
+changes nothing but the step count and the count of such steps.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,10 @@ def make_train_step(
             opt_state=opt_state,
             loss_state=loss_state,
         )
-        state = keep_if_finite(jnp.isfinite(value) & jnp.isfinite(grad_norm), new, state)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        for leaf in jax.tree.leaves((loss_state, batch_stats)):
+            finite &= jnp.all(jnp.isfinite(leaf))
+        state = keep_if_finite(finite, new, state)
         metrics |= spread(cls[:, :2], axis_name)
         metrics |= {"loss": value, "grad_norm": grad_norm}
         metrics |= {name: hparams[name] for name in schedules}

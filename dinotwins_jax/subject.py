@@ -44,15 +44,12 @@ def from_checkpoint(run: Run, config, workdir: Path, which: str = "latest") -> S
     """
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: the run has not come so far yet")
-    keep = config.checkpoint
-    checkpoints = Checkpoints(workdir, keep.keep, keep.best_metric, keep.best_mode)
-    try:
+    best = config.checkpoint.best_metric, config.checkpoint.best_mode
+    with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:
         if checkpoints.latest() is None:
             raise ValueError(f"{checkpoints.path} is empty: the run has not come so far yet")
         like = run.placement.abstract(jax.eval_shape(run.fresh_state))
         state, _ = checkpoints.restore(like, _chosen(checkpoints, which))
-    finally:
-        checkpoints.close()
     teacher = run.placement.whole(state.teacher_params["backbone"])
     return Subject(teacher, run.random_backbone(), int(state.step))
 

@@ -1,5 +1,6 @@
 """Builds a run from its config, restores, runs the loop, evaluates."""
 
+import contextlib
 import time
 from collections import deque
 from pathlib import Path
@@ -7,11 +8,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from dinotwins_jax.build import Run, build
-from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
+from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.table import summary
@@ -21,6 +21,7 @@ from dinotwins_jax.scoring import evaluate
 from dinotwins_jax.state import TrainState
 from dinotwins_jax.stops import NonFiniteError, Stopped, StopSignals
 from dinotwins_jax.subject import Subject, eval_view
+from dinotwins_jax.workdir import claim_workdir
 
 SKIPPED_LIMIT = 3  # steps in a row without a finite loss and gradient, then the run stops
 
@@ -48,9 +49,10 @@ def train(
     run = build(config)
     monitor = _monitor(run, config)
     workdir = Path(workdir)
-    claim_workdir(workdir, config.to_dict(), force=resume == "force")
-    with only_first_writes(workdir) as out, jax.debug_nans(config.debug_nans):
-        state = fit(run, config, workdir, out, monitor)
+    force = resume == "force"
+    claim_workdir(workdir, config.to_dict(), force)
+    with only_first_writes(workdir) as out:
+        state = fit(run, config, workdir, out, monitor, force)
         trained = time.perf_counter() - start
         teacher = run.placement.whole(state.teacher_params["backbone"])
         subject = Subject(teacher, run.random_backbone(), int(state.step))
@@ -75,12 +77,15 @@ _FILES = {
 }
 
 
-def fit(run: Run, config: ConfigDict, workdir: Path, out: Path, monitor=None) -> TrainState:
+def fit(
+    run: Run, config: ConfigDict, workdir: Path, out: Path, monitor=None, force: bool = False
+) -> TrainState:
     """The training loop: restore, step, log, save.
 
     Args:
       workdir: where all processes keep their checkpoints; out: where this one writes its log.
       monitor: see evals/monitor.py; None: nothing is looked at.
+      force: start from the beginning where only damaged checkpoints are left.
     """
     batches = train_batches(
         run.source,
@@ -92,20 +97,22 @@ def fit(run: Run, config: ConfigDict, workdir: Path, out: Path, monitor=None) ->
         process_count=jax.process_count(),
     )
     keep = config.checkpoint
-    checkpoints = Checkpoints(workdir, keep.keep, keep.best_metric, keep.best_mode)
-    try:
-        if checkpoints.latest() is None:
-            state = run.placement.init(run.fresh_state)
-        else:
+    with (
+        contextlib.closing(batches),
+        Checkpoints(workdir, keep.keep, keep.best_metric, keep.best_mode) as checkpoints,
+    ):
+        if checkpoints.latest() is not None:
             like = run.placement.abstract(jax.eval_shape(run.fresh_state))
             state, position = checkpoints.restore(like)
             batches.set_state(position)
+        elif checkpoints.damaged.is_dir() and not force:
+            raise ValueError(
+                f"{workdir} has no checkpoint but damaged ones in {checkpoints.damaged}: --resume=force "
+                "starts from the beginning, or choose another --workdir"
+            )
+        else:
+            state = run.placement.init(run.fresh_state)
         return _loop(run, config, workdir, out, state, batches, checkpoints, monitor)
-    except FloatingPointError as error:  # of debug_nans
-        raise NonFiniteError(f"debug_nans: {str(error).strip().splitlines()[0]}") from error
-    finally:
-        checkpoints.close()
-        batches.close()
 
 
 def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) -> TrainState:
@@ -114,16 +121,23 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
     log = JsonLines(out / "metrics.jsonl", from_step=first)
     bad_images, watch = BadImageLog(run.source), CollapseWatch(run.warmup_steps)
     progress, interval = Progress(run.total_steps, first), Interval()
+    told = False  # about a metric that is not there
     running = deque(maxlen=2)  # (step, its batch on the host, its metrics on the device)
     with StopSignals(jax.process_count()) as stop, progress:
         while step < run.total_steps:
             waiting = time.perf_counter()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except ChildProcessError:  # a signal to all processes of the run ends its decoders too
+                if signal := stop.requested(step):
+                    _stop(run, workdir, state, batches, checkpoints, signal)
+                raise
             bad_images.add(batch)
             batch = {name: batch[name] for name in ("image", "size", "place")}
             on_device = run.placement.put_batch(batch)
             waited = time.perf_counter() - waiting
-            state, metrics = train_step(state, on_device)
+            with _debugging(config.debug_nans):
+                state, metrics = train_step(state, on_device)
             step += 1
             running.append((step, batch, metrics))
             # One step runs, one waits: no more batches on the device.
@@ -147,15 +161,51 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
                         progress.say(f"WARNING {warning}")
             if due or signal:
                 _check_row(run, workdir, state, running[-1], checkpoints)
+            if due:
                 _check_finite(state, step, workdir, checkpoints)
                 checkpoints.save(state, batches.get_state(), means)
+                if not told and _lacks_best_metric(config, means, monitor):
+                    progress.say(
+                        f"WARNING no best checkpoint is kept: checkpoint.best_metric "
+                        f"'{config.checkpoint.best_metric}' is not among the metrics: {', '.join(means)}"
+                    )
+                told = True
             if signal:
-                checkpoints.wait()
-                raise Stopped(
-                    f"{signal}: stopped after step {step} of {run.total_steps}, which is saved in "
-                    f"{workdir}; the same command goes on"
-                )
+                _stop(run, workdir, state, batches, checkpoints, signal)
     return state
+
+
+def _stop(run: Run, workdir: Path, state: TrainState, batches, checkpoints, signal: str):
+    """Saves what is done, and says so."""
+    step = int(state.step)
+    _check_finite(state, step, workdir, checkpoints)
+    checkpoints.save(state, batches.get_state())
+    checkpoints.wait()
+    raise Stopped(
+        f"{signal}: stopped after step {step} of {run.total_steps}, which is saved in {workdir}; the same "
+        "command goes on"
+    )
+
+
+@contextlib.contextmanager
+def _debugging(on: bool):
+    """With debug_nans, an error at the operation that made the first NaN."""
+    if not on:
+        yield
+        return
+    try:
+        with jax.debug_nans(True):
+            yield
+    except FloatingPointError as error:
+        raise NonFiniteError(f"debug_nans: {str(error).strip().splitlines()[0]}") from error
+
+
+def _lacks_best_metric(config, means: dict, monitor) -> bool:
+    """Whether a metric is asked for that the log does not have; without labels there is no monitor."""
+    name = config.checkpoint.best_metric
+    return (
+        bool(name) and name not in means and not (monitor is None and name.startswith("monitor/"))
+    )
 
 
 def _monitor(run: Run, config):
@@ -191,15 +241,21 @@ def _first_bad_module(run: Run, state: TrainState, batch) -> str:
         batch = run.placement.put_batch(batch)
     try:
         return run.diagnose(state, batch) or "nothing, when run again"
-    except jax.errors.JaxRuntimeError as error:  # the whole batch at once may not fit
+    except Exception as error:  # such as the whole batch at once, which may not fit
         return f"unknown ({str(error).strip().splitlines()[0][:200]})"
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
 def _check_finite(state: TrainState, step: int, workdir: Path, checkpoints: Checkpoints) -> None:
     """What is saved is finite: the update itself may overflow where loss and gradient did not."""
-    if not jnp.isfinite(optax.global_norm(state.params)):
+    if not _all_finite(state):
         raise NonFiniteError(
-            f"stopped: a parameter is not finite after step {step}; {_kept(checkpoints)} in {workdir}; to "
+            f"stopped: the state is not finite after step {step}; {_kept(checkpoints)} in {workdir}; to "
             "try, in another workdir: a lower optim.lr"
         )
 

@@ -23,10 +23,11 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from dinotwins_jax.build import build
+from dinotwins_jax.build import build, for_evaluation
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
+from dinotwins_jax.fingerprint import paths
 
 _OUT = flags.DEFINE_string("out", "runs/faults", "Directory; what was there is removed")
 _KILLS = flags.DEFINE_integer("kills", 30, "SIGKILLs", lower_bound=0)
@@ -120,15 +121,11 @@ def _unfinished(workdir: Path) -> list[str]:
 def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
     """{path: array} of the state in the last checkpoint of a run."""
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    config.parallel, config.micro_batches = "jit", 1
-    config.mesh.data = config.mesh.fsdp = 1
-    run = build(config)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    like = run.placement.abstract(jax.eval_shape(run.fresh_state))
-    state, _ = checkpoints.restore(like, checkpoints.latest())
-    checkpoints.close()
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
+    run = build(for_evaluation(config))
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        like = run.placement.abstract(jax.eval_shape(run.fresh_state))
+        state, _ = checkpoints.restore(like, checkpoints.latest())
+    return {path: np.asarray(array) for path, array in paths(jax.device_get(state))}
 
 
 def table(faults: list[Fault]) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dinotwins_jax.checkpoint import CheckpointError, Checkpoints, fingerprint
+from dinotwins_jax.checkpoint import CheckpointError, Checkpoints
+from dinotwins_jax.fingerprint import fingerprint
 
 ROOT = Path(__file__).parent.parent
 
@@ -134,11 +135,54 @@ def test_when_no_checkpoint_is_whole_nothing_is_thrown_away(tmp_path):
     save(tmp_path, [1, 2])
     for step in (1, 2):
         truncate(tmp_path / "checkpoints" / str(step) / "data" / "metadata")
-    with pytest.raises(
-        CheckpointError, match=r"no checkpoint in .* is whole.*starts from the beginning"
-    ):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole.*--resume=force"):
         restore(tmp_path)
     assert {p.name for p in (tmp_path / "damaged").iterdir()} == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no"),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory"),
+        OSError(5, "Input/output error"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_what_is_wrong_with_the_machine_damages_no_checkpoint(tmp_path, monkeypatch, error):
+    save(tmp_path, [1, 2])
+    checkpoints = Checkpoints(tmp_path)
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", fails)
+    with pytest.raises(OSError, match="cannot be read now"):
+        checkpoints.restore(state(0))
+    checkpoints.close()
+    assert not (tmp_path / "damaged").exists() and int(restore(tmp_path)[0].step) == 2
+
+
+def test_a_reader_changes_nothing(tmp_path, capfd):
+    save(tmp_path, [1, 2])
+    truncate(tmp_path / "checkpoints" / "2" / "data" / "metadata")
+    half = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-17"
+    shutil.copytree(tmp_path / "checkpoints" / "1", half)
+    before = sorted(tmp_path.rglob("*"))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        found, _ = checkpoints.restore(state(0))
+    assert int(found.step) == 1 and sorted(tmp_path.rglob("*")) == before
+    assert "checkpoint 2" in capfd.readouterr().err
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_the_disk(tmp_path, monkeypatch, capfd):
+    def fails():
+        raise OSError("No space left on device")
+
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fails)
+        raise ZeroDivisionError
+    assert "No space left on device" in capfd.readouterr().err
 
 
 def test_a_half_written_checkpoint_is_named_and_dropped(tmp_path, capfd):

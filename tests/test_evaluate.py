@@ -105,9 +105,8 @@ def test_other_weights_and_other_data_have_other_checksums():
 def test_weights_with_pytorchs_names_score_the_same(evaluated, tmp_path):
     workdir, scores = evaluated
     run = build(shrunk())
-    checkpoints = Checkpoints(workdir, 1)
-    state, _ = checkpoints.restore(run.placement.init(run.fresh_state))
-    checkpoints.close()
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(run.placement.init(run.fresh_state))
     np.savez(tmp_path / "teacher.npz", **vit_to_torch(state.teacher_params["backbone"]))
     config = shrunk(evals__tasks=())
     ours = evaluate_run(tmp_path / "out", config, ["knn"], str(tmp_path / "teacher.npz"))

@@ -127,7 +127,9 @@ def overflow(network, *path):
     ids=["all finite", "crops", "state", "student", "teacher", "head", "loss", "gradient"],
 )
 def test_the_first_bad_module_is_named(terms, change, bad_batch, where):
-    diagnose = make_diagnosis(**parts(terms))
+    diagnose = make_diagnosis(
+        **parts(terms) | {"backbone": VIT.clone(remat=where.startswith("student"))}
+    )
     assert diagnose(change(fresh(terms)), batch(bad_batch)) == where
 
 

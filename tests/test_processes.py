@@ -2,19 +2,19 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from golden_files import assert_close
 from shrunk import SHRUNK, shrunk
 
 from dinotwins_jax import processes
 from dinotwins_jax.processes import join, started_together
 from dinotwins_jax.train import train
 from experiments.faults import final_arrays
+from experiments.invariance import free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,15 +82,11 @@ def test_a_wrong_description_is_one_line(arguments, environment, message):
     assert "\n" not in str(error.value)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_two_processes_are_one_run(tmp_path):
     """Two of two devices each against one of four: log, scores and state; one log, one set of scores."""
-    options = {"mesh__fsdp": 2, "evals__pictures": 0}
+    # LARS at a high rate, see test_train.test_a_run_goes_on_on_other_devices.
+    options = {"optim__name": "lars", "optim__lr": 300.0, "optim__clip": 0.0}
+    options |= {"mesh__fsdp": 2, "evals__pictures": 0}
     address = f"127.0.0.1:{free_port()}"
     flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
     flags += [f"--config.{name.replace('__', '.')}={value}" for name, value in options.items()]
@@ -136,6 +132,4 @@ def test_two_processes_are_one_run(tmp_path):
     } - {"features"}
     arrays = final_arrays(one)
     for path, array in final_arrays(two).items():
-        # AdamW divides a gradient by its own size: where the true one is zero, rounding moves weights.
-        if "key" not in path and "qkv/bias" not in path:
-            np.testing.assert_allclose(array, arrays[path], atol=2e-3, err_msg=path)
+        assert_close(array, arrays[path], 1e-4, path, floor=0.1)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from golden_files import assert_trees_close
+from golden_files import assert_trees_close, relative_error
 from ml_collections import ConfigDict
 from PIL import Image
 from shrunk import SHRUNK, shrunk
@@ -25,10 +25,11 @@ from dinotwins_jax import data as data_module
 from dinotwins_jax import scoring, subject
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
-from dinotwins_jax.checkpoint import Checkpoints, claim_workdir
+from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.metrics import Progress
 from dinotwins_jax.stops import NonFiniteError
 from dinotwins_jax.train import train
+from dinotwins_jax.workdir import claim_workdir
 from experiments import vicreg
 
 ROOT = Path(__file__).parent.parent
@@ -41,9 +42,8 @@ def log_of(workdir):
 
 def final_state(config, workdir):
     run = build(config)
-    checkpoints = Checkpoints(workdir, 1)
-    state, position = checkpoints.restore(run.placement.init(run.fresh_state))
-    checkpoints.close()
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state, position = checkpoints.restore(run.placement.init(run.fresh_state))
     return state, position
 
 
@@ -105,22 +105,25 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, mon
 def test_a_run_goes_on_on_other_devices(tmp_path):
     """Half on 8 devices, half on 2 of which each holds half of the state: to 1e-5 the run on 8.
 
-    By LARS, whose updates are linear in the gradients. AdamW divides a gradient by its own size: where
-    the true one is zero (a bias before batch norm), rounding alone moves the weight.
+    By LARS with a high rate, whose steps are a hundredth of the weights. AdamW divides a gradient by its
+    own size: where the true one is zero (a bias before batch norm), rounding alone moves the weight.
     """
-    options = {"optim__name": "lars", "optim__clip": 0.0, "evals__tasks": (), "evals__pictures": 0}
-    options["evals__monitor_every_epochs"] = 0.0
+    options = {"optim__name": "lars", "optim__lr": 300.0, "optim__clip": 0.0, "evals__tasks": ()}
+    options |= {"evals__pictures": 0, "evals__monitor_every_epochs": 0.0}
     one, other = tmp_path / "one", tmp_path / "other"
     train(shrunk(**options), one)
     shutil.copytree(one, other)
     shutil.rmtree(other / "checkpoints" / "4")
     config = shrunk(mesh__data=1, mesh__fsdp=2, **options)
+    half, _ = final_state(config, other)
     train(config, other)
     (ours, position), (theirs, expected) = (final_state(config, w) for w in (other, one))
     assert position == expected
     assert log_of(other)[-1]["loss"] == pytest.approx(log_of(one)[-1]["loss"], rel=1e-5)
     for name in ("params", "teacher_params", "batch_stats", "loss_state"):
         assert_trees_close(getattr(ours, name), getattr(theirs, name), 1e-5, 0.1)
+    kernels = (s.params["backbone"]["blocks_0"]["mlp"]["fc1"]["kernel"] for s in (half, ours))
+    assert relative_error(*kernels) > 1e-3
 
 
 def test_pmap_trains_to_the_same_losses(whole_run, tmp_path):
@@ -298,7 +301,10 @@ def test_a_workdir_belongs_to_one_config(tmp_path, capfd):
     config = shrunk().to_dict()
     claim_workdir(tmp_path, config | {"seed": 2})
     claim_workdir(tmp_path, config)  # the first attempt left no checkpoint
-    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    claim_workdir(tmp_path, config | {"seed": 2})  # nor did the second: it was never finished
+    claim_workdir(tmp_path, config)
+    (tmp_path / "checkpoints" / "2").mkdir()
     claim_workdir(tmp_path, config | {"log": {"every_steps": 9}})  # changes no weight
     assert json.loads((tmp_path / "config.json").read_text())["log"] == {"every_steps": 9}
     elsewhere = {"mesh": {"data": 2, "fsdp": 4}, "micro_batches": 2, "parallel": "pmap"}

@@ -13,6 +13,7 @@ position in it): what random keys are made of.
 
 import atexit
 import re
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -149,8 +150,15 @@ class TrainBatches(Iterator[Batch]):
         if self._num_workers:
             if not flags.FLAGS.is_parsed():  # grain reads absl flags, which a notebook never parses
                 flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self._num_workers))
+            options = grain.MultiprocessingOptions(self._num_workers)
+            dataset = dataset.mp_prefetch(options, _leave_ctrl_c_to_the_parent)
         return iter(dataset)
+
+
+def _leave_ctrl_c_to_the_parent(worker: int, workers: int) -> None:
+    """A terminal sends it to all processes of a run; the parent decides."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _load_at(load, rows: slice, start: int, num_records: int, number: int, ids) -> Batch:

@@ -1,0 +1,61 @@
+"""A workdir belongs to one run: which config it has, and whether another one may go on with it."""
+
+import json
+from pathlib import Path
+
+import jax
+
+from dinotwins_jax.files import replace_text
+from dinotwins_jax.processes import say
+
+# Keys that may differ between two starts of one run: they change no weight, but for rounding.
+_FREE = (
+    *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
+    *("mesh.", "parallel", "micro_batches", "model.remat"),
+)
+_ABSENT = object()
+
+
+def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
+    """Writes WORKDIR/config.json, after a check that the run that is there is this one.
+
+    Args:
+      force: go on with that run although it is not: say what differs.
+    Raises:
+      ValueError: the workdir holds checkpoints of another config; the message names the keys.
+    """
+    path = Path(workdir) / "config.json"
+    config = json.loads(json.dumps(config))  # tuples become lists, as they do on disk
+    checkpoints = (path.parent / "checkpoints").glob("*")
+    if path.exists() and any(entry.name.isdigit() for entry in checkpoints):
+        differ = _differences(json.loads(path.read_text()), config)
+        if differ and not force:
+            raise ValueError(
+                f"{workdir} holds another run, choose another --workdir, or go on with it all the same by "
+                f"--resume=force; differs in {differ}"
+            )
+        if differ:
+            say(f"{workdir} goes on with another config: {differ}")
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _differences(theirs: dict, ours: dict) -> str:
+    theirs, ours = _flatten(theirs), _flatten(ours)
+    differ = [
+        f"{key} ({theirs.get(key, 'not there')} -> {ours.get(key, 'not there')})"
+        for key in sorted(theirs.keys() | ours.keys())
+        if (theirs.get(key, _ABSENT) != ours.get(key, _ABSENT)) and not key.startswith(_FREE)
+    ]
+    return ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
