@@ -29,12 +29,6 @@ from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.fingerprint import paths
 
-_OUT = flags.DEFINE_string("out", "runs/faults", "Directory; what was there is removed")
-_KILLS = flags.DEFINE_integer("kills", 30, "SIGKILLs", lower_bound=0)
-_TERMS = flags.DEFINE_integer("terms", 10, "SIGTERMs", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments")
-_CONFIG = flags.DEFINE_string("train_config", "configs/hybrid.py:demo", "As for dinotwins_jax.main")
-
 DEMO = (
     "--config.checkpoint.every_epochs=0.25",
     "--config.log.every_steps=10",
@@ -138,24 +132,34 @@ def table(faults: list[Fault]) -> str:
     return markdown(rows)
 
 
+def define_flags() -> None:
+    """The command's; other commands have flags of the same names."""
+    flags.DEFINE_string("out", "runs/faults", "Directory; what was there is removed")
+    flags.DEFINE_integer("kills", 30, "SIGKILLs", lower_bound=0)
+    flags.DEFINE_integer("terms", 10, "SIGTERMs", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Of the moments")
+    flags.DEFINE_string("train_config", "configs/hybrid.py:demo", "As for dinotwins_jax.main")
+
+
 def main(argv) -> int:
+    given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
     overrides = [*DEMO, *argv[1:]]
-    out = Path(_OUT.value)
+    out = Path(given.out)
     shutil.rmtree(out, ignore_errors=True)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((out / "compiled").absolute()))
 
     def command(workdir: Path) -> list[str]:
-        main = [sys.executable, "-m", "dinotwins_jax.main", f"--config={_CONFIG.value}"]
+        main = [sys.executable, "-m", "dinotwins_jax.main", f"--config={given.train_config}"]
         return [*main, f"--workdir={workdir}", *overrides]
 
     def work():
         start = time.perf_counter()
         subprocess.run(command(out / "unbroken"), check=True, stdout=subprocess.DEVNULL)
         unbroken = time.perf_counter() - start
-        signals = [signal.SIGKILL] * _KILLS.value + [signal.SIGTERM] * _TERMS.value
-        random.Random(_SEED.value).shuffle(signals)
-        faults = break_run(command(out / "broken"), out / "broken", signals, _SEED.value)
+        signals = [signal.SIGKILL] * given.kills + [signal.SIGTERM] * given.terms
+        random.Random(given.seed).shuffle(signals)
+        faults = break_run(command(out / "broken"), out / "broken", signals, given.seed)
         print(table(faults))
         print(f"{unbroken:.0f} s unbroken, {time.perf_counter() - start - unbroken:.0f} s broken")
         ours, theirs = final_arrays(out / "broken"), final_arrays(out / "unbroken")
@@ -174,4 +178,5 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main, flags_parser=_parse)

@@ -1,6 +1,6 @@
 """The same training whatever it runs on: one table of differences to a run on one device.
 
-    python -m experiments.invariance [--json=FILE]
+    python -m experiments.invariance
 
 Each row trains the same two steps (plain SGD, so that every difference of a gradient stays visible) on
 virtual CPU devices: jit over a mesh, pmap, a state split over devices (fsdp), two processes that talk
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import app, logging
 
 from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.evals.table import markdown
@@ -36,8 +36,6 @@ from dinotwins_jax.parallel import make_placement
 from dinotwins_jax.processes import join
 from dinotwins_jax.state import create_state
 from dinotwins_jax.step import make_train_step
-
-_JSON = flags.DEFINE_string("json", None, "File for all figures")
 
 LIMIT = 2e-4
 BATCH, STEPS, DEVICES = 16, 2, 8
@@ -280,8 +278,6 @@ def main(argv) -> int:
     jax.config.update("jax_num_cpu_devices", DEVICES)
     found = differences(CASES)
     print(table(found))
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
     too_far = [title for title, of in found.items() if not max(of.values()) <= LIMIT]
     for title in too_far:
         print(f"error: {title}: above {LIMIT:g}", file=sys.stderr)

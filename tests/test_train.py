@@ -383,7 +383,7 @@ def test_the_command_exits_with_3_on_nan(tmp_path):
     )
     assert done.returncode == 3
     line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("error: stopped: ") and "after step 2" in line and str(tmp_path) in line
+    assert line.startswith("error: stopped: ") and "step 4" in line and str(tmp_path) in line
 
 
 def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):

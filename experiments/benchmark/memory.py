@@ -25,17 +25,6 @@ from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.memory import step_memory
 
-_DIR = flags.DEFINE_string("dir", None, "COCO, or a sample of it; only its file names are read")
-_METHOD = flags.DEFINE_enum("method", "hybrid", ["hybrid", "dino", "barlow_twins"], "Config")
-_MODELS = flags.DEFINE_list("models", ["vit_small", "vit_base"], "Names of models.create_vit")
-_BATCHES = flags.DEFINE_list("batches", ["64", "256"], "Images")
-_WAYS = flags.DEFINE_list("ways", ["plain", "remat", "micro4", "remat+micro4"], "Columns")
-_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of compute")
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Of a TPU, such as v5e:2x2; one chip of it is used"
-)
-_JSON = flags.DEFINE_string("json", None, "File for all figures, written after each of them")
-
 METHODS = {"hybrid": hybrid, "dino": dino, "barlow_twins": barlow_twins}
 
 
@@ -84,30 +73,44 @@ def table(figures: dict[str, dict[str, dict]], ways: list[str]) -> str:
     return markdown(rows)
 
 
+def define_flags() -> None:
+    """The command's; other commands have flags of the same names."""
+    flags.DEFINE_string("dir", None, "COCO, or a sample of it; only its file names are read")
+    flags.DEFINE_enum("method", "hybrid", list(METHODS), "Config")
+    flags.DEFINE_list("models", ["vit_small", "vit_base"], "Names of models.create_vit")
+    flags.DEFINE_list("batches", ["64", "256"], "Images")
+    flags.DEFINE_list("ways", ["plain", "remat", "micro4", "remat+micro4"], "Columns")
+    flags.DEFINE_string("dtype", "bfloat16", "Of compute")
+    flags.DEFINE_string("topology", None, "Of a TPU, such as v5e:2x2; one chip of it is used")
+    flags.DEFINE_string("json", None, "File for all figures, written after each of them")
+
+
 def main(argv) -> int:
     del argv
     logging.set_verbosity(logging.WARNING)
+    given = flags.FLAGS
 
     def work():
-        if _DIR.value is None:
+        if given.dir is None:
             raise ValueError("--dir is not given: a folder of COCO, or of a sample of it")
-        device = device_of(_TOPOLOGY.value)
+        device = device_of(given.topology)
         figures: dict[str, dict[str, dict]] = {}
-        for model in _MODELS.value:
-            for batch in map(int, _BATCHES.value):
+        for model in given.models:
+            for batch in map(int, given.batches):
                 row = figures.setdefault(f"{model}, batch {batch}", {})
-                for way in _WAYS.value:
-                    options = (model, batch, way, _DTYPE.value, _DIR.value)
-                    row[way] = measure(device, config_of(_METHOD.value, *options))
-                    if _JSON.value:
-                        replace_text(Path(_JSON.value), json.dumps(figures, indent=1) + "\n")
-        kind = f"{device.device_kind}, {_METHOD.value}, {_DTYPE.value}, jax {jax.__version__}"
+                for way in given.ways:
+                    config = config_of(given.method, model, batch, way, given.dtype, given.dir)
+                    row[way] = measure(device, config)
+                    if given.json:
+                        replace_text(Path(given.json), json.dumps(figures, indent=1) + "\n")
+        kind = f"{device.device_kind}, {given.method}, {given.dtype}, jax {jax.__version__}"
         print(
-            f"{table(figures, _WAYS.value)}\n{kind}, by XLA's memory analysis of the compiled step"
+            f"{table(figures, given.ways)}\n{kind}, by XLA's memory analysis of the compiled step"
         )
 
     return exit_code(work)
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
