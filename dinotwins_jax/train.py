@@ -6,8 +6,6 @@ from collections import deque
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from dinotwins_jax.build import Run, build
@@ -15,15 +13,14 @@ from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.table import summary
+from dinotwins_jax.guard import check_finite, check_row, debugging_nans
 from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, Progress
 from dinotwins_jax.processes import only_first_writes
 from dinotwins_jax.scoring import evaluate
 from dinotwins_jax.state import TrainState
-from dinotwins_jax.stops import NonFiniteError, Stopped, StopSignals
+from dinotwins_jax.stops import Stopped, StopSignals
 from dinotwins_jax.subject import Subject, eval_view
 from dinotwins_jax.workdir import claim_workdir
-
-SKIPPED_LIMIT = 3  # steps in a row without a finite loss and gradient, then the run stops
 
 
 def train(
@@ -136,12 +133,12 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
             batch = {name: batch[name] for name in ("image", "size", "place")}
             on_device = run.placement.put_batch(batch)
             waited = time.perf_counter() - waiting
-            with _debugging(config.debug_nans):
+            with debugging_nans(config.debug_nans):
                 state, metrics = train_step(state, on_device)
             step += 1
             running.append((step, batch, metrics))
             # One step runs, one waits: no more batches on the device.
-            _check_row(run, workdir, state, running[0], checkpoints)
+            check_row(run, workdir, state, running[0], checkpoints)
             interval.add(metrics, config.batch_size, waited)
             progress.advance(step)
             last, signal = step == run.total_steps, stop.requested(step)
@@ -160,9 +157,9 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
                     for warning in watch.check(step, means):
                         progress.say(f"WARNING {warning}")
             if due or signal:
-                _check_row(run, workdir, state, running[-1], checkpoints)
+                check_row(run, workdir, state, running[-1], checkpoints)
             if due:
-                _check_finite(state, step, workdir, checkpoints)
+                check_finite(state, step, workdir, checkpoints)
                 checkpoints.save(state, batches.get_state(), means)
                 if not told and _lacks_best_metric(config, means, monitor):
                     progress.say(
@@ -178,26 +175,13 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
 def _stop(run: Run, workdir: Path, state: TrainState, batches, checkpoints, signal: str):
     """Saves what is done, and says so."""
     step = int(state.step)
-    _check_finite(state, step, workdir, checkpoints)
+    check_finite(state, step, workdir, checkpoints)
     checkpoints.save(state, batches.get_state())
     checkpoints.wait()
     raise Stopped(
         f"{signal}: stopped after step {step} of {run.total_steps}, which is saved in {workdir}; the same "
         "command goes on"
     )
-
-
-@contextlib.contextmanager
-def _debugging(on: bool):
-    """With debug_nans, an error at the operation that made the first NaN."""
-    if not on:
-        yield
-        return
-    try:
-        with jax.debug_nans(True):
-            yield
-    except FloatingPointError as error:
-        raise NonFiniteError(f"debug_nans: {str(error).strip().splitlines()[0]}") from error
 
 
 def _lacks_best_metric(config, means: dict, monitor) -> bool:
@@ -216,50 +200,3 @@ def _monitor(run: Run, config):
     return make_monitor(
         run.backbone, source, eval_view(run, config), images=config.evals.monitor_images
     )
-
-
-def _check_row(run: Run, workdir: Path, state: TrainState, done, checkpoints: Checkpoints) -> None:
-    """Stops a run that has come to a stop by itself; waits for the step in question."""
-    step, batch, metrics = done
-    if int(metrics["skipped/in_a_row"]) < SKIPPED_LIMIT:
-        return
-    name = f"nonfinite_step{step}"
-    name += f"_process{jax.process_index()}" if jax.process_count() > 1 else ""
-    path = workdir / f"{name}.npz"
-    np.savez(path, **batch)
-    where = _first_bad_module(run, state.replace(step=jnp.int32(step - 1)), batch)
-    raise NonFiniteError(
-        f"stopped: the loss or a gradient was not finite in {SKIPPED_LIMIT} steps in a row, the last "
-        f"one step {step}, which changed nothing; first not finite: {where}; its batch is in {path}; "
-        f"{_kept(checkpoints)} in {workdir}; to try: a lower optim.lr or a longer optim.warmup_epochs, "
-        "from there by --resume=force or in another workdir"
-    )
-
-
-def _first_bad_module(run: Run, state: TrainState, batch) -> str:
-    if run.placement.axis_name is None:
-        batch = run.placement.put_batch(batch)
-    try:
-        return run.diagnose(state, batch) or "nothing, when run again"
-    except Exception as error:  # such as the whole batch at once, which may not fit
-        return f"unknown ({str(error).strip().splitlines()[0][:200]})"
-
-
-@jax.jit
-def _all_finite(tree) -> jax.Array:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
-
-
-def _check_finite(state: TrainState, step: int, workdir: Path, checkpoints: Checkpoints) -> None:
-    """What is saved is finite: the update itself may overflow where loss and gradient did not."""
-    if not _all_finite(state):
-        raise NonFiniteError(
-            f"stopped: the state is not finite after step {step}; {_kept(checkpoints)} in {workdir}; to "
-            "try, in another workdir: a lower optim.lr"
-        )
-
-
-def _kept(checkpoints: Checkpoints) -> str:
-    step = checkpoints.latest()
-    return "no checkpoint was due yet" if step is None else f"the checkpoint of step {step} is kept"

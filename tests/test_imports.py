@@ -21,6 +21,7 @@ FORBIDDEN = {
     "forward": {"losses", "data", "evals", "build", "train", "step", "objective", "checkpoint"},
     "objective": {"data", "evals", "build", "train", "step", "forward", "checkpoint"},
     "step": {"data", "evals", "build", "train", "checkpoint", "metrics"},
+    "guard": {"data", "evals", "train", "step", "losses", "models", "optim"},
     "diagnosis": {"data", "evals", "build", "train", "checkpoint", "metrics", "optim"},
     "checkpoint": {"data", "evals", "build", "train", "step", "losses", "models"},
     "parallel": {"data", "evals", "build", "train", "step", "losses", "models", "state"},

@@ -1,0 +1,75 @@
+"""Whether a run may go on: numbers that are no numbers, where they come from, and what is left."""
+
+import contextlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinotwins_jax.build import Run
+from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.state import TrainState
+from dinotwins_jax.stops import NonFiniteError
+
+SKIPPED_LIMIT = 3  # steps in a row without a finite loss and gradient, then the run stops
+
+
+def check_row(run: Run, workdir: Path, state: TrainState, done, checkpoints: Checkpoints) -> None:
+    """Stops a run that has come to a stop by itself; waits for the step in question."""
+    step, batch, metrics = done
+    if int(metrics["skipped/in_a_row"]) < SKIPPED_LIMIT:
+        return
+    name = f"nonfinite_step{step}"
+    name += f"_process{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = workdir / f"{name}.npz"
+    np.savez(path, **batch)
+    where = _first_bad_module(run, state.replace(step=jnp.int32(step - 1)), batch)
+    raise NonFiniteError(
+        f"stopped: the loss or a gradient was not finite in {SKIPPED_LIMIT} steps in a row, the last "
+        f"one step {step}, which changed nothing; first not finite: {where}; its batch is in {path}; "
+        f"{_kept(checkpoints)} in {workdir}; to try: a lower optim.lr or a longer optim.warmup_epochs, "
+        "from there by --resume=force or in another workdir"
+    )
+
+
+def _first_bad_module(run: Run, state: TrainState, batch) -> str:
+    if run.placement.axis_name is None:
+        batch = run.placement.put_batch(batch)
+    try:
+        return run.diagnose(state, batch) or "nothing, when run again"
+    except Exception as error:  # such as the whole batch at once, which may not fit
+        return f"unknown ({str(error).strip().splitlines()[0][:200]})"
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def check_finite(state: TrainState, step: int, workdir: Path, checkpoints: Checkpoints) -> None:
+    """What is saved is finite: the update itself may overflow where loss and gradient did not."""
+    if not _all_finite(state):
+        raise NonFiniteError(
+            f"stopped: the state is not finite after step {step}; {_kept(checkpoints)} in {workdir}; to "
+            "try, in another workdir: a lower optim.lr"
+        )
+
+
+def _kept(checkpoints: Checkpoints) -> str:
+    step = checkpoints.latest()
+    return "no checkpoint was due yet" if step is None else f"the checkpoint of step {step} is kept"
+
+
+@contextlib.contextmanager
+def debugging_nans(on: bool):
+    """With debug_nans, an error at the operation that made the first NaN."""
+    if not on:
+        yield
+        return
+    try:
+        with jax.debug_nans(True):
+            yield
+    except FloatingPointError as error:
+        raise NonFiniteError(f"debug_nans: {str(error).strip().splitlines()[0]}") from error
