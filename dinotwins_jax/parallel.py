@@ -69,7 +69,7 @@ def make_placement(
     if micro_batches < 1:
         raise ValueError(f"config.micro_batches is {micro_batches}: it must be positive")
     if batch_size < 1 or batch_size % (len(devices) * micro_batches):
-        among = f"{len(devices)} devices"
+        among = f"{len(devices)} devices (config.mesh, data x fsdp)"
         if micro_batches > 1:
             among += f" times config.micro_batches {micro_batches}"
         raise ValueError(f"config.batch_size {batch_size} does not divide by {among}")

@@ -62,6 +62,7 @@ def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
 
 
 def test_signals_are_noted_once_and_handlers_come_back():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopSignals() as stop:
         assert stop.requested(1) is None

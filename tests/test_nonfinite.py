@@ -6,17 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
-from shrunk import shrunk
 
 from dinotwins_jax.diagnosis import make_diagnosis
+from dinotwins_jax.guard import debugging_nans
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.state import create_state
 from dinotwins_jax.step import make_train_step
 from dinotwins_jax.stops import NonFiniteError
-from dinotwins_jax.train import train
 
 VIT = VisionTransformer(embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=16)
 TERMS = {
@@ -133,12 +131,17 @@ def test_the_first_bad_module_is_named(terms, change, bad_batch, where):
     assert diagnose(change(fresh(terms)), batch(bad_batch)) == where
 
 
-def test_debug_nans_stops_at_the_operation(tmp_path):
-    config = shrunk(total_steps=4, debug_nans=True, mesh__data=1, evals__tasks=())
-    config.loss = ConfigDict({"mine": {"fn": "fork:alignment", "nan_from_step": 2}})
-    config.match_gradients_to = ""
-    config.views.num_local = 0
-    with pytest.raises(NonFiniteError, match=r"^debug_nans: .*nan") as error:
-        train(config, tmp_path)
+def test_debug_nans_stops_at_the_operation():
+    log = jax.jit(lambda x: jnp.sum(jnp.log(x)))
+    with debugging_nans(False):
+        assert np.isnan(log(jnp.array([-1.0])))
+    with debugging_nans(True):
+        assert log(jnp.array([1.0])) == 0.0
+        assert jax.config.jax_debug_nans
+    with (
+        pytest.raises(NonFiniteError, match=r"^debug_nans: .*nan.*log") as error,
+        debugging_nans(True),
+    ):
+        log(jnp.array([-1.0]))
     assert "\n" not in str(error.value) and error.value.code == 3
     assert not jax.config.jax_debug_nans

@@ -86,7 +86,7 @@ def test_two_processes_are_one_run(tmp_path):
     """Two of two devices each against one of four: log, scores and state; one log, one set of scores."""
     # LARS at a high rate, see test_train.test_a_run_goes_on_on_other_devices.
     options = {"optim__name": "lars", "optim__lr": 300.0, "optim__clip": 0.0}
-    options |= {"mesh__fsdp": 2, "evals__pictures": 0}
+    options |= {"mesh__data": 2, "mesh__fsdp": 2, "evals__pictures": 0}
     address = f"127.0.0.1:{free_port()}"
     flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
     flags += [f"--config.{name.replace('__', '.')}={value}" for name, value in options.items()]
@@ -117,7 +117,7 @@ def test_two_processes_are_one_run(tmp_path):
     assert [line for line in output[1][0].splitlines() if "[Gloo]" not in line] == []
 
     one = tmp_path / "one"
-    scores = train(shrunk(**options, mesh__data=2), one)
+    scores = train(shrunk(**options), one)
     ours, theirs = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         for run in (two, one)

@@ -155,7 +155,7 @@ def trained_or_named(changed, workdir):
 
 
 @settings(
-    max_examples=LONG or 40,
+    max_examples=LONG or 25,
     deadline=None,
     derandomize=not LONG,
     database=None,

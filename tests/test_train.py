@@ -111,7 +111,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path):
     options = {"optim__name": "lars", "optim__lr": 300.0, "optim__clip": 0.0, "evals__tasks": ()}
     options |= {"evals__pictures": 0, "evals__monitor_every_epochs": 0.0}
     one, other = tmp_path / "one", tmp_path / "other"
-    train(shrunk(**options), one)
+    train(shrunk(mesh__data=0, **options), one)
     shutil.copytree(one, other)
     shutil.rmtree(other / "checkpoints" / "4")
     config = shrunk(mesh__data=1, mesh__fsdp=2, **options)
@@ -127,7 +127,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path):
 
 
 def test_pmap_trains_to_the_same_losses(whole_run, tmp_path):
-    train(shrunk(parallel="pmap"), tmp_path)
+    train(shrunk(parallel="pmap", mesh__data=0), tmp_path)
     for ours, theirs in zip(log_of(tmp_path), log_of(whole_run[0]), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
@@ -240,7 +240,7 @@ def test_too_many_truncated_images_stop_the_run_and_are_named(tmp_path):
         ({"views__global_size": 20}, r"views\.global_size 20 is not a multiple.*patch_size 8"),
         ({"views__local_size": 12}, r"views\.local_size 12 is not a multiple"),
         ({"parallel": "pjit"}, "choose jit or pmap"),
-        ({"batch_size": 12}, "12 does not divide by 8 devices"),
+        ({"batch_size": 12, "mesh__data": 0}, "12 does not divide by 8 devices"),
         ({"model__name": "vit_smol"}, "unknown model 'vit_smol'"),
         ({"model__dtype": "float16"}, "choose float32 or bfloat16"),
         ({"evals__n_last_blocks": 3}, "the backbone has 2"),
