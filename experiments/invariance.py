@@ -89,9 +89,14 @@ PLACES = (
     Case(remat=True),
     Case(micro_batches=4, remat=True),
 )
+# The hybrid everywhere, its two parts where they could go ways of their own.
 CASES = (
     *PLACES,
-    *(case._replace(method=method) for method in ("dino", "barlow_twins") for case in PLACES),
+    *(
+        place._replace(method=method)
+        for method in ("dino", "barlow_twins")
+        for place in (Case(devices=8, fsdp=8), Case(micro_batches=4))
+    ),
 )
 
 
@@ -260,6 +265,9 @@ def differences(cases, real_crops: bool = True) -> dict[str, dict[str, float]]:
             name: difference(result[name], arrays)
             for name, arrays in references[case.method].items()
         }
+        print(
+            f"{case.title()}: {max(found[case.title()].values()):.1e}", file=sys.stderr, flush=True
+        )
     return found
 
 
