@@ -1,13 +1,14 @@
 """The same training whatever it runs on: one table of differences to a run on one device.
 
-    python -m experiments.invariance
+    python -m experiments.invariance [--real_crops]
 
 Each row trains the same two steps (plain SGD, so that every difference of a gradient stays visible) on
 virtual CPU devices: jit over a mesh, pmap, a state split over devices (fsdp), two processes that talk
 over loopback, and batches that go through the backbone in parts. A number is the largest difference of
 any value of an array over the array's largest value, and of all arrays the largest. Left out are arrays
 whose true gradient is zero, where there is only rounding: the keys' bias, and biases before a batch
-norm. Exits with 1 above LIMIT.
+norm. Images are cut; with --real_crops they go through the multi-crop of training, which takes longer
+to compile. Exits with 1 above LIMIT.
 """
 
 import json
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, logging
+from absl import app, flags, logging
 
 from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.evals.table import markdown
@@ -284,7 +285,7 @@ def main(argv) -> int:
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    found = differences(CASES)
+    found = differences(CASES, flags.FLAGS.real_crops)
     print(table(found))
     too_far = [title for title, of in found.items() if not max(of.values()) <= LIMIT]
     for title in too_far:
@@ -293,4 +294,5 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_boolean("real_crops", False, "The multi-crop of training instead of cuts")
     app.run(main)
