@@ -18,9 +18,8 @@ def get_config() -> ConfigDict:
     # The batch goes through the backbone in so many parts, one after the other: less memory, a third
     # more work, the same numbers; the loss sees the whole batch all the same.
     c.micro_batches = 1
-    c.debug_nans = (
-        False  # stop at the operation that makes the first NaN; slow, and needs more memory
-    )
+    # Stop at the operation that makes the first NaN; slow, and needs more memory.
+    c.debug_nans = False
     c.total_epochs = 100.0  # all durations below are parts of it
     c.total_steps = (
         0  # 0: from total_epochs; else the run's length, and every duration scales with it

@@ -56,9 +56,8 @@ class Checkpoints:
         options = {"preservation_policy": _last_and_best(keep, best_metric, best_mode)}
         options |= {"create": True, "cleanup_tmp_directories": True}
         if best_metric:
-            options["best_fn"] = lambda metrics: (
-                metrics
-            )  # asks Orbax to keep them; the policy ranks
+            # Asks Orbax to keep the metrics; the policy ranks.
+            options["best_fn"] = lambda metrics: metrics
         options = ocp.CheckpointManagerOptions(**({"read_only": True} if read_only else options))
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
