@@ -38,7 +38,7 @@ def forward(
     ids: jax.Array,
     *,
     micro_batches: int = 1,
-    read: tuple[bool, bool] = (True, True),
+    reads: Callable[[dict, dict], tuple[bool, bool]] = lambda student, teacher: (True, True),
 ) -> Forward:
     """Features of a batch.
 
@@ -48,8 +48,9 @@ def forward(
       params, teacher_params: of the backbone.
       ids: i32[B], place of each image in the global batch, for drop path.
       micro_batches: A; must divide the images of each device.
-      read: whether anything reads the student's and the teacher's patch tokens; where nothing does, a
-        batch in parts has zeros there instead of keeping them.
+      reads: from the shapes of both networks' features, whether anything reads the student's and the
+        teacher's patch tokens; where nothing does, a batch in parts has zeros there instead of keeping
+        them.
     """
 
     def teacher_of(crops):
@@ -66,6 +67,7 @@ def forward(
     parts = split((batch, ids), micro_batches)
     shapes = jax.eval_shape(lambda: student_of(params, make_crops(batch), ids))
     teacher_shapes = jax.eval_shape(lambda: teacher_of(make_crops(batch)))
+    read = reads(shapes, teacher_shapes)
 
     def both(part):
         batch, ids = part

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dinotwins_jax.forward import forward, student_features, teacher_features
+from dinotwins_jax.forward import forward
 from dinotwins_jax.losses.base import Loss
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.objective import bound_terms, heads_of, loss_gradients, reads_patches
@@ -90,14 +90,6 @@ def make_train_step(
         make_crops = partial(views, key=jax.random.fold_in(root, AUGMENT))
         ids = image_ids(jax.tree.leaves(batch)[0].shape[0], axis_name)
         networks = (state.params["backbone"], state.teacher_params["backbone"])
-        read = (True, True)
-        if micro_batches > 1:
-            crops = jax.eval_shape(make_crops, batch)
-            student = jax.eval_shape(
-                partial(student_features, backbone), networks[0], crops, drop_key, ids
-            )
-            teacher = jax.eval_shape(partial(teacher_features, backbone), networks[1], crops)
-            read = reads_patches(terms, state, student, teacher, hparams)
         student, teacher, pull_back = forward(
             backbone,
             make_crops,
@@ -106,7 +98,7 @@ def make_train_step(
             drop_key,
             ids,
             micro_batches=micro_batches,
-            read=read,
+            reads=lambda student, teacher: reads_patches(terms, state, student, teacher, hparams),
         )
         heads = state if gather is None else _with_heads(state, gather)
         value, grads, kept = loss_gradients(
