@@ -67,7 +67,8 @@ def test_parts_save_activations_and_fsdp_saves_state(figures):
         assert of["peak"] > sum(of[k] for k in ("params", "teacher_params", "opt_state", "batch"))
     text = memory_table(found["fsdp"], run)
     assert "| opt_state" in text and "8 x cpu" in text
-    assert step_memory(build(shrunk(parallel="pmap")), 8)["batch"] == 24 * 24 * 3 + 16
+    pmapped = step_memory(build(shrunk(parallel="pmap", mesh__data=8)), 8)
+    assert pmapped["batch"] == 24 * 24 * 3 + 16  # one image with its labels
 
 
 def test_the_table_of_ways():
