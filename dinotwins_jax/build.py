@@ -5,6 +5,7 @@ Nothing below sees `config`.
 
 import contextlib
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -46,11 +47,15 @@ class Run(NamedTuple):
     random_backbone: object  # () -> the backbone's parameters in fresh_state
 
 
-def build(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
+def build(
+    config: ConfigDict, devices: list[jax.Device] | None = None, make_crops: Callable | None = None
+) -> Run:
     """Turns config into parts; every mistake that can be seen without compiling is raised here.
 
     Args:
       devices: all there are by default.
+      make_crops: what the step does with a batch, as `views` of make_train_step, instead of the
+        multi-crop of config.views.
     """
     check_ranges(config)
     views, data = config.views.to_dict(), config.data.to_dict()
@@ -87,7 +92,7 @@ def build(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
     parts = {
         "backbone": backbone,
         "loss": loss,
-        "views": _make_views(views, placement),
+        "views": make_crops or _make_views(views, placement),
         "schedules": make_schedules(config, total_steps, steps),
         "seed": config.seed,
         "match_gradients_to": config.match_gradients_to,

@@ -49,49 +49,66 @@ def forward(
       ids: i32[B], place of each image in the global batch, for drop path.
       micro_batches: A; must divide the images of each device.
       reads: from the shapes of both networks' features, whether anything reads the student's and the
-        teacher's patch tokens; where nothing does, a batch in parts has zeros there instead of keeping
-        them.
+        teacher's patch tokens; where nothing does, they are zeros, and the last block makes the class
+        token alone.
     """
 
+    shapes = _shapes(backbone, jax.eval_shape(make_crops, batch))
+    read = reads(*shapes)
+
     def teacher_of(crops):
-        return teacher_features(backbone, jax.lax.stop_gradient(teacher_params), crops)
+        return teacher_features(
+            backbone, jax.lax.stop_gradient(teacher_params), crops, patches=read[1]
+        )
 
     def student_of(params, crops, ids):
-        return student_features(backbone, params, crops, drop_key, ids)
+        return student_features(backbone, params, crops, drop_key, ids, patches=read[0])
+
+    def result(student, teacher, pull_back):
+        def pull_back_read(grads):
+            return pull_back({name: grads[name] for name in student})
+
+        return Forward(_filled(shapes[0], student), _filled(shapes[1], teacher), pull_back_read)
 
     if micro_batches == 1:
         crops = make_crops(batch)
         student, pull_back = jax.vjp(lambda params: student_of(params, crops, ids), params)
-        return Forward(student, teacher_of(crops), lambda grads: pull_back(grads)[0])
+        return result(student, teacher_of(crops), lambda grads: pull_back(grads)[0])
 
     parts = split((batch, ids), micro_batches)
-    shapes = jax.eval_shape(lambda: student_of(params, make_crops(batch), ids))
-    teacher_shapes = jax.eval_shape(lambda: teacher_of(make_crops(batch)))
-    read = reads(shapes, teacher_shapes)
 
     def both(part):
         batch, ids = part
         crops = make_crops(batch)
-        outputs = student_of(params, crops, ids), teacher_of(crops)
-        return [
-            out if kept else {"cls": out["cls"]} for out, kept in zip(outputs, read, strict=True)
-        ]
-
-    student, teacher = join(jax.lax.map(both, parts))
+        return student_of(params, crops, ids), teacher_of(crops)
 
     def pull_back(grads):
-        grads = grads if read[0] else {"cls": grads["cls"]}
-
         def add(total, part):
             (batch, ids), grads = part
             crops = make_crops(batch)
-            _, back = jax.vjp(lambda p: {k: student_of(p, crops, ids)[k] for k in grads}, params)
+            _, back = jax.vjp(lambda params: student_of(params, crops, ids), params)
             return jax.tree.map(jnp.add, total, back(grads)[0]), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
         return jax.lax.scan(add, zeros, (parts, split(grads, micro_batches)))[0]
 
-    return Forward(_filled(shapes, student), _filled(teacher_shapes, teacher), pull_back)
+    return result(*join(jax.lax.map(both, parts)), pull_back)
+
+
+def _shapes(backbone, crops: dict) -> tuple[dict, dict]:
+    """Shapes and dtypes of the student's and the teacher's features of such crops."""
+
+    def of(groups):
+        B, E = len(crops["global_crops"]), backbone.embed_dim
+        patches = {}
+        for name, images in groups.items():
+            h, w = backbone.grid(images.shape[2:4])
+            patches[name] = jax.ShapeDtypeStruct((B, images.shape[1], h * w, E), jnp.float32)
+        views = sum(images.shape[1] for images in groups.values())
+        return {"cls": jax.ShapeDtypeStruct((B, views, E), jnp.float32), "patches": patches}
+
+    groups = _student_groups(crops)
+    return of(groups), of({"global": groups["global"]})
 
 
 def split(tree: PyTree, parts: int) -> PyTree:
@@ -107,34 +124,42 @@ def join(tree: PyTree) -> PyTree:
 
 
 def _filled(shapes: dict, features: dict) -> dict:
-    """The features, with zeros (which cost nothing, as nothing reads them) where they were not kept."""
+    """The features, with zeros (which cost nothing, as nothing reads them) where they were not made."""
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes) | features
 
 
-def teacher_features(backbone, params: PyTree, crops: dict) -> dict:
+def teacher_features(backbone, params: PyTree, crops: dict, patches: bool = True) -> dict:
     """What the teacher's backbone makes of the global crops: no drop path, no gradient."""
     groups = {"global": crops["global_crops"]}
-    return jax.lax.stop_gradient(_features(backbone, params, groups, False, None))
+    return jax.lax.stop_gradient(_features(backbone, params, groups, False, None, patches))
 
 
-def student_features(backbone, params: PyTree, crops: dict, drop_key, ids) -> dict:
+def student_features(
+    backbone, params: PyTree, crops: dict, drop_key, ids, patches: bool = True
+) -> dict:
     """What the student's backbone, with drop path, makes of all crops."""
+    return _features(backbone, params, _student_groups(crops), True, (drop_key, ids), patches)
+
+
+def _student_groups(crops: dict) -> dict:
     groups = {"global": crops["global_crops"], "local": crops["local_crops"]}
-    groups = {name: images for name, images in groups.items() if images.shape[1]}
-    return _features(backbone, params, groups, True, (drop_key, ids))
+    return {name: images for name, images in groups.items() if images.shape[1]}
 
 
-def _features(backbone, params, groups, train, drop) -> dict:
-    """{"cls": [B, V, E], "patches": {group: [B, v, N, E]}}: one backbone pass a crop size."""
-    cls, patches = [], {}
+def _features(backbone, params, groups, train, drop, patches) -> dict:
+    """{"cls": [B, V, E], "patches": {group: [B, v, N, E]}}: one backbone pass a crop size. Without
+    patches "cls" alone, for less work."""
+    cls, tokens = [], {}
     for number, (name, images) in enumerate(groups.items()):
         B, v = images.shape[:2]
-        kwargs = {"train": train}
+        kwargs = {"train": train, "patches": patches}
         if drop is not None and backbone.drop_path_rate > 0:
             key, ids = drop
             kwargs["rngs"] = {"drop_path": jax.random.fold_in(key, number)}
             kwargs["sample_ids"] = (ids[:, None] * v + jnp.arange(v)).reshape(-1)
         out = backbone.apply({"params": params}, images.reshape(B * v, *images.shape[2:]), **kwargs)
         cls.append(out.cls.reshape(B, v, -1))
-        patches[name] = out.patches.reshape(B, v, *out.patches.shape[1:])
-    return {"cls": jnp.concatenate(cls, axis=1), "patches": patches}
+        if patches:
+            tokens[name] = out.patches.reshape(B, v, *out.patches.shape[1:])
+    found = {"cls": jnp.concatenate(cls, axis=1)}
+    return found | {"patches": tokens} if patches else found

@@ -19,7 +19,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one compilation for all tes
 
 import jax  # noqa: E402 it reads what stands above
 
-
 # Modules that compare runs with runs, or commands with their promises. Compiling is what takes their time,
 # so LLVM does not optimise there; XLA's own passes run all the same. Golden numbers are met as shipped.
 _QUICKLY_COMPILED = {

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dinotwins_jax.models.layers import Dense, gelu
 from dinotwins_jax.models.vit import INIT_STD, torch_uniform
 
 
@@ -73,10 +74,10 @@ class DINOHead(nn.Module):
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
             width = self.bottleneck_dim if last else self.hidden_dim
-            x = nn.Dense(width, dtype=self.dtype, kernel_init=init, name=f"mlp_{layer}")(x)
+            x = Dense(width, dtype=self.dtype, kernel_init=init, name=f"mlp_{layer}")(x)
             if not last and self.use_bn:
                 x = BatchNorm(axis_name=self.axis_name, name=f"bn_{layer}")(x, train)
-            x = x if last else nn.gelu(x, approximate=False)
+            x = x if last else gelu(x)
         x = l2_normalise(x)
         return Prototypes(self.out_dim, self.norm_last_layer, self.dtype, name="last_layer")(x)
 
@@ -138,7 +139,7 @@ class BarlowProjector(nn.Module):
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         for layer, width in enumerate(self.hidden_dims):
             init = torch_uniform(x.shape[-1])
-            x = nn.Dense(
+            x = Dense(
                 width, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"dense_{layer}"
             )(x)
             if layer < len(self.hidden_dims) - 1:

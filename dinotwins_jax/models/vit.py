@@ -13,12 +13,21 @@ import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
+from dinotwins_jax.models.layers import (
+    Dense,
+    LayerNorm,
+    attend,
+    attention_weights,
+    gelu,
+    product,
+)
+
 INIT_STD = 0.02  # official; DINO truncates at +-2.0 absolute, a hundred times that: a plain normal
 
 
 class ViTOutput(NamedTuple):
     cls: jax.Array  # [B, D] class token after the final LayerNorm
-    patches: jax.Array  # [B, N, D] patch tokens after the final LayerNorm, row-major over the grid
+    patches: jax.Array | None  # [B, N, D] patch tokens after the final LayerNorm, row-major
     attention: jax.Array | None  # f32[B, heads, T, T] softmax attention of the last block
 
 
@@ -34,11 +43,6 @@ def torch_uniform(fan_in: int):
         return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / np.sqrt(fan_in)
 
     return init
-
-
-def layer_norm(name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm in float32 whatever the compute dtype, with the two-pass variance of PyTorch."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 def bicubic_matrix(source: int, target: int, scale: float) -> np.ndarray:
@@ -108,7 +112,8 @@ class PatchEmbed(nn.Module):
         bias = self.param("bias", torch_uniform(p * p * C), (self.embed_dim,))
         # One matmul over flattened patches: the same sums as the convolution, and faster on CPU.
         x = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-        return x @ kernel.reshape(-1, self.embed_dim).astype(self.dtype) + bias.astype(self.dtype)
+        kernel = kernel.reshape(-1, self.embed_dim)
+        return product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -117,17 +122,23 @@ class Attention(nn.Module):
     init_std: float = INIT_STD
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, cls_only: bool = False) -> tuple[jax.Array, jax.Array]:
         D = x.shape[-1]
         init = nn.initializers.normal(self.init_std)
         head_dim = D // self.num_heads
-        qkv = nn.Dense(3 * D, dtype=self.dtype, kernel_init=init, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
-        logits = jnp.einsum("bhtd,bhsd->bhts", q * head_dim**-0.5, k)
-        attention = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        y = jnp.einsum("bhts,bhsd->bhtd", attention.astype(self.dtype), v)
+        qkv = Dense(3 * D, dtype=self.dtype, kernel_init=init, name="qkv")
+        if cls_only:
+            queries, rest = qkv(x[:, :1], slice(D)), qkv(x, slice(D, None))
+            q = rearrange(queries, "b t (h d) -> b h t d", h=self.num_heads)
+            k, v = rearrange(rest, "b t (n h d) -> n b h t d", n=2, h=self.num_heads)
+        else:
+            q, k, v = rearrange(qkv(x), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
+        q = q * head_dim**-0.5
+        y = attend(q, k, v)
         y = rearrange(y, "b h t d -> b t (h d)")
-        return nn.Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y), attention
+        # The weights are made for those who look at them; where nobody does, they are never computed.
+        y = Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y)
+        return y, attention_weights(q, k)
 
 
 class Mlp(nn.Module):
@@ -138,9 +149,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         D, init = x.shape[-1], nn.initializers.normal(self.init_std)
-        x = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=init, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)  # PyTorch's default is the exact erf
-        return nn.Dense(D, dtype=self.dtype, kernel_init=init, name="fc2")(x)
+        x = Dense(self.hidden_dim, dtype=self.dtype, kernel_init=init, name="fc1")(x)
+        x = gelu(x)  # PyTorch's default is the exact erf
+        return Dense(D, dtype=self.dtype, kernel_init=init, name="fc2")(x)
 
 
 class Block(nn.Module):
@@ -153,7 +164,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, sample_ids: jax.Array, train: bool
+        self, x: jax.Array, sample_ids: jax.Array, train: bool, cls_only: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         def residual(branch, scale_name):
             if self.layer_scale_init is not None:
@@ -164,10 +175,14 @@ class Block(nn.Module):
                 branch = drop_path(branch, key, self.drop_path_rate, sample_ids)
             return branch
 
-        y = layer_norm("norm1")(x).astype(self.dtype)
-        y, attention = Attention(self.num_heads, self.dtype, self.init_std, name="attn")(y)
-        x = x + residual(y, "gamma1")
-        y = layer_norm("norm2")(x).astype(self.dtype)
+        x = jax.lax.optimization_barrier(x)
+        y = LayerNorm(name="norm1")(x).astype(self.dtype)
+        y, attention = Attention(self.num_heads, self.dtype, self.init_std, name="attn")(
+            y, cls_only
+        )
+        x = x[:, :1] if cls_only else x
+        x = jax.lax.optimization_barrier(x + residual(y, "gamma1"))
+        y = LayerNorm(name="norm2")(x).astype(self.dtype)
         hidden_dim = int(x.shape[-1] * self.mlp_ratio)
         y = Mlp(hidden_dim, self.dtype, self.init_std, name="mlp")(y)
         return x + residual(y, "gamma2"), attention
@@ -241,7 +256,7 @@ class VisionTransformer(nn.Module):
         block = gathering(Block, self.gather)
         if self.remat or self.gather is not None:
             keep = None if self.remat else _ALL_BUT_GATHERED
-            block = nn.remat(block, static_argnums=(3,), policy=keep)  # 3: train
+            block = nn.remat(block, static_argnums=(3, 4), policy=keep)  # train, cls_only
         self.blocks = [
             block(
                 self.num_heads,
@@ -253,7 +268,7 @@ class VisionTransformer(nn.Module):
             )
             for rate in rates
         ]
-        self.norm = layer_norm()
+        self.norm = LayerNorm()
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Patch grid (rows, columns) of an image of `size` pixels; ValueError when patches do not fit."""
@@ -291,7 +306,9 @@ class VisionTransformer(nn.Module):
         x = self.norm(x)
         return x[:, 0], x[:, 1 + self.num_register_tokens :]
 
-    def __call__(self, images, train=False, return_attention=False, sample_ids=None) -> ViTOutput:
+    def __call__(
+        self, images, train=False, return_attention=False, sample_ids=None, patches=True
+    ) -> ViTOutput:
         """Features of a batch.
 
         Args:
@@ -299,12 +316,22 @@ class VisionTransformer(nn.Module):
           train: apply drop path.
           return_attention: also return the last block's attention.
           sample_ids: i32[B] identity of each sample for drop path (default 0..B-1).
+          patches: False: the last block computes the class token alone, the same numbers for a
+            twelfth less work; the patch tokens are None.
         Returns:
           ViTOutput, float32.
         """
-        *_, (x, attention) = self._blocks(images, train, sample_ids)
-        cls, patches = self._split(x)
-        return ViTOutput(cls, patches, attention if return_attention else None)
+        if patches:
+            *_, (x, attention) = self._blocks(images, train, sample_ids)
+            cls, tokens = self._split(x)
+            return ViTOutput(cls, tokens, attention if return_attention else None)
+        if return_attention:
+            raise ValueError("return_attention=True needs patches=True")
+        x = self._embed(images)
+        sample_ids = jnp.arange(len(x)) if sample_ids is None else sample_ids
+        *_, x = [x, *(y for y, _ in self._through(x, self.blocks[:-1], train, sample_ids))]
+        x, _ = self.blocks[-1](x, sample_ids, train, True)
+        return ViTOutput(self.norm(x)[:, 0], None, None)
 
     def attentions(self, images) -> list[jax.Array]:
         """f32[B, heads, T, T] softmax attention of every block, the first block's first.

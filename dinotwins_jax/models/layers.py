@@ -1,0 +1,155 @@
+"""Layers of a transformer whose gradients are written by hand: fewer passes over memory, less kept.
+
+The numbers are those of JAX's own gradients; tests/test_layers.py compares them.
+Letters: … leading axes (images, tokens), I input, O output, B images, H heads, T tokens, D width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[…, I] @ [I, O] -> […, O]."""
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _product_backward(kept, g):
+    x, kernel = kept
+    dx = jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return dx, jax.lax.platform_dependent(x, g, cpu=_rows_product_cpu, default=_rows_product)
+
+
+def _rows_product(x, g):
+    """[N, I], [N, O] -> [I, O], the sum over rows."""
+    return jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())))
+
+
+def _rows_product_cpu(x, g):
+    """The same. XLA's CPU backend is fast where the sum runs along the rows of the first factor. It
+    transposes quickly what is in memory and slowly what it makes on the way: hence the barriers, which
+    parallel.py keeps it from dropping. The narrower factor is transposed."""
+    cut = jax.lax.optimization_barrier
+    if x.shape[1] <= g.shape[1]:
+        return cut(cut(x).T) @ g
+    return cut(cut(cut(g).T) @ x).T
+
+
+product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x), exactly, as PyTorch's default."""
+    return x * _normal_cdf(x)
+
+
+def _normal_cdf(x):
+    return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+def _gelu_backward(x, g):
+    density = jnp.exp(-0.5 * x * x) * (0.5 / jnp.pi) ** 0.5
+    return (g * (_normal_cdf(x) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@jax.custom_vjp
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T) v, each [B, H, T, D], q scaled already; the softmax is float32.
+
+    The weights are kept for the backward pass; the gradient of the softmax needs the output alone to
+    know its row sums (arXiv:2205.14135, appendix B.2).
+    """
+    return _attend_forward(q, k, v)[0]
+
+
+def _attend_forward(q, k, v):
+    weights = attention_weights(q, k).astype(v.dtype)
+    y = jnp.einsum("bhts,bhsd->bhtd", weights, v)
+    return y, (q, k, v, weights, y)
+
+
+def _attend_backward(kept, g):
+    q, k, v, weights, y = kept
+    dv = jnp.einsum("bhts,bhtd->bhsd", weights, g)
+    dweights = jnp.einsum("bhtd,bhsd->bhts", g, v, preferred_element_type=jnp.float32)
+    row_sums = jnp.sum(g.astype(jnp.float32) * y.astype(jnp.float32), axis=-1, keepdims=True)
+    dlogits = (weights * (dweights - row_sums)).astype(q.dtype)
+    dq = jnp.einsum("bhts,bhsd->bhtd", dlogits, k)
+    dk = jnp.einsum("bhts,bhtd->bhsd", dlogits, q)
+    return dq, dk, dv
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
+    """softmax(q k^T) f32[B, H, T, T'] of q [B, H, T, D] and k [B, H, T', D]."""
+    logits = jnp.einsum("bhtd,bhsd->bhts", q, k)
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+@jax.custom_vjp
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """(x - mean) / sqrt(var + 1e-6) * scale + bias over the last axis of x f32[…, D]; two-pass variance,
+    as PyTorch's."""
+    return _normalise_forward(x, scale, bias)[0]
+
+
+def _normalise_forward(x, scale, bias):
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + 1e-6)
+    return (x - mean) * (rstd * scale) + bias, (x, mean, rstd, scale)
+
+
+def _normalise_backward(kept, g):
+    x, mean, rstd, scale = kept
+    unit = (x - mean) * rstd
+    scaled = g * scale
+    along = jnp.mean(scaled * unit, axis=-1, keepdims=True)
+    dx = rstd * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - unit * along)
+    rows = tuple(range(x.ndim - 1))
+    return dx, jnp.sum(g * unit, axis=rows), jnp.sum(g, axis=rows)
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+class Dense(nn.Module):
+    """As flax.linen.Dense: parameters "kernel" f32[I, O] and "bias" f32[O], computed in `dtype`.
+
+    __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = product(x.astype(self.dtype), kernel[:, columns].astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y += bias[columns].astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """`normalise` in float32 whatever the dtype of x, with parameters "scale" and "bias" f32[D]."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        return normalise(x.astype(jnp.float32), scale, bias)

@@ -1,0 +1,85 @@
+"""Our training step, as a contestant: crops in, updated state out."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinotwins_jax.build import build
+from experiments.benchmark.settings import Settings, config_of
+from experiments.benchmark.worker import forget_peak, resident_peak, serve
+
+
+def prepare(settings: dict) -> tuple[dict, dict]:
+    """Compiles the step, runs it once; see worker.serve."""
+    given = Settings(**settings)
+    run = build(config_of(given), make_crops=lambda batch, key: batch)
+    state = run.placement.init(run.fresh_state)
+    batch = run.placement.put_batch(random_crops(given))
+    lowered = run.placement.compile(run.train_step, state).lower(state, batch)
+    start = time.perf_counter()
+    step = lowered.compile()
+    facts = {"compile_s": time.perf_counter() - start} | _analyses(step)
+    forget_peak()
+    kept = [state]
+
+    def steps(count: int) -> dict:
+        start = time.perf_counter()
+        for _ in range(count):
+            kept[0], metrics = step(kept[0], batch)
+        jax.block_until_ready((kept[0], metrics))
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "loss": float(metrics["loss"])}
+
+    facts |= {"first_step_s": steps(1)["seconds"], "peak_bytes": peak_bytes()}
+    device = jax.devices()[0]
+    facts |= {"device": device.device_kind, "devices": run.placement.num_devices}
+    facts["version"] = f"jax {jax.__version__}"
+    requests = {
+        "steps": steps,
+        "peak": lambda: {"peak_bytes": peak_bytes()},
+        "ceiling": lambda: {"flop_per_s": matmul_ceiling(given.dtype)},
+    }
+    return facts, requests
+
+
+def random_crops(settings: Settings) -> dict[str, np.ndarray]:
+    """Normalised noise: the step's time does not depend on what is seen."""
+    rng = np.random.default_rng(0)
+    B, g, s = settings.batch_size, settings.global_size, settings.local_size
+    shapes = {"global_crops": (B, 2, g, g, 3), "local_crops": (B, settings.num_local, s, s, 3)}
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def peak_bytes() -> int:
+    """Of the device where it counts them, else resident bytes of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resident_peak()
+
+
+def _analyses(compiled) -> dict:
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    cost = cost[0] if isinstance(cost, list) else cost
+    return {"xla_flops": cost.get("flops"), "temporary_bytes": memory.temp_size_in_bytes}
+
+
+def matmul_ceiling(dtype: str, tries: int = 5) -> float:
+    """FLOP/s of a large square product in this dtype, the best of some tries."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    a, b = (jax.random.normal(jax.random.key(i), (side, side), jnp.dtype(dtype)) for i in range(2))
+    product = jax.jit(jnp.matmul)
+    product(a, b).block_until_ready()
+    repeats = 1 if jax.default_backend() == "cpu" else 20
+    seconds = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            out = product(a, b)
+        out.block_until_ready()
+        seconds.append((time.perf_counter() - start) / repeats)
+    return 2 * side**3 / min(seconds)
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,86 @@
+"""What a training step is measured on: method, model, crops, batch. Plain values, for any framework."""
+
+import re
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import barlow_twins, dino, hybrid
+from dinotwins_jax.models import VARIANTS
+
+METHODS = {"hybrid": hybrid, "dino": dino, "barlow_twins": barlow_twins}
+
+
+class Settings(NamedTuple):
+    """method: of METHODS; model: a name of models.create_vit; sizes in pixels; num_local 0: two global
+    crops alone; prototypes: K of DINO; projector: D of Barlow Twins, three times; way: "plain", "remat",
+    "micro4" (the batch in 4 parts), "data2" (over 2 devices), "fsdp2" or several joined by "+".
+    """
+
+    method: str = "hybrid"
+    model: str = "vit_small"
+    patch_size: int = 16
+    global_size: int = 224
+    local_size: int = 96
+    num_local: int = 8
+    batch_size: int = 4
+    prototypes: int = 65536
+    projector: int = 8192
+    dtype: str = "float32"
+    drop_path: float = 0.1
+    way: str = "plain"
+
+    def text(self) -> str:
+        """In one line."""
+        local = f" + {self.num_local} x {self.local_size}" if self.num_local else ""
+        heads = f"K {self.prototypes:,}" if self.method != "barlow_twins" else ""
+        heads += f" D {self.projector:,}" if self.method != "dino" else ""
+        return (
+            f"{self.method}, {self.model}/{self.patch_size}, 2 x {self.global_size}{local}, "
+            f"{heads.strip()}, batch {self.batch_size}, {self.dtype}, {self.way}"
+        )
+
+
+def config_of(settings: Settings, directory: str = "") -> ConfigDict:
+    """The method's config for COCO with these settings; directory "": drawn scenes, which need no files.
+
+    Raises:
+      ValueError: unknown method or way.
+    """
+    if settings.method not in METHODS:
+        raise ValueError(f"unknown method '{settings.method}': choose from {', '.join(METHODS)}")
+    config = METHODS[settings.method].get_config("coco")
+    config.data.source, config.data.dir = ("coco", directory) if directory else ("scenes", "")
+    config.batch_size = settings.batch_size
+    config.model.name, config.model.dtype = settings.model, settings.dtype
+    config.model.patch_size, config.model.drop_path_rate = settings.patch_size, settings.drop_path
+    config.views.global_size, config.views.local_size = settings.global_size, settings.local_size
+    config.views.num_local = settings.num_local
+    config.optim.freeze_last_layer_epochs = 0.0  # from the first step on, all that is trained is
+    config.evals.attention_size = max(config.evals.attention_size, settings.patch_size)
+    if "dino" in config.loss:
+        config.loss.dino.out_dim = settings.prototypes
+    if "barlow_twins" in config.loss:
+        config.loss.barlow_twins.hidden_dims = (settings.projector,) * 3
+    for part in settings.way.split("+"):
+        _apply(config, part)
+    return config
+
+
+def _apply(config: ConfigDict, part: str) -> None:
+    found = re.fullmatch(r"(micro|data|fsdp)(\d+)", part)
+    if part == "remat":
+        config.model.remat = True
+    elif found and found[1] == "micro":
+        config.micro_batches = int(found[2])
+    elif found:
+        config.mesh[found[1]] = int(found[2])
+    elif part != "plain":
+        raise ValueError(
+            f"'{part}' is no way to train: plain, remat, micro<n>, data<n>, fsdp<n>, or several with +"
+        )
+
+
+def architecture(settings: Settings) -> dict[str, int]:
+    """embed_dim, depth, num_heads of the settings' model."""
+    return VARIANTS[settings.model]

@@ -1,0 +1,92 @@
+"""A contestant is a process of its own: nobody shares threads, memory or imports with another.
+
+A request is a line of JSON on its stdin, the answer a line of JSON on its stdout; whatever else it
+prints goes to stderr. Idle contestants sleep.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Contestant:
+    """The parent's side of a process that serves requests."""
+
+    def __init__(self, module: str, settings: dict, python: str = sys.executable, **environment):
+        self.name = module
+        self._process = subprocess.Popen(
+            [python, "-m", module, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent.parent,
+            env=os.environ | environment,
+        )
+        try:
+            self.facts = self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, request: str, **arguments) -> dict:
+        """The answer. Raises RuntimeError when the process has ended."""
+        self._process.stdin.write(json.dumps([request, arguments]) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with code {self._process.wait()}: see above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> "Contestant":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def serve(prepare: Callable[[dict], tuple[dict, dict[str, Callable]]]) -> None:
+    """The process' side: prepare(settings) -> (facts, {request: function of its arguments -> dict})."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print
+
+    def answer(values: dict) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    facts, requests = prepare(json.loads(sys.argv[1]))
+    answer(facts)
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        answer(requests[name](**arguments))
+
+
+def resident_peak() -> int:
+    """Largest resident bytes of this process since `forget_peak`; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def forget_peak() -> None:
+    """Starts `resident_peak` anew, from what is resident once free memory is given back."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
