@@ -1,8 +1,12 @@
 """Optimisers of the official codes as optax transformations.
 
 `update` takes this step's scalars as keywords: tx.update(grads, state, params, lr=…, weight_decay=…),
-so that schedules live outside and every value is logged.
+so that schedules live outside and every value is logged. A third one, keep(new, old) -> what becomes the
+state, decides whether a step counts; updates are made from the state that it gives.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,17 +52,24 @@ def adamw(
     b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with decoupled decay: p <- p - lr * (adam + weight_decay * p), PyTorch's numbers."""
-    adam = optax.scale_by_adam(b1, b2, eps)
 
-    def update(grads, state, params, *, lr, weight_decay, **_):
-        direction, state = adam.update(grads, state)
+    def update(grads, state, params, *, lr, weight_decay, keep=_new, **_):
+        count = keep(state.count + 1, state.count)
+        mu = keep(optax.tree.update_moment(grads, state.mu, b1, 1), state.mu)
+        nu = keep(optax.tree.update_moment(grads, state.nu, b2, 2), state.nu)
 
-        def step(u, p, decays):
+        def step(m, v, p, decays):
+            u = m / (1 - b1**count) / (jnp.sqrt(v / (1 - b2**count)) + eps)
             return -lr * (u + weight_decay * p if decays else u)
 
-        return jax.tree.map(step, direction, params, decay_mask(params)), state
+        updates = jax.tree.map(step, mu, nu, params, decay_mask(params))
+        return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformationExtraArgs(adam.init, update)
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update)
+
+
+def _new(new, old):
+    return new
 
 
 def lars(
@@ -74,7 +85,7 @@ def lars(
     def init(params):
         return optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads, state, params, *, lr, weight_decay, **_):
+    def update(grads, state, params, *, lr, weight_decay, keep=_new, **_):
         def adapt(g, p):
             if p.ndim == 1:
                 return g
@@ -85,8 +96,42 @@ def lars(
             )
 
         trace = jax.tree.map(lambda m, g, p: momentum * m + adapt(g, p), state.trace, grads, params)
+        trace = keep(trace, state.trace)
         rate = jax.tree.map(lambda p: lr * bias_lr_ratio if p.ndim == 1 else lr, params)
         return jax.tree.map(lambda m, r: -r * m, trace, rate), optax.TraceState(trace)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class FromStep(NamedTuple):
+    """step: i32[], updates so far; inner_state: of the transformation that waits."""
+
+    step: jax.Array
+    inner_state: Any
+
+
+def from_step(
+    inner: optax.GradientTransformationExtraArgs, first: int
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` from update number `first` on; before it no update and no change of its state.
+
+    Differs from optax.conditionally_mask: no branch, for whose sake XLA copies the whole state.
+    """
+
+    def init(params):
+        return FromStep(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(grads, state, params, *, keep: Callable = _new, **kwargs):
+        active = state.step >= first
+
+        def keep_active(new, old):
+            return keep(jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old), old)
+
+        updates, inner_state = inner.update(
+            grads, state.inner_state, params, keep=keep_active, **kwargs
+        )
+        updates = jax.tree.map(lambda u: jnp.where(active, u, 0.0), updates)
+        return updates, FromStep(keep(state.step + 1, state.step), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -121,8 +166,6 @@ def make_optimizer(
     make = OPTIMIZERS[name]
     tx = make(**options)
     if freeze_last_layer_steps:
-        waiting = optax.conditionally_mask(
-            make(**options), lambda step: step >= freeze_last_layer_steps
-        )
+        waiting = from_step(make(**options), freeze_last_layer_steps)
         tx = optax.partition({"rest": tx, "last_layer": waiting}, last_layer_labels)
     return optax.chain(clippers[clip_mode](clip), tx) if clip else optax.with_extra_args_support(tx)

@@ -15,6 +15,7 @@ import optax
 
 from dinotwins_jax.forward import forward
 from dinotwins_jax.losses.base import Loss
+from dinotwins_jax.models.barriers import in_memory
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.objective import bound_terms, heads_of, loss_gradients, reads_patches
 from dinotwins_jax.state import TrainState, ema_update, teacher_part
@@ -42,7 +43,7 @@ def make_train_step(
       backbone: student and teacher are this module with two sets of parameters.
       views: (batch, key) -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}.
         The key is the same in every step: fold in what tells one picture of the run from another.
-      tx: update(grads, opt_state, params, lr=…, weight_decay=…).
+      tx: update(grads, opt_state, params, lr=…, weight_decay=…, keep=…), see optim.py.
       schedules: lr, weight_decay, teacher_momentum, teacher_temp: step -> f32[].
       seed: all randomness of the step comes from it. Drop path: (seed, step, image in the batch).
       axis_name: mapped axis under pmap; None under jit, where arrays are global.
@@ -62,23 +63,25 @@ def make_train_step(
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
         grad_norm = optax.global_norm(grads)
-        params, opt_state = apply_gradients(tx, state, grads, hparams)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        for leaf in jax.tree.leaves((loss_state, batch_stats)):
+            finite &= jnp.all(jnp.isfinite(leaf))
+        keep = partial(jax.tree.map, partial(_keep, finite))
+        params, opt_state = apply_gradients(tx, state, grads, hparams, keep)
         teacher_params = ema_update(
             state.teacher_params,
             teacher_part(params, heads_of(terms)),
             momentum=hparams["teacher_momentum"],
         )
-        new = state.replace(
+        state = TrainState(
+            step=state.step + 1,
             params=params,
-            teacher_params=teacher_params,
-            batch_stats=batch_stats,
+            teacher_params=keep(teacher_params, state.teacher_params),
+            batch_stats=keep(batch_stats, state.batch_stats),
             opt_state=opt_state,
-            loss_state=loss_state,
+            loss_state=keep(loss_state, state.loss_state),
+            skipped=count_skipped(state.skipped, finite),
         )
-        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        for leaf in jax.tree.leaves((loss_state, batch_stats)):
-            finite &= jnp.all(jnp.isfinite(leaf))
-        state = keep_if_finite(finite, new, state)
         metrics |= spread(cls[:, :2], axis_name)
         metrics |= {"loss": value, "grad_norm": grad_norm}
         metrics |= {name: hparams[name] for name in schedules}
@@ -124,23 +127,24 @@ def step_scalars(schedules: dict[str, Callable], step, axis_name: str | None) ->
     return hparams | {"step": step, "axis_name": axis_name}
 
 
-def apply_gradients(tx, state: TrainState, grads, hparams):
-    """(new params, new opt_state)."""
-    updates, opt_state = tx.update(
-        grads, state.opt_state, state.params, lr=hparams["lr"], weight_decay=hparams["weight_decay"]
-    )
-    return optax.apply_updates(state.params, updates), opt_state
+def apply_gradients(tx, state: TrainState, grads, hparams, keep: Callable):
+    """(params, opt_state), new ones where keep(new, old) takes them."""
+    scalars = {name: hparams[name] for name in ("lr", "weight_decay")}
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, keep=keep, **scalars)
+    return keep(optax.apply_updates(state.params, updates), state.params), opt_state
 
 
-def keep_if_finite(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """`new` after a finite step, else `old`; the step is counted either way."""
-    kept = jax.tree.map(partial(jnp.where, finite), new, old)
+def _keep(finite: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """`new` after a finite step, else `old`. In memory before anything reads it, so that it can take the
+    place of `old`, which nothing reads any more."""
+    return in_memory(jnp.where(finite, new, old))
+
+
+def count_skipped(skipped: dict[str, jax.Array], finite: jax.Array) -> dict[str, jax.Array]:
+    """The counts of steps that were not finite, after one more step."""
     bad = jnp.where(finite, 0, 1)
-    skipped = {
-        "total": old.skipped["total"] + bad,
-        "in_a_row": jnp.where(finite, 0, old.skipped["in_a_row"] + 1),
-    }
-    return kept.replace(step=old.step + 1, skipped=skipped)
+    in_a_row = jnp.where(finite, 0, skipped["in_a_row"] + 1)
+    return {"total": skipped["total"] + bad, "in_a_row": in_a_row}
 
 
 def spread(cls: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]:

@@ -4,12 +4,14 @@ The three BatchNorm-free / BatchNorm parts follow dino vision_transformer.py (DI
 barlowtwins main.py (projector).
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dinotwins_jax.models.barriers import in_memory
 from dinotwins_jax.models.layers import Dense, gelu
 from dinotwins_jax.models.vit import INIT_STD, torch_uniform
 
@@ -20,12 +22,41 @@ def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps * eps))
 
 
-class Prototypes(nn.Module):
-    """Weight-normalised linear layer without bias; weights stored [K, D].
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def cosine_logits(x: jax.Array, v: jax.Array, dtype) -> jax.Array:
+    """<x, v / |v|> f32[N, K] of x f32[N, D] and prototypes v f32[K, D]; the product is computed in dtype.
 
-    The logits are scaled by g / |v| instead of the weights: the same numbers, without a K x D
-    temporary, and XLA's CPU backend keeps the product a plain matmul.
+    The logits are scaled by 1 / |v| instead of the weights: the same numbers, without a K x D temporary,
+    and XLA's CPU backend keeps the product a plain matmul. The gradient's part along v comes from the
+    logits: no second pass over K x D either.
     """
+    return _cosine_forward(x, v, dtype)[0]
+
+
+def _cosine_forward(x, v, dtype):
+    scale = jax.lax.rsqrt(jnp.sum(v * v, axis=1))
+    # Logits are divided by a temperature of 0.04: bfloat16 would be coarse.
+    logits = jnp.einsum(
+        "nd,kd->nk", x.astype(dtype), v.astype(dtype), preferred_element_type=jnp.float32
+    )
+    logits = logits * scale
+    return logits, (x, v, scale, logits)
+
+
+def _cosine_backward(dtype, kept, g):
+    x, v, scale, logits = kept
+    scaled = (g * scale).astype(dtype)
+    dx = jnp.einsum("nk,kd->nd", scaled, v.astype(dtype), preferred_element_type=jnp.float32)
+    dv = jnp.einsum("nk,nd->kd", scaled, x.astype(dtype), preferred_element_type=jnp.float32)
+    along = in_memory(jnp.sum(g * logits, axis=0) * scale * scale)
+    return dx, dv - along[:, None] * v
+
+
+cosine_logits.defvjp(_cosine_forward, _cosine_backward)
+
+
+class Prototypes(nn.Module):
+    """Weight-normalised linear layer without bias; weights stored [K, D]."""
 
     num_prototypes: int
     norm_last_layer: bool = True
@@ -35,18 +66,10 @@ class Prototypes(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         D = x.shape[-1]
         v = self.param("weight_v", torch_uniform(D), (self.num_prototypes, D))
-        scale = jax.lax.rsqrt(jnp.sum(v * v, axis=1))
-        if not self.norm_last_layer:
-            scale = (
-                scale * self.param("weight_g", nn.initializers.ones, (self.num_prototypes, 1))[:, 0]
-            )
-        logits = jnp.einsum(
-            "nd,kd->nk",
-            x.astype(self.dtype),
-            v.astype(self.dtype),
-            preferred_element_type=jnp.float32,  # divided by a temperature of 0.04, bfloat16 is coarse
-        )
-        return logits * scale
+        logits = cosine_logits(x.astype(jnp.float32), v, self.dtype)
+        if self.norm_last_layer:
+            return logits
+        return logits * self.param("weight_g", nn.initializers.ones, (self.num_prototypes, 1))[:, 0]
 
 
 class DINOHead(nn.Module):

@@ -63,7 +63,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v, each [B, H, T, D], q scaled already; the softmax is float32.
+    """softmax(q k^T) v of [B, H, T, D] each, q scaled already -> [B, T, H * D]; the softmax is float32.
 
     The weights are kept for the backward pass; the gradient of the softmax needs the output alone to
     know its row sums (arXiv:2205.14135, appendix B.2).
@@ -73,15 +73,21 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def _attend_forward(q, k, v):
     weights = attention_weights(q, k).astype(v.dtype)
-    y = jnp.einsum("bhts,bhsd->bhtd", weights, v)
+    y = _joined(jnp.einsum("bhts,bhsd->bhtd", weights, v))
     return y, (q, k, v, weights, y)
+
+
+def _joined(x):
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def _attend_backward(kept, g):
     q, k, v, weights, y = kept
+    g = g.reshape(*g.shape[:2], q.shape[1], -1)  # [B, T, H, D]
+    row_sums = jnp.sum(g.astype(jnp.float32) * y.astype(jnp.float32).reshape(g.shape), axis=-1)
+    row_sums, g = row_sums.swapaxes(1, 2)[..., None], g.swapaxes(1, 2)
     dv = jnp.einsum("bhts,bhtd->bhsd", weights, g)
     dweights = jnp.einsum("bhtd,bhsd->bhts", g, v, preferred_element_type=jnp.float32)
-    row_sums = jnp.sum(g.astype(jnp.float32) * y.astype(jnp.float32), axis=-1, keepdims=True)
     dlogits = (weights * (dweights - row_sums)).astype(q.dtype)
     dq = jnp.einsum("bhts,bhsd->bhtd", dlogits, k)
     dk = jnp.einsum("bhts,bhtd->bhsd", dlogits, q)
@@ -126,10 +132,12 @@ normalise.defvjp(_normalise_forward, _normalise_backward)
 class Dense(nn.Module):
     """As flax.linen.Dense: parameters "kernel" f32[I, O] and "bias" f32[O], computed in `dtype`.
 
-    __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names.
+    __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names. What
+    `activation` makes of x goes in; the backward pass makes it again instead of keeping it.
     """
 
     features: int
+    activation: Callable | None = None
     use_bias: bool = True
     dtype: Any = jnp.float32
     kernel_init: Callable = nn.initializers.lecun_normal()
@@ -137,7 +145,11 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = product(x.astype(self.dtype), kernel[:, columns].astype(self.dtype))
+        x, columns_of_kernel = x.astype(self.dtype), kernel[:, columns].astype(self.dtype)
+        if self.activation is None:
+            y = product(x, columns_of_kernel)
+        else:
+            y = jax.checkpoint(lambda x, w: product(self.activation(x), w))(x, columns_of_kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y += bias[columns].astype(self.dtype)

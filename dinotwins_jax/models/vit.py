@@ -13,6 +13,7 @@ import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
+from dinotwins_jax.models.barriers import in_memory
 from dinotwins_jax.models.layers import (
     Dense,
     LayerNorm,
@@ -135,7 +136,6 @@ class Attention(nn.Module):
             q, k, v = rearrange(qkv(x), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
         q = q * head_dim**-0.5
         y = attend(q, k, v)
-        y = rearrange(y, "b h t d -> b t (h d)")
         # The weights are made for those who look at them; where nobody does, they are never computed.
         y = Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y)
         return y, attention_weights(q, k)
@@ -150,8 +150,8 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         D, init = x.shape[-1], nn.initializers.normal(self.init_std)
         x = Dense(self.hidden_dim, dtype=self.dtype, kernel_init=init, name="fc1")(x)
-        x = gelu(x)  # PyTorch's default is the exact erf
-        return Dense(D, dtype=self.dtype, kernel_init=init, name="fc2")(x)
+        # PyTorch's default GELU is the exact one.
+        return Dense(D, gelu, dtype=self.dtype, kernel_init=init, name="fc2")(x)
 
 
 class Block(nn.Module):
@@ -175,13 +175,13 @@ class Block(nn.Module):
                 branch = drop_path(branch, key, self.drop_path_rate, sample_ids)
             return branch
 
-        x = jax.lax.optimization_barrier(x)
+        x = in_memory(x)
         y = LayerNorm(name="norm1")(x).astype(self.dtype)
         y, attention = Attention(self.num_heads, self.dtype, self.init_std, name="attn")(
             y, cls_only
         )
         x = x[:, :1] if cls_only else x
-        x = jax.lax.optimization_barrier(x + residual(y, "gamma1"))
+        x = in_memory(x + residual(y, "gamma1"))
         y = LayerNorm(name="norm2")(x).astype(self.dtype)
         hidden_dim = int(x.shape[-1] * self.mlp_ratio)
         y = Mlp(hidden_dim, self.dtype, self.init_std, name="mlp")(y)
