@@ -19,6 +19,8 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 
+COMPILED = ".compiled"  # beside the workdirs: programs of all their runs
+
 USAGE_ERROR, INTERRUPTED = 2, 130  # exit codes; a Halt (3 not finite, 75 stopped) has its own
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import CONFIG, exit_code, fail, parse_flags
+from dinotwins_jax.cli import COMPILED, CONFIG, exit_code, fail, parse_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, or with --torch_weights where to write")
 _TASKS = flags.DEFINE_list("tasks", None, "Default: all that the data can serve")
@@ -29,6 +29,9 @@ def main(argv) -> int:
     if _WORKDIR.value is None:
         return fail("which run? e.g. --workdir=runs/hybrid")
     logging.set_verbosity(logging.WARNING)
+    from dinotwins_jax.compilation import remember_compilations
+
+    remember_compilations(Path(_WORKDIR.value).parent / COMPILED)
     chosen = (CONFIG.value, _TASKS.value, _TORCH_WEIGHTS.value, _CHECKPOINT.value)
     return exit_code(lambda: evaluate_run(Path(_WORKDIR.value), *chosen))
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from dinotwins_jax.cli import CONFIG, INTERRUPTED, USAGE_ERROR, exit_code, fail, parse_flags
+from dinotwins_jax.cli import (
+    COMPILED,
+    CONFIG,
+    INTERRUPTED,
+    USAGE_ERROR,
+    exit_code,
+    fail,
+    parse_flags,
+)
+from dinotwins_jax.timing import Phases
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything goes; default runs/<config>-<preset>"
@@ -51,12 +60,16 @@ def _leave(code: int) -> int:
 
 
 def _train() -> None:
-    from dinotwins_jax.processes import join
-    from dinotwins_jax.train import train
+    phases = Phases()
+    with phases("import"):
+        from dinotwins_jax.compilation import remember_compilations
+        from dinotwins_jax.processes import join
+        from dinotwins_jax.train import train
 
     join(_DISTRIBUTED.value, _ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    workdir = _WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
-    train(CONFIG.value, workdir, resume=_RESUME.value)
+    workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
+    remember_compilations(workdir.parent / COMPILED)
+    train(CONFIG.value, workdir, resume=_RESUME.value, phases=phases)
 
 
 def _dry_run() -> None:

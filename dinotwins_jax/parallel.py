@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from dinotwins_jax.compilation import compiler_options
 from dinotwins_jax.sharding import DATA, FSDP, shardings_of
 
 
@@ -127,7 +128,7 @@ def _jit_placement(devices, fsdp: int) -> Placement:
             in_shardings=(shardings, split),
             out_shardings=(shardings, replicated),
             donate_argnums=() if keep_state else 0,
-            compiler_options=_compiler_options(devices),
+            compiler_options=compiler_options(devices),
         )
 
     def gather(tree):
@@ -188,13 +189,6 @@ def _pmap_placement(devices) -> Placement:
         whole=lambda tree: jax.device_put(jax.device_get(tree), _over(devices, PartitionSpec())),
         put_images=partial(_put_images, devices),
     )
-
-
-def _compiler_options(devices) -> dict[str, str]:
-    """XLA's CPU backend drops optimisation barriers: then remat computes everything once after all, and
-    gradients are computed anew wherever they are read."""
-    on_cpu = devices[0].platform == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else {}
 
 
 def _shapes(tree, shardings):

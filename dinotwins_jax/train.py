@@ -1,6 +1,7 @@
 """Builds a run from its config, restores, runs the loop, evaluates."""
 
 import contextlib
+import json
 import time
 from collections import deque
 from pathlib import Path
@@ -13,6 +14,7 @@ from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.table import summary
+from dinotwins_jax.files import replace_text
 from dinotwins_jax.guard import check_finite, check_row, debugging_nans
 from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, Progress
 from dinotwins_jax.processes import only_first_writes
@@ -20,11 +22,16 @@ from dinotwins_jax.scoring import evaluate
 from dinotwins_jax.state import TrainState
 from dinotwins_jax.stops import Stopped, StopSignals
 from dinotwins_jax.subject import Subject, eval_view
+from dinotwins_jax.timing import Phases
 from dinotwins_jax.workdir import claim_workdir
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, cache: Path | None = None, resume: str = "auto"
+    config: ConfigDict,
+    workdir: str | Path,
+    cache: Path | None = None,
+    resume: str = "auto",
+    phases: Phases | None = None,
 ) -> dict:
     """Pretrains, evaluates, and leaves everything in `workdir`.
 
@@ -33,6 +40,7 @@ def train(
     Args:
       cache: of evaluation, see `scoring.evaluate`.
       resume: "auto" refuses to go on with another config; "force" goes on all the same.
+      phases: gets the seconds of each part of the run, also written to WORKDIR/timing.json.
     Returns:
       the scores, as in WORKDIR/scores.json ({} when the data has no labels).
     Raises:
@@ -40,24 +48,25 @@ def train(
       NonFiniteError: no finite loss and gradient any more; the last good checkpoint stays.
       Stopped: SIGTERM or SIGINT; the state is saved.
     """
-    start = time.perf_counter()
+    phases = phases or Phases()
     if resume not in ("auto", "force"):
         raise ValueError(f"--resume is '{resume}': choose auto or force")
-    run = build(config)
-    monitor = _monitor(run, config)
+    with phases("build"):
+        run = build(config)
+        monitor = _monitor(run, config)
     workdir = Path(workdir)
     force = resume == "force"
     claim_workdir(workdir, config.to_dict(), force)
     with only_first_writes(workdir) as out:
-        state = fit(run, config, workdir, out, monitor, force)
-        trained = time.perf_counter() - start
-        teacher = run.placement.whole(state.teacher_params["backbone"])
-        subject = Subject(teacher, run.random_backbone(), int(state.step))
-        scores = evaluate(run, config, subject, out, config.evals.tasks, cache)
+        state = fit(run, config, workdir, out, monitor, force, phases)
+        with phases("evaluation"):
+            teacher = run.placement.whole(state.teacher_params["backbone"])
+            subject = Subject(teacher, run.random_backbone(), int(state.step))
+            scores = evaluate(run, config, subject, out, config.evals.tasks, cache)
         if scores:
             print(summary(scores))
-        total = time.perf_counter() - start
-        print(f"{total:.0f} s in all, {trained:.0f} s of them until the end of training. In {out}:")
+        replace_text(out / "timing.json", json.dumps(phases.seconds | {"total": phases.total()}))
+        print(f"{phases.text()}. In {out}:")
         for name, what in _FILES.items():
             if (out / name).exists():
                 print(f"  {name:<16} {what}")
@@ -69,13 +78,20 @@ _FILES = {
     "scores.json": "all scores",
     "attention.png": "attention of the last block on test images",
     "metrics.jsonl": "losses, schedules, collapse diagnostics and speed by step",
+    "timing.json": "where the time went",
     "checkpoints": "state and data position; the same command goes on from here",
     "config.json": "the config of this run",
 }
 
 
 def fit(
-    run: Run, config: ConfigDict, workdir: Path, out: Path, monitor=None, force: bool = False
+    run: Run,
+    config: ConfigDict,
+    workdir: Path,
+    out: Path,
+    monitor=None,
+    force: bool = False,
+    phases: Phases | None = None,
 ) -> TrainState:
     """The training loop: restore, step, log, save.
 
@@ -83,7 +99,9 @@ def fit(
       workdir: where all processes keep their checkpoints; out: where this one writes its log.
       monitor: see evals/monitor.py; None: nothing is looked at.
       force: start from the beginning where only damaged checkpoints are left.
+      phases: gets the seconds of each part.
     """
+    phases = phases or Phases()
     batches = train_batches(
         run.source,
         batch_size=config.batch_size,
@@ -108,11 +126,14 @@ def fit(
                 "starts from the beginning, or choose another --workdir"
             )
         else:
-            state = run.placement.init(run.fresh_state)
-        return _loop(run, config, workdir, out, state, batches, checkpoints, monitor)
+            with phases("initial state"):
+                state = jax.block_until_ready(run.placement.init(run.fresh_state))
+        return _loop(run, config, workdir, out, state, batches, checkpoints, monitor, phases)
 
 
-def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) -> TrainState:
+def _loop(
+    run: Run, config, workdir, out, state, batches, checkpoints, monitor, phases: Phases
+) -> TrainState:
     step = first = int(state.step)
     train_step = run.placement.compile(run.train_step, state, keep_state=config.debug_nans)
     log = JsonLines(out / "metrics.jsonl", from_step=first)
@@ -120,7 +141,7 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
     progress, interval = Progress(run.total_steps, first), Interval()
     told = False  # about a metric that is not there
     running = deque(maxlen=2)  # (step, its batch on the host, its metrics on the device)
-    with StopSignals(jax.process_count()) as stop, progress:
+    with StopSignals(jax.process_count()) as stop, progress, phases("steps"):
         while step < run.total_steps:
             waiting = time.perf_counter()
             try:
@@ -133,8 +154,14 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
             batch = {name: batch[name] for name in ("image", "size", "place")}
             on_device = run.placement.put_batch(batch)
             waited = time.perf_counter() - waiting
-            with debugging_nans(config.debug_nans):
+            phases.move(waited, "steps", "data")
+            with (
+                debugging_nans(config.debug_nans),
+                phases.within("steps", "first step", step == first),
+            ):
                 state, metrics = train_step(state, on_device)
+                if step == first:
+                    jax.block_until_ready(metrics)  # compiled, and run once
             step += 1
             running.append((step, batch, metrics))
             # One step runs, one waits: no more batches on the device.
@@ -148,8 +175,9 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
             if due or looks or step % config.log.every_steps == 0:
                 means = interval.fetch()
                 if looks:
-                    teacher = run.placement.whole(state.teacher_params["backbone"])
-                    means |= monitor(teacher)
+                    with phases.within("steps", "monitor"):
+                        teacher = run.placement.whole(state.teacher_params["backbone"])
+                        means |= monitor(teacher)
                 interval = Interval()
                 log.write(step, means)
                 progress.show(step, means)
@@ -159,8 +187,9 @@ def _loop(run: Run, config, workdir, out, state, batches, checkpoints, monitor) 
             if due or signal:
                 check_row(run, workdir, state, running[-1], checkpoints)
             if due:
-                check_finite(state, step, workdir, checkpoints)
-                checkpoints.save(state, batches.get_state(), means)
+                with phases.within("steps", "checkpoints"):
+                    check_finite(state, step, workdir, checkpoints)
+                    checkpoints.save(state, batches.get_state(), means)
                 if not told and _lacks_best_metric(config, means, monitor):
                     progress.say(
                         f"WARNING no best checkpoint is kept: checkpoint.best_metric "

@@ -18,7 +18,8 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from dinotwins_jax.build import build
-from dinotwins_jax.cli import exit_code, fail
+from dinotwins_jax.cli import COMPILED, exit_code, fail
+from dinotwins_jax.compilation import remember_compilations
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.train import train
 from experiments.comparison.outcome import (
@@ -168,6 +169,7 @@ def main(argv) -> int:
     chosen = (_PRESET.value, _SEEDS.value, _METHODS.value, _BUDGET.value)
 
     def work():
+        remember_compilations(out.parent / COMPILED)
         print(compare(*chosen, out, _overrides))
         print(
             f"in {out}: table.md, comparison.json, curves.png, attention.png; a report.html a run"

@@ -2,7 +2,7 @@
 
 Fused attention (scaled_dot_product_attention), bfloat16 by autocast, foreach operations for clipping and
 EMA, PyTorch's fused AdamW; one backbone pass for each crop size, as in the official DINO code. Imports
-nothing of the package. Names of parameters are those of the official code. pip install -r requirements-bench.txt
+nothing of the package. Names of parameters are those of the official code.
 """
 
 import math

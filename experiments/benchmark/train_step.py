@@ -1,7 +1,7 @@
 """How fast a training step is, crops in and updated state out, and PyTorch's beside it in the same run.
 
     python -m experiments.benchmark.train_step --methods=dino,hybrid --batch_size=4
-    python -m experiments.benchmark.train_step --against=torch --json=step.json      # requirements-bench.txt
+    python -m experiments.benchmark.train_step --against=torch --json=step.json
 
 Every contestant is a process of its own; their rounds alternate, and tables show the median. Utilisation is
 the step's FLOPs by formula (flops.py) over its time, as a share of what a large square matrix product of

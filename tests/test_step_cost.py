@@ -1,0 +1,20 @@
+"""The compiled step of the demo has not become more expensive."""
+
+import pytest
+
+from experiments.benchmark.step_cost import committed, measure, version
+
+
+def test_flops_memory_and_fusions_have_not_grown():
+    known = committed().get(version())
+    if known is None:
+        pytest.skip(
+            f"no figures of jax {version()}: python -m experiments.benchmark.step_cost --write"
+        )
+    found = measure()
+    assert set(found) == set(known)
+    for name, value in found.items():
+        assert value <= 1.1 * known[name], (
+            f"{name} of the demo's step grew from {known[name]:,.0f} to {value:,.0f}; where that is "
+            "meant: python -m experiments.benchmark.step_cost --write"
+        )
