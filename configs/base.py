@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     )
     # Of compute: float32 | bfloat16; parameters, norms, softmax and losses stay float32.
     c.model.dtype = "float32"
+    c.model.attention = "xla"  # cudnn: flash attention, bfloat16 on an NVIDIA GPU
     c.model.remat = False  # compute blocks again on the way back instead of keeping their insides
 
     c.data = ConfigDict()

@@ -137,6 +137,13 @@ def make_backbone(config: ConfigDict) -> VisionTransformer:
     """The ViT of config.model; its positions are stored for the grid of the global crops."""
     fields = {name: value for name, value in config.model.to_dict().items() if value is not None}
     fields["dtype"] = jnp.dtype(fields["dtype"])
+    if fields.get("attention") == "cudnn" and (
+        jax.default_backend() != "gpu" or fields["dtype"] not in (jnp.bfloat16, jnp.float16)
+    ):
+        raise ValueError(
+            "config.model.attention is 'cudnn': it needs a GPU, here is a "
+            f"{jax.default_backend()}, and config.model.dtype bfloat16, which is {fields['dtype']}"
+        )
     with _key("config.model.name"):
         return create_vit(fields.pop("name"), image_size=config.views.global_size, **fields)
 

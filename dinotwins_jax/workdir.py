@@ -11,7 +11,7 @@ from dinotwins_jax.processes import say
 # Keys that may differ between two starts of one run: they change no weight, but for rounding.
 _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
-    *("mesh.", "parallel", "micro_batches", "model.remat"),
+    *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
 )
 _ABSENT = object()
 

@@ -11,7 +11,8 @@ from dinotwins_jax.build import build
 from dinotwins_jax.forward import join, split
 from dinotwins_jax.memory import abstract_batch, memory_table, step_memory
 from dinotwins_jax.sharding import spec_of
-from experiments.benchmark.memory import config_of, table
+from experiments.benchmark.memory import table
+from experiments.benchmark.settings import Settings, config_of
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,7 @@ def figures():
     for name, options in {
         "whole": {"mesh__data": 1},
         "in parts": {"mesh__data": 1, "micro_batches": 8},
+        "remat": {"mesh__data": 1, "model__remat": True},
         "fsdp": {"mesh__fsdp": 8},
     }.items():
         run = build(shrunk(batch_size=128, views__num_local=1, **options))
@@ -58,6 +60,7 @@ def figures():
 def test_parts_save_activations_and_fsdp_saves_state(figures):
     found, run = figures
     assert found["in parts"]["temporaries"] < 0.5 * found["whole"]["temporaries"]
+    assert found["remat"]["temporaries"] < 0.9 * found["whole"]["temporaries"]
     assert found["in parts"]["opt_state"] == found["whole"]["opt_state"]
     for name in ("params", "teacher_params", "opt_state"):
         assert found["fsdp"][name] < 0.25 * found["whole"][name]
@@ -72,10 +75,16 @@ def test_parts_save_activations_and_fsdp_saves_state(figures):
 
 
 def test_the_table_of_ways():
-    config = config_of("dino", "vit_base", 32, "remat+micro4", "bfloat16", "/data")
+    settings = Settings("dino", "vit_base", batch_size=32, way="remat+micro4", dtype="bfloat16")
+    config = config_of(settings, "/data")
+    assert (config.data.source, config.data.dir, config.model.dtype) == (
+        "coco",
+        "/data",
+        "bfloat16",
+    )
     assert (config.model.name, config.model.remat, config.micro_batches) == ("vit_base", True, 4)
-    with pytest.raises(ValueError, match=r"--ways has 'mikro4'"):
-        config_of("dino", "vit_base", 32, "mikro4", "bfloat16", "/data")
+    with pytest.raises(ValueError, match=r"'mikro4' is no way to train"):
+        config_of(settings._replace(way="mikro4"))
     text = table({"vit_small, batch 64": {"plain": {"peak": 3 * 2**30}}}, ["plain", "remat"])
     assert "| vit_small, batch 64 | 3.00  | –     |" in text
 

@@ -117,10 +117,21 @@ class PatchEmbed(nn.Module):
         return product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
+def attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`attend` by cuDNN's flash attention: bfloat16 or float16 on an NVIDIA GPU (Ampere or newer)."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, T, H, D]
+    y = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+    return y.reshape(*y.shape[:2], -1)
+
+
+ATTENTION = {"xla": attend, "cudnn": attend_cudnn}
+
+
 class Attention(nn.Module):
     num_heads: int
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array, cls_only: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -135,7 +146,7 @@ class Attention(nn.Module):
         else:
             q, k, v = rearrange(qkv(x), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
         q = q * head_dim**-0.5
-        y = attend(q, k, v)
+        y = ATTENTION[self.implementation](q, k, v)
         # The weights are made for those who look at them; where nobody does, they are never computed.
         y = Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y)
         return y, attention_weights(q, k)
@@ -161,6 +172,7 @@ class Block(nn.Module):
     layer_scale_init: float | None
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -212,7 +224,8 @@ class VisionTransformer(nn.Module):
       rngs={"drop_path": key}), num_register_tokens (arXiv:2309.16588, after the class token, without
       position), layer_scale_init (None: no LayerScale), dtype (of compute; parameters, norms and
       softmax stay float32), init_std (of dense kernels, class token and positions; the official 0.02
-      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)), remat
+      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)), attention
+      ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU), remat
       (the backward pass computes each block again instead of keeping what is inside it), gather (makes
       parameters whole that are split over devices, block by block, and again on the way back; None: they
       are whole).
@@ -230,6 +243,7 @@ class VisionTransformer(nn.Module):
     layer_scale_init: float | None = None
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
+    attention: str = "xla"
     remat: bool = False
     gather: Callable | None = None
 
@@ -238,6 +252,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention is '{self.attention}': {' or '.join(ATTENTION)}")
         grid = self.grid(as_pair(self.image_size))
         init = nn.initializers.normal(self.init_std)
         self.cls_token = self.param("cls_token", init, (1, 1, self.embed_dim))
@@ -265,6 +281,7 @@ class VisionTransformer(nn.Module):
                 self.layer_scale_init,
                 self.dtype,
                 self.init_std,
+                self.attention,
             )
             for rate in rates
         ]
@@ -299,7 +316,7 @@ class VisionTransformer(nn.Module):
         if sample_ids is None:
             sample_ids = jnp.arange(x.shape[0])
         for block in blocks:
-            x, attention = block(x, sample_ids, train)
+            x, attention = block(x, sample_ids, train, False)
             yield x, attention
 
     def _split(self, x):

@@ -11,8 +11,10 @@ HIDDEN, BOTTLENECK = 2048, 256  # of DINO's head
 def step_flops(settings: Settings) -> float:
     """Of one step: the teacher's forward pass, the student's, and twice the student's for the gradients.
 
-    Not counted: the gradient at the pixels, which nobody asks for; norms, softmaxes, activations and the
-    optimiser; a second forward pass of remat or micro-batches, which does not train more.
+    Of the last block the class token alone, which is all that these methods read: PyTorch's baseline
+    computes the whole block, a twentieth more. Not counted: the gradient at the pixels, which nobody
+    asks for; norms, softmaxes, activations and the optimiser; a second forward pass of remat or
+    micro-batches, which does not train more.
     """
     images, views = settings.batch_size, 2 + settings.num_local
     globals_, locals_ = (
@@ -37,9 +39,10 @@ def step_flops(settings: Settings) -> float:
 
 
 def _backbone(settings: Settings, size: int) -> tuple[int, int]:
-    """(patch embedding, blocks) of one image."""
+    """(patch embedding, blocks) of one image; of the last block what the class token needs."""
     model = architecture(settings)
     E, N = model["embed_dim"], (size // settings.patch_size) ** 2
     T = N + 1
     block = 2 * T * 12 * E * E + 4 * T * T * E
-    return 2 * N * 3 * settings.patch_size**2 * E, model["depth"] * block
+    last = 2 * (T * 2 + 10) * E * E + 4 * T * E  # keys and values of all tokens
+    return 2 * N * 3 * settings.patch_size**2 * E, (model["depth"] - 1) * block + last

@@ -60,7 +60,7 @@ def table(found: dict) -> str:
             numbers = (of["ms_per_image"], of["peak_mib_per_image"], of["temporary_mib_per_image"])
             cells = [f"{x:,.0f}" for x in (*numbers, 1000 * of["tflop_per_s"], of["compile_s"])]
             rows.append([title, f"{value:,}", *cells])
-                title = ""  # said once
+            title = ""  # said once
     return markdown(rows)
 
 

@@ -5,27 +5,23 @@
 
 Compiles the step of configs/hybrid.py:coco for one device and reads XLA's own memory analysis: for the
 device that is here, or for one of a TPU that is not (pip install libtpu). A column is a way to train:
-"plain", "remat", "micro4" (the batch in 4 parts), or several joined by "+". XLA's CPU compiler undoes
-remat, since it drops the barriers that keep a repeated computation from being merged with the first.
+"plain", "remat", "micro4" (the batch in 4 parts), or several joined by "+".
 """
 
 import json
 import os
-import re
 import time
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 
-from configs import barlow_twins, dino, hybrid
 from dinotwins_jax.build import build
 from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.memory import step_memory
-
-METHODS = {"hybrid": hybrid, "dino": dino, "barlow_twins": barlow_twins}
+from experiments.benchmark.settings import METHODS, Settings, config_of
 
 
 def device_of(topology: str | None) -> jax.Device:
@@ -40,21 +36,6 @@ def device_of(topology: str | None) -> jax.Device:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     except Exception as error:
         raise ValueError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
-
-
-def config_of(method: str, model: str, batch: int, way: str, dtype: str, directory: str):
-    """The coco preset, trained in a way such as "remat+micro4"."""
-    config = METHODS[method].get_config("coco")
-    config.data.dir, config.batch_size = directory, batch
-    config.model.name, config.model.dtype = model, dtype
-    for part in way.split("+"):
-        if part == "remat":
-            config.model.remat = True
-        elif found := re.fullmatch(r"micro(\d+)", part):
-            config.micro_batches = int(found[1])
-        elif part != "plain":
-            raise ValueError(f"--ways has '{part}': plain, remat, micro<number>, or several with +")
-    return config
 
 
 def measure(device: jax.Device, config) -> dict[str, float]:
@@ -99,7 +80,10 @@ def main(argv) -> int:
             for batch in map(int, given.batches):
                 row = figures.setdefault(f"{model}, batch {batch}", {})
                 for way in given.ways:
-                    config = config_of(given.method, model, batch, way, given.dtype, given.dir)
+                    settings = Settings(given.method, model, batch_size=batch, way=way)
+                    if given.method == "barlow_twins":
+                        settings = settings._replace(num_local=0)
+                    config = config_of(settings._replace(dtype=given.dtype), given.dir)
                     row[way] = measure(device, config)
                     if given.json:
                         replace_text(Path(given.json), json.dumps(figures, indent=1) + "\n")

@@ -28,6 +28,7 @@ class Settings(NamedTuple):
     projector: int = 8192
     dtype: str = "float32"
     drop_path: float = 0.1
+    attention: str = "xla"
     way: str = "plain"
 
     def text(self) -> str:
@@ -53,6 +54,7 @@ def config_of(settings: Settings, directory: str = "") -> ConfigDict:
     config.data.source, config.data.dir = ("coco", directory) if directory else ("scenes", "")
     config.batch_size = settings.batch_size
     config.model.name, config.model.dtype = settings.model, settings.dtype
+    config.model.attention = settings.attention
     config.model.patch_size, config.model.drop_path_rate = settings.patch_size, settings.drop_path
     config.views.global_size, config.views.local_size = settings.global_size, settings.local_size
     config.views.num_local = settings.num_local

@@ -2,6 +2,8 @@
 
     python -m experiments.benchmark.train_step --methods=dino,hybrid --batch_size=4
     python -m experiments.benchmark.train_step --against=torch --json=step.json
+    python -m experiments.benchmark.train_step --methods=hybrid --models=vit_small,vit_base \\
+        --batch_size=64 --dtype=bfloat16 --attention=cudnn --against=torch --cache=/tmp/compiled   # a GPU
 
 Every contestant is a process of its own; their rounds alternate, and tables show the median. Utilisation is
 the step's FLOPs by formula (flops.py) over its time, as a share of what a large square matrix product of
@@ -168,6 +170,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("projector", given.projector, "D of Barlow Twins")
     flags.DEFINE_string("dtype", given.dtype, "Of compute: float32 | bfloat16")
     flags.DEFINE_float("drop_path", given.drop_path, "Rate of the last block")
+    flags.DEFINE_string("attention", given.attention, "xla | cudnn: bfloat16 on a GPU")
     flags.DEFINE_string("way", given.way, "plain, remat, micro4, data2, fsdp2, or several with +")
     flags.DEFINE_enum("against", "", ["", "torch"], "Also measure PyTorch, eager and compiled")
     flags.DEFINE_list("torch", ["torch", "torch.compile"], "Which of them")
