@@ -22,7 +22,9 @@ import jax  # noqa: E402 it reads what stands above
 # Modules that compare runs with runs, or commands with their promises. Compiling is what takes their time,
 # so LLVM does not optimise there; XLA's own passes run all the same. Golden numbers are met as shipped.
 _QUICKLY_COMPILED = {
+    "test_augment_loop",
     "test_balance",
+    "test_benchmark",
     "test_broken_runs",
     "test_compare",
     "test_evaluate",
@@ -33,6 +35,7 @@ _QUICKLY_COMPILED = {
     "test_shared_objects",
     "test_sweep",
     "test_train",
+    "test_train_step_benchmark",
 }
 
 

@@ -391,7 +391,7 @@ def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):
     done = command_line("--config=configs/hybrid.py", f"--workdir={tmp_path}", *flags)
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stdout and "| teacher " in done.stdout
-    last = done.stdout.strip().splitlines()[-6:]
+    last = done.stdout.strip().splitlines()[-7:]
     assert str(tmp_path) in last[0] and any("scores.json" in line for line in last)
     assert "Traceback" not in done.stderr
 
