@@ -121,9 +121,13 @@ def project(heads: dict[str, HeadSpec], params, batch_stats, cls) -> tuple[dict,
     outputs, new_stats = {}, {}
     for name, spec in heads.items():
         x = cls if spec.crops == "all" else cls[:, :2]
-        views = (
-            [x[:, v] for v in range(x.shape[1])] if spec.per_view else [x.reshape(-1, x.shape[-1])]
-        )
+        at_once = spec.per_view and getattr(spec.module, "takes_views", False)
+        if at_once:
+            views = [x.swapaxes(0, 1)]
+        elif spec.per_view:
+            views = [x[:, v] for v in range(x.shape[1])]
+        else:
+            views = [x.reshape(-1, x.shape[-1])]
         train = (
             {"train": True}
             if "train" in inspect.signature(type(spec.module).__call__).parameters
@@ -139,7 +143,10 @@ def project(heads: dict[str, HeadSpec], params, batch_stats, cls) -> tuple[dict,
             rows.append(out)
         if stats is not None:
             new_stats[name] = stats
-        outputs[name] = (
-            jnp.stack(rows, axis=1) if spec.per_view else rows[0].reshape(*x.shape[:2], -1)
-        )
+        if at_once:
+            outputs[name] = rows[0].swapaxes(0, 1)
+        elif spec.per_view:
+            outputs[name] = jnp.stack(rows, axis=1)
+        else:
+            outputs[name] = rows[0].reshape(*x.shape[:2], -1)
     return outputs, new_stats

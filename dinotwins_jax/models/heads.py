@@ -118,7 +118,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.float32)  # [N, D], or [V, N, D] of which each [N, D] is a batch by itself
         D = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (D,))
         bias = self.param("bias", nn.initializers.zeros, (D,))
@@ -131,19 +131,18 @@ class BatchNorm(nn.Module):
         mean, var, count = batch_moments(x, self.axis_name)
         if not self.is_initializing():
             keep, new = self.momentum, 1.0 - self.momentum
-            running_mean.value = keep * running_mean.value + new * mean
-            running_var.value = keep * running_var.value + new * var * (count / max(count - 1, 1))
+            for m, v in zip(mean.reshape(-1, D), var.reshape(-1, D), strict=True):
+                running_mean.value = keep * running_mean.value + new * m
+                running_var.value = keep * running_var.value + new * v * (count / max(count - 1, 1))
         return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
 
 
 def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, int]:
-    """Mean and biased variance f32[D] over the global batch of x f32[B, D], and that batch's size."""
-    mean = jnp.mean(x, axis=0)
-    if axis_name is None:
-        return mean, jnp.mean((x - mean) ** 2, axis=0), x.shape[0]
-    mean = jax.lax.pmean(mean, axis_name)
-    var = jax.lax.pmean(jnp.mean((x - mean) ** 2, axis=0), axis_name)
-    return mean, var, x.shape[0] * jax.lax.axis_size(axis_name)
+    """Mean and biased variance f32[…, 1, D] over the global batch of x f32[…, B, D], and that batch's size."""
+    pmean = (lambda v: v) if axis_name is None else (lambda v: jax.lax.pmean(v, axis_name))
+    mean = pmean(jnp.mean(x, axis=-2, keepdims=True))
+    var = pmean(jnp.mean((x - mean) ** 2, axis=-2, keepdims=True))
+    return mean, var, x.shape[-2] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
 
 class BarlowProjector(nn.Module):
@@ -151,12 +150,15 @@ class BarlowProjector(nn.Module):
 
     __call__: x [N, D], train -> z f32[N, hidden_dims[-1]], not normalised (the cross-correlation does
     that). Statistics are those of the rows passed in one call: the official code calls it once a view.
+    x [V, N, D] is V such calls in one: the same numbers, and the weights are read once.
     Source: Barlow Twins, arXiv:2103.03230, section 3; barlowtwins main.py, projector.
     """
 
     hidden_dims: tuple[int, ...] = (8192, 8192, 8192)
     dtype: Any = jnp.float32
     axis_name: str | None = None
+
+    takes_views = True  # no field: known of all of them
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
