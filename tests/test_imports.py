@@ -1,6 +1,8 @@
 """Who may import whom: one direction only (the design's rooms), read from the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,8 @@ FORBIDDEN = {
     "stops": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
     "ranges": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
     "memory": {"data", "train", "step", "losses", "models", "checkpoint"},
+    "compilation": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
+    "timing": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
     "state": {"data", "evals", "build", "train", "step", "augment"},
     "optim": {"data", "evals", "build", "train", "step", "losses", "models"},
     "schedules": {"data", "evals", "build", "train", "step", "losses", "models"},
@@ -73,3 +77,13 @@ def test_outside_imports_stay_in_their_room(path):
                        "zipfile"}  # fmt: skip
     if room(path) == "data":
         assert "jax" not in top
+
+
+def test_training_imports_nothing_that_it_may_not_use():
+    """TFDS, matplotlib and other slow ones are imported where they are used."""
+    code = "import sys, dinotwins_jax.main, dinotwins_jax.train; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
+    )
+    slow = {"tensorflow", "tensorflow_datasets", "matplotlib", "torch", "sklearn", "pandas"}
+    assert not slow & set(done.stdout.split())
