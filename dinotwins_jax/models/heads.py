@@ -138,7 +138,7 @@ class BatchNorm(nn.Module):
 
 
 def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, int]:
-    """Mean and biased variance f32[…, 1, D] over the global batch of x f32[…, B, D], and that batch's size."""
+    """Mean and biased variance f32[…, 1, D] of x f32[…, B, D] over the global batch, and its size."""
     pmean = (lambda v: v) if axis_name is None else (lambda v: jax.lax.pmean(v, axis_name))
     mean = pmean(jnp.mean(x, axis=-2, keepdims=True))
     var = pmean(jnp.mean((x - mean) ** 2, axis=-2, keepdims=True))
