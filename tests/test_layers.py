@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinotwins_jax.models import create_vit
+from dinotwins_jax.models import create_vit, vit
 from dinotwins_jax.models.heads import cosine_logits
 from dinotwins_jax.models.layers import attend, gelu, normalise, product
 
@@ -62,15 +62,15 @@ def test_values_and_gradients(ours, plain, shapes):
 @pytest.mark.parametrize("options", [{}, {"num_register_tokens": 2, "layer_scale_init": 0.5}])
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_class_token_alone_is_that_of_the_whole_block(options, remat):
-    vit = create_vit(
+    model = create_vit(
         "vit_tiny", embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=16,
         drop_path_rate=0.3, remat=remat, **options,
     )  # fmt: skip
     images, weight = arrays((3, 24, 16, 3), (3, 48))
-    params = vit.init(jax.random.key(1), images)["params"]
+    params = model.init(jax.random.key(1), images)["params"]
 
     def loss(params, patches):
-        out = vit.apply(
+        out = model.apply(
             {"params": params}, images, train=True, patches=patches,
             rngs={"drop_path": jax.random.key(2)},
         )  # fmt: skip
@@ -85,6 +85,25 @@ def test_the_class_token_alone_is_that_of_the_whole_block(options, remat):
 
 
 def test_attention_of_a_class_token_alone_is_refused():
-    vit = create_vit("vit_tiny", embed_dim=48, depth=1, num_heads=3, patch_size=8, image_size=16)
+    model = create_vit("vit_tiny", embed_dim=48, depth=1, num_heads=3, patch_size=8, image_size=16)
     with pytest.raises(ValueError, match="return_attention=True needs patches=True"):
-        vit.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), return_attention=True, patches=False)
+        model.init(
+            jax.random.key(0), jnp.zeros((1, 16, 16, 3)), return_attention=True, patches=False
+        )
+
+
+def test_every_block_attends_as_the_field_says(monkeypatch):
+    calls = []
+
+    def spy(q, k, v):
+        calls.append(q.shape)
+        return attend(q, k, v)
+
+    monkeypatch.setitem(vit.ATTENTION, "cudnn", spy)
+    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8, "image_size": 16}
+    images = jnp.zeros((1, 16, 16, 3))
+    for implementation, times in (("xla", 0), ("cudnn", 2)):
+        create_vit("vit_tiny", attention=implementation, **sizes).init(jax.random.key(0), images)
+        assert len(calls) == times
+    with pytest.raises(ValueError, match="attention is 'flash': xla or cudnn"):
+        create_vit("vit_tiny", attention="flash", **sizes).init(jax.random.key(0), images)

@@ -189,9 +189,8 @@ class Block(nn.Module):
 
         x = in_memory(x)
         y = LayerNorm(name="norm1")(x).astype(self.dtype)
-        y, attention = Attention(self.num_heads, self.dtype, self.init_std, name="attn")(
-            y, cls_only
-        )
+        attn = Attention(self.num_heads, self.dtype, self.init_std, self.attention, name="attn")
+        y, attention = attn(y, cls_only)
         x = x[:, :1] if cls_only else x
         x = in_memory(x + residual(y, "gamma1"))
         y = LayerNorm(name="norm2")(x).astype(self.dtype)
