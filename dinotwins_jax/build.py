@@ -137,7 +137,7 @@ def make_backbone(config: ConfigDict) -> VisionTransformer:
     """The ViT of config.model; its positions are stored for the grid of the global crops."""
     fields = {name: value for name, value in config.model.to_dict().items() if value is not None}
     fields["dtype"] = jnp.dtype(fields["dtype"])
-    if fields.get("attention") == "cudnn" and (
+    if fields["attention"] == "cudnn" and (
         jax.default_backend() != "gpu" or fields["dtype"] not in (jnp.bfloat16, jnp.float16)
     ):
         raise ValueError(

@@ -53,7 +53,8 @@ def forward(
         token alone.
     """
 
-    shapes = _shapes(backbone, jax.eval_shape(make_crops, batch))
+    crops = make_crops(batch) if micro_batches == 1 else jax.eval_shape(make_crops, batch)
+    shapes = _shapes(backbone, crops)
     read = reads(*shapes)
 
     def teacher_of(crops):
@@ -71,7 +72,6 @@ def forward(
         return Forward(_filled(shapes[0], student), _filled(shapes[1], teacher), pull_back_read)
 
     if micro_batches == 1:
-        crops = make_crops(batch)
         student, pull_back = jax.vjp(lambda params: student_of(params, crops, ids), params)
         return result(student, teacher_of(crops), lambda grads: pull_back(grads)[0])
 

@@ -19,8 +19,7 @@ def step_memory(run: Run, batch_size: int) -> dict[str, int]:
     """
     state = run.placement.abstract(jax.eval_shape(run.fresh_state))
     batch = abstract_batch(run, batch_size)
-    compiled = run.placement.compile(run.train_step, state).lower(state, batch).compile()
-    analysis = compiled.memory_analysis()
+    analysis = compiled_step(run, state, batch).memory_analysis()
     parts = {
         name: sum(map(_bytes_here, jax.tree.leaves(getattr(state, name))))
         for name in ("params", "teacher_params", "opt_state", "loss_state", "batch_stats")
@@ -33,6 +32,11 @@ def step_memory(run: Run, batch_size: int) -> dict[str, int]:
         "temporaries": temporaries,
         "peak": kept - analysis.alias_size_in_bytes + temporaries,
     }
+
+
+def compiled_step(run: Run, state, batch) -> jax.stages.Compiled:
+    """The step of a run for a state and a batch, arrays or their shapes, for XLA's analyses of it."""
+    return run.placement.compile(run.train_step, state).lower(state, batch).compile()
 
 
 def abstract_batch(run: Run, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

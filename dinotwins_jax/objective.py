@@ -143,10 +143,8 @@ def project(heads: dict[str, HeadSpec], params, batch_stats, cls) -> tuple[dict,
             rows.append(out)
         if stats is not None:
             new_stats[name] = stats
-        if at_once:
-            outputs[name] = rows[0].swapaxes(0, 1)
-        elif spec.per_view:
-            outputs[name] = jnp.stack(rows, axis=1)
+        if spec.per_view:
+            outputs[name] = (rows[0] if at_once else jnp.stack(rows)).swapaxes(0, 1)
         else:
             outputs[name] = rows[0].reshape(*x.shape[:2], -1)
     return outputs, new_stats

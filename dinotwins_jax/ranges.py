@@ -58,7 +58,7 @@ RANGES = {
 CHOICES = {
     "parallel": ("jit", "pmap"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("xla", "cudnn", None),  # runs before this key have none
+    "model.attention": ("xla", "cudnn"),
     "optim.name": ("adamw", "lars"),
     "optim.clip_mode": ("per_parameter", "global"),
     "checkpoint.best_mode": ("max", "min"),
@@ -88,11 +88,9 @@ def check_ranges(config: ConfigDict) -> None:
                 raise ValueError(f"config.{key} {verb} {value}: it must {_words(interval)}")
     for key, choices in CHOICES.items():
         if (value := _get(config, key)) not in choices:
-            near = difflib.get_close_matches(str(value), filter(None, choices), n=1)
+            near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(
-                f"config.{key} is '{value}'{hint}: choose {' or '.join(filter(None, choices))}"
-            )
+            raise ValueError(f"config.{key} is '{value}'{hint}: choose {' or '.join(choices)}")
 
 
 def _get(config, key: str):

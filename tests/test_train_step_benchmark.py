@@ -12,10 +12,9 @@ import pytest
 from dinotwins_jax.build import build
 from experiments.benchmark import end_to_end, growth
 from experiments.benchmark.flops import step_flops
-from experiments.benchmark.jax_step import random_crops
 from experiments.benchmark.settings import Settings, architecture, config_of
 from experiments.benchmark.train_step import OURS, measure, table
-from experiments.benchmark.worker import Contestant
+from experiments.benchmark.worker import Contestant, random_crops
 
 TINY = Settings(
     model="vit_tiny", global_size=32, local_size=16, num_local=1, batch_size=2, prototypes=64,
@@ -44,7 +43,7 @@ def test_formula_is_what_the_compiler_counts():
     settings = TINY._replace(method="dino", global_size=64, local_size=32, prototypes=256)
     run = build(config_of(settings), jax.devices()[:1], make_crops=lambda batch, key: batch)
     state = run.placement.abstract(jax.eval_shape(run.fresh_state))
-    batch = jax.eval_shape(lambda: random_crops(settings))
+    batch = jax.eval_shape(lambda: random_crops(settings._asdict()))
     flops = (
         run.placement.compile(run.train_step, state).lower(state, batch).cost_analysis()["flops"]
     )
@@ -104,7 +103,7 @@ def test_the_pytorch_baseline_has_the_same_loss_and_gradient(method):
 
     settings = TINY._replace(method=method, batch_size=4)
     run = build(config_of(settings), jax.devices()[:1], make_crops=lambda batch, key: batch)
-    state, crops = run.fresh_state(), random_crops(settings)
+    state, crops = run.fresh_state(), random_crops(settings._asdict())
     _, metrics = jax.jit(run.train_step)(state, crops)
 
     trainer = Trainer(settings._asdict() | architecture(settings), "cpu")

@@ -19,7 +19,8 @@ class HeadSpec(NamedTuple):
     module: called as module(x [N, E]) or, if its __call__ has a `train` argument, module(x, train=True).
     crops: "all" or "global", the student crops that it sees (the teacher sees global crops alone).
     teacher: keep an EMA copy and run it on the teacher's features too.
-    per_view: one call a view instead of one call on everything; matters to batch statistics.
+    per_view: one call a view instead of one call on everything; matters to batch statistics. A module
+      with the attribute takes_views gets all of them as x [V, N, E] in one call and keeps them apart.
     """
 
     module: nn.Module

@@ -307,15 +307,16 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         return x
 
-    def _blocks(self, images, train, sample_ids):
-        """Token sequence [B, T, D] and attention [B, heads, T, T] after each block."""
-        yield from self._through(self._embed(images), self.blocks, train, sample_ids)
+    def _blocks(self, images, train, sample_ids, cls_only=False):
+        """Token sequence [B, T, D] and attention [B, heads, T, T] after each block; cls_only: after the
+        last one of the class token alone."""
+        yield from self._through(self._embed(images), self.blocks, train, sample_ids, cls_only)
 
-    def _through(self, x, blocks, train, sample_ids=None):
+    def _through(self, x, blocks, train, sample_ids=None, cls_only=False):
         if sample_ids is None:
             sample_ids = jnp.arange(x.shape[0])
-        for block in blocks:
-            x, attention = block(x, sample_ids, train, False)
+        for number, block in enumerate(blocks, start=1):
+            x, attention = block(x, sample_ids, train, cls_only and number == len(blocks))
             yield x, attention
 
     def _split(self, x):
@@ -337,17 +338,11 @@ class VisionTransformer(nn.Module):
         Returns:
           ViTOutput, float32.
         """
-        if patches:
-            *_, (x, attention) = self._blocks(images, train, sample_ids)
-            cls, tokens = self._split(x)
-            return ViTOutput(cls, tokens, attention if return_attention else None)
-        if return_attention:
+        if return_attention and not patches:
             raise ValueError("return_attention=True needs patches=True")
-        x = self._embed(images)
-        sample_ids = jnp.arange(len(x)) if sample_ids is None else sample_ids
-        *_, x = [x, *(y for y, _ in self._through(x, self.blocks[:-1], train, sample_ids))]
-        x, _ = self.blocks[-1](x, sample_ids, train, True)
-        return ViTOutput(self.norm(x)[:, 0], None, None)
+        *_, (x, attention) = self._blocks(images, train, sample_ids, cls_only=not patches)
+        cls, tokens = self._split(x)
+        return ViTOutput(cls, tokens if patches else None, attention if return_attention else None)
 
     def attentions(self, images) -> list[jax.Array]:
         """f32[B, heads, T, T] softmax attention of every block, the first block's first.

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
-from experiments.benchmark.settings import Settings
+from experiments.benchmark.settings import Settings, settings_of
 from experiments.benchmark.train_step import OURS, environment, measure
 
 # title -> (field, values); the field "way" takes devices
@@ -112,7 +112,7 @@ def main(argv) -> int:
     def work():
         if unknown := set(given.sweeps) - set(SWEEPS):
             raise ValueError(f"--sweeps has {', '.join(unknown)}: of {', '.join(SWEEPS)}")
-        base = Settings(method=given.method, model=given.model, way="data1")
+        base = settings_of(given.method, given.model, way="data1")
         figures: dict = {"environment": environment(), "base": base.text(), "sweeps": {}}
 
         def report(title, value, found):

@@ -21,7 +21,7 @@ from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.memory import step_memory
-from experiments.benchmark.settings import METHODS, Settings, config_of
+from experiments.benchmark.settings import METHODS, config_of, settings_of
 
 
 def device_of(topology: str | None) -> jax.Device:
@@ -80,11 +80,10 @@ def main(argv) -> int:
             for batch in map(int, given.batches):
                 row = figures.setdefault(f"{model}, batch {batch}", {})
                 for way in given.ways:
-                    settings = Settings(given.method, model, batch_size=batch, way=way)
-                    if given.method == "barlow_twins":
-                        settings = settings._replace(num_local=0)
-                    config = config_of(settings._replace(dtype=given.dtype), given.dir)
-                    row[way] = measure(device, config)
+                    settings = settings_of(
+                        given.method, model, batch_size=batch, dtype=given.dtype, way=way
+                    )
+                    row[way] = measure(device, config_of(settings, given.dir))
                     if given.json:
                         replace_text(Path(given.json), json.dumps(figures, indent=1) + "\n")
         kind = f"{device.device_kind}, {given.method}, {given.dtype}, jax {jax.__version__}"

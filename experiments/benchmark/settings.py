@@ -42,6 +42,13 @@ class Settings(NamedTuple):
         )
 
 
+def settings_of(method: str, model: str, **values) -> Settings:
+    """Settings; Barlow Twins alone has no local crops, whatever is asked for, since it reads none."""
+    if method == "barlow_twins":
+        values["num_local"] = 0
+    return Settings(method, model, **values)
+
+
 def config_of(settings: Settings, directory: str = "") -> ConfigDict:
     """The method's config for COCO with these settings; directory "": drawn scenes, which need no files.
 

@@ -17,7 +17,7 @@ from configs import hybrid
 from dinotwins_jax.build import build
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.memory import abstract_batch
+from dinotwins_jax.memory import abstract_batch, compiled_step
 
 COMMITTED = Path(__file__).parent / "results" / "step_cost.json"
 
@@ -27,8 +27,7 @@ def measure() -> dict[str, float]:
     config = hybrid.get_config("demo")
     run = build(config, jax.devices("cpu")[:1])
     state = run.placement.abstract(jax.eval_shape(run.fresh_state))
-    step = run.placement.compile(run.train_step, state)
-    compiled = step.lower(state, abstract_batch(run, config.batch_size)).compile()
+    compiled = compiled_step(run, state, abstract_batch(run, config.batch_size))
     return {
         "flops": compiled.cost_analysis()["flops"],
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,

@@ -24,7 +24,7 @@ from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
 from experiments.benchmark.flops import step_flops
-from experiments.benchmark.settings import Settings, architecture, config_of
+from experiments.benchmark.settings import Settings, architecture, config_of, settings_of
 from experiments.benchmark.worker import Contestant
 
 OURS = "dinotwins_jax"
@@ -194,7 +194,7 @@ def main(argv) -> int:
         for model in given.models:
             for method in given.methods:
                 found = measure(
-                    Settings(method, model, **{name: given[name].value for name in names}),
+                    settings_of(method, model, **{name: given[name].value for name in names}),
                     against=tuple(given.torch) if given.against else (),
                     rounds=given.rounds,
                     seconds=given.seconds,

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 
 class Contestant:
     """The parent's side of a process that serves requests."""
@@ -72,6 +74,14 @@ def serve(prepare: Callable[[dict], tuple[dict, dict[str, Callable]]]) -> None:
     for line in sys.stdin:
         name, arguments = json.loads(line)
         answer(requests[name](**arguments))
+
+
+def random_crops(settings: dict) -> dict[str, np.ndarray]:
+    """Normalised noise f32[B, V, H, W, 3]: the step's time does not depend on what is seen."""
+    rng = np.random.default_rng(0)
+    B, g, s = (settings[name] for name in ("batch_size", "global_size", "local_size"))
+    shapes = {"global_crops": (B, 2, g, g, 3), "local_crops": (B, settings["num_local"], s, s, 3)}
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
 def resident_peak() -> int:
