@@ -1,7 +1,7 @@
 """Every key, with the official defaults: DINO ViT-S/16 at 224 (arXiv:2104.14294) on COCO.
 
-Not run by itself: hybrid.py, dino.py and barlow_twins.py start from it, each with presets after a
-colon (demo, coco, cifar10). Any key can be set on the command line: --config.optim.lr=0.001
+Not run by itself: all others start from it, each with presets after a colon (demo, coco, cifar10). Any
+key can be set on the command line: --config.optim.lr=0.001
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -163,16 +163,15 @@ def dino_terms(
     """The DINO term with the official head; all its arguments are in losses/dino.py."""
     return ConfigDict(
         {
-            "weight": 1.0,
-            "final_weight": config_dict.placeholder(float),
-            "weight_warmup_epochs": 0.0,
+            **_weights(1.0),
             "out_dim": out_dim,  # prototypes K
             "hidden_dim": hidden_dim,
             "bottleneck_dim": bottleneck_dim,
             "norm_last_layer": True,
             "use_bn": False,  # batch norm in the head: helps short runs of small models to get going
             "student_temp": 0.1,
-            "center_momentum": 0.9,
+            "centering": "ema",  # ema | sinkhorn_knopp (DINOv2): prototypes get equal shares of a batch
+            "center_momentum": 0.9,  # of ema
         }
     )
 
@@ -181,12 +180,83 @@ def barlow_twins_terms(dim: int = 8192, weight: float = 1.0) -> ConfigDict:
     """The Barlow Twins term; all its arguments are in losses/barlow_twins.py."""
     return ConfigDict(
         {
-            "weight": weight,
-            "final_weight": config_dict.placeholder(float),
-            "weight_warmup_epochs": 0.0,
+            **_weights(weight),
             "hidden_dims": (dim, dim, dim),
             "lambd": 0.0051,
             "pair": "student_student",
             "views": "global",
         }
     )
+
+
+def ibot_terms(
+    out_dim: int = 65536, hidden_dim: int = 2048, bottleneck_dim: int = 256
+) -> ConfigDict:
+    """The iBOT term with a head of its own (DINOv2's long recipes); its arguments: losses/ibot.py."""
+    return ConfigDict(
+        {
+            **_weights(1.0),
+            "out_dim": out_dim,
+            "hidden_dim": hidden_dim,
+            "bottleneck_dim": bottleneck_dim,
+            "norm_last_layer": True,
+            "shared_head": "",  # dino: the head of that term, whose out_dim this one's must be
+            "student_temp": 0.1,
+            "centering": "sinkhorn_knopp",  # ema | sinkhorn_knopp
+            "center_momentum": 0.9,
+            "image_fraction": 0.5,  # of the global crops get a mask
+            "mask_ratio": (0.1, 0.5),  # of their patches
+            "min_patches": 4,  # of one block
+        }
+    )
+
+
+def koleo_terms(weight: float = 0.1) -> ConfigDict:
+    """The KoLeo term."""
+    return ConfigDict(_weights(weight))
+
+
+def gram_terms(weight: float = 2.0) -> ConfigDict:
+    """The Gram term; its arguments are in losses/gram.py."""
+    return ConfigDict(
+        {
+            **_weights(weight),
+            "start_epochs": 75.0,  # nothing before; then the anchor is the teacher of that time
+            "refresh_epochs": 5.0,  # the anchor becomes the teacher again; 0: never
+            "max_refreshes": 3,
+            "level": "image",  # pairs of patches of one image | batch: of all images
+            "normalise": True,
+            "remove_negatives": False,
+        }
+    )
+
+
+def byol_terms(hidden_dim: int = 4096, out_dim: int = 256) -> ConfigDict:
+    """The BYOL term."""
+    return ConfigDict({**_weights(1.0), "hidden_dim": hidden_dim, "out_dim": out_dim})
+
+
+def simclr_terms(dim: int = 2048, out_dim: int = 128) -> ConfigDict:
+    """The SimCLR term."""
+    return ConfigDict({**_weights(1.0), "hidden_dims": (dim, dim, out_dim), "temp": 0.1})
+
+
+def vicreg_terms(dim: int = 8192) -> ConfigDict:
+    """The VICReg term."""
+    return ConfigDict(
+        {
+            **_weights(1.0),
+            "hidden_dims": (dim, dim, dim),
+            "similarity": 25.0,
+            "variance": 25.0,
+            "covariance": 1.0,
+        }
+    )
+
+
+def _weights(weight: float) -> dict:
+    return {
+        "weight": weight,
+        "final_weight": config_dict.placeholder(float),
+        "weight_warmup_epochs": 0.0,
+    }

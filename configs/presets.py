@@ -105,11 +105,20 @@ def _thousand_steps(c):
     _small_heads(c, prototypes=1024, width=256, bottleneck=256)
     if "dino" in c.loss:
         c.loss.dino.use_bn, c.loss.dino.center_momentum = True, 0.0
+    if "gram" in c.loss:
+        c.loss.gram.start_epochs, c.loss.gram.refresh_epochs = (
+            c.total_epochs / 2,
+            c.total_epochs / 8,
+        )
 
 
 def _small_heads(c, prototypes: int, width: int, bottleneck: int):
-    if "dino" in c.loss:
-        c.loss.dino.out_dim = prototypes
-        c.loss.dino.hidden_dim, c.loss.dino.bottleneck_dim = width, bottleneck
-    if "barlow_twins" in c.loss:
-        c.loss.barlow_twins.hidden_dims = (width, width, width)
+    for term in c.loss.values():
+        if "out_dim" in term:
+            term.out_dim = prototypes if "bottleneck_dim" in term else width // 2
+        if "hidden_dim" in term:
+            term.hidden_dim = width
+        if "bottleneck_dim" in term:
+            term.bottleneck_dim = bottleneck
+        if "hidden_dims" in term:
+            term.hidden_dims = (width,) * len(term.hidden_dims)

@@ -25,7 +25,8 @@ def balance(
       weights: name -> factor of each term.
       gradients: name -> f32[B, V, E], of each unweighted term with respect to the class tokens.
       match_to: "" leaves the weights as they are. A term's name: every other term's gradient is
-        scaled to its own weight times the norm of this term's weighted gradient.
+        scaled to its own weight times the norm of this term's weighted gradient. One that does not
+        reach the class tokens (iBOT, Gram) keeps its weight.
       axis_name: mapped axis of the batch, under pmap.
     Returns:
       weights: name -> factor, without gradient.
@@ -46,7 +47,9 @@ def balance(
     if match_to:
         wanted = weights[match_to] * norms[match_to]
         factors = {
-            name: jnp.minimum(wanted / jnp.maximum(norm, 1e-30), _LARGEST_FACTOR)
+            name: jnp.where(
+                norm > 0, jnp.minimum(wanted / jnp.maximum(norm, 1e-30), _LARGEST_FACTOR), 1.0
+            )
             for name, norm in norms.items()
             if name != match_to
         }

@@ -78,6 +78,7 @@ def build(
     # Every duration is stated in epochs of total_epochs, and keeps its share when total_steps is set.
     steps = _durations(config, total_steps)
     loss = make_loss(_terms(config, total_steps))
+    backbone = backbone.clone(mask_token=loss.masks is not None)
     if config.match_gradients_to not in ("", *config.loss):
         raise ValueError(
             f"config.match_gradients_to is '{config.match_gradients_to}': '' or a term of config.loss, "
@@ -166,7 +167,8 @@ def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) 
 
 
 def _terms(config: ConfigDict, total_steps: int) -> dict[str, dict]:
-    """The terms of config.loss, with a schedule for a weight that is not one number."""
+    """The terms of config.loss, with a schedule for a weight that is not one number, and arguments
+    "…_epochs" as "…_steps"."""
     terms = {name: term.to_dict() for name, term in config.loss.items()}
     for name, term in terms.items():
         weight = float(term.get("weight", 1.0))
@@ -177,6 +179,9 @@ def _terms(config: ConfigDict, total_steps: int) -> dict[str, dict]:
                 f"[0, total_epochs {config.total_epochs:g}]"
             )
         warmup = round(warmup / config.total_epochs * total_steps)
+        for key in [key for key in term if key.endswith("_epochs")]:
+            steps = term.pop(key) / config.total_epochs * total_steps
+            term[key.removesuffix("epochs") + "steps"] = round(steps)
         term["weight"] = weight
         if final is not None or warmup:
             final = weight if final is None else final

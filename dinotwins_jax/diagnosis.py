@@ -13,7 +13,7 @@ from dinotwins_jax.losses.base import Loss, weight_at
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.objective import bound_terms, loss_gradients, project, teacher_outputs
 from dinotwins_jax.state import TrainState
-from dinotwins_jax.step import AUGMENT, DROP_PATH, image_ids, step_scalars
+from dinotwins_jax.step import AUGMENT, DROP_PATH, image_ids, masks_of, step_scalars
 
 
 def make_diagnosis(
@@ -46,7 +46,7 @@ def make_diagnosis(
             names.append(name)
             flags.append(_finite(tree))
 
-        for name in ("params", "teacher_params", "batch_stats", "loss_state"):
+        for name in ("params", "teacher_params", "anchor_params", "batch_stats", "loss_state"):
             note(f"{name} before the step", getattr(state, name))
         root = jax.random.key(seed)
         crops = views(batch, jax.random.fold_in(root, AUGMENT))
@@ -54,26 +54,28 @@ def make_diagnosis(
         hparams = step_scalars(schedules, state.step, None)
         drop_key = jax.random.fold_in(jax.random.fold_in(root, DROP_PATH), state.step)
         ids = image_ids(len(batch["image"]), None)
+        hparams["masked"] = masked = masks_of(loss, backbone, crops, state.step, root, ids, None)
+        hidden = None if masked is None else masked.where
+        networks = state.teacher_params["backbone"], state.anchor_params or None
         with nn.intercept_methods(partial(_watch, note, "teacher/backbone")):
-            teacher = teacher_features(backbone, state.teacher_params["backbone"], crops)
+            teacher = teacher_features(backbone, *networks, crops)
         with nn.intercept_methods(partial(_watch, note, "teacher/heads")):
-            teacher_outputs(terms, state, teacher)
+            full_teacher = teacher_outputs(terms, state, teacher, masked)
+        student_of = partial(
+            student_features, backbone, crops=crops, drop_key=drop_key, ids=ids, hidden=hidden
+        )
         with nn.intercept_methods(partial(_watch, note, "student/backbone")):
-            features = student_features(backbone, state.params["backbone"], crops, drop_key, ids)
+            features = student_of(state.params["backbone"])
         for name, (weight, term) in terms.items():
             here = f"loss/{name}" if name else "loss"
             with nn.intercept_methods(partial(_watch, note, f"student/heads of {here}")):
                 outputs, _ = project(
-                    term.heads, state.params["heads"], state.batch_stats, features["cls"]
+                    term.heads, state.params["heads"], state.batch_stats, features, masked
                 )
             kept = state.loss_state[name] if name else state.loss_state
-            full_teacher = teacher_outputs(terms, state, teacher)
             note(here, term.apply(kept, features | outputs, full_teacher, hparams)[:2])
             note(f"weight of {here}", jnp.asarray(weight_at(weight, hparams)))
-        _, pull_back = jax.vjp(
-            lambda params: student_features(backbone, params, crops, drop_key, ids),
-            state.params["backbone"],
-        )
+        _, pull_back = jax.vjp(student_of, state.params["backbone"])
         _, grads, _ = loss_gradients(terms, state, features, teacher, hparams, match_gradients_to)
         for name, grad in grads["heads"].items():
             note(f"gradient of heads/{name}", grad)

@@ -19,7 +19,7 @@ PyTree = Any
 
 class Forward(NamedTuple):
     """student: {"cls": [B, V, E], "patches": {"global": [B, 2, N, E], "local": …}} of all crops.
-    teacher: the same of the global crops; no drop path, no gradient.
+    teacher: the same of the global crops; no drop path, no gradient. "anchor" in it: the anchor's.
     pull_back: gradient with respect to `student` -> gradient with respect to the student's backbone.
     """
 
@@ -37,6 +37,8 @@ def forward(
     drop_key: jax.Array,
     ids: jax.Array,
     *,
+    hidden: jax.Array | None = None,
+    anchor_params: PyTree | None = None,
     micro_batches: int = 1,
     reads: Callable[[dict, dict], tuple[bool, bool]] = lambda student, teacher: (True, True),
 ) -> Forward:
@@ -47,6 +49,8 @@ def forward(
         makes of an image must not depend on the other images.
       params, teacher_params: of the backbone.
       ids: i32[B], place of each image in the global batch, for drop path.
+      hidden: bool[B, 2, N], patches of the global crops that the student does not see.
+      anchor_params: of the backbone of an earlier teacher.
       micro_batches: A; must divide the images of each device.
       reads: from the shapes of both networks' features, whether anything reads the student's and the
         teacher's patch tokens; where nothing does, they are zeros, and the last block makes the class
@@ -54,16 +58,15 @@ def forward(
     """
 
     crops = make_crops(batch) if micro_batches == 1 else jax.eval_shape(make_crops, batch)
-    shapes = _shapes(backbone, crops)
+    shapes = _shapes(backbone, crops, anchor_params is not None)
     read = reads(*shapes)
 
     def teacher_of(crops):
-        return teacher_features(
-            backbone, jax.lax.stop_gradient(teacher_params), crops, patches=read[1]
-        )
+        networks = jax.lax.stop_gradient((teacher_params, anchor_params))
+        return teacher_features(backbone, *networks, crops, patches=read[1])
 
-    def student_of(params, crops, ids):
-        return student_features(backbone, params, crops, drop_key, ids, patches=read[0])
+    def student_of(params, crops, ids, hidden):
+        return student_features(backbone, params, crops, drop_key, ids, hidden, patches=read[0])
 
     def result(student, teacher, pull_back):
         def pull_back_read(grads):
@@ -72,21 +75,21 @@ def forward(
         return Forward(_filled(shapes[0], student), _filled(shapes[1], teacher), pull_back_read)
 
     if micro_batches == 1:
-        student, pull_back = jax.vjp(lambda params: student_of(params, crops, ids), params)
+        student, pull_back = jax.vjp(lambda params: student_of(params, crops, ids, hidden), params)
         return result(student, teacher_of(crops), lambda grads: pull_back(grads)[0])
 
-    parts = split((batch, ids), micro_batches)
+    parts = split((batch, ids, hidden), micro_batches)
 
     def both(part):
-        batch, ids = part
+        batch, *drawn = part
         crops = make_crops(batch)
-        return student_of(params, crops, ids), teacher_of(crops)
+        return student_of(params, crops, *drawn), teacher_of(crops)
 
     def pull_back(grads):
         def add(total, part):
-            (batch, ids), grads = part
+            (batch, *drawn), grads = part
             crops = make_crops(batch)
-            _, back = jax.vjp(lambda params: student_of(params, crops, ids), params)
+            _, back = jax.vjp(lambda params: student_of(params, crops, *drawn), params)
             return jax.tree.map(jnp.add, total, back(grads)[0]), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -95,7 +98,7 @@ def forward(
     return result(*join(jax.lax.map(both, parts)), pull_back)
 
 
-def _shapes(backbone, crops: dict) -> tuple[dict, dict]:
+def _shapes(backbone, crops: dict, anchor: bool) -> tuple[dict, dict]:
     """Shapes and dtypes of the student's and the teacher's features of such crops."""
 
     def of(groups):
@@ -108,7 +111,8 @@ def _shapes(backbone, crops: dict) -> tuple[dict, dict]:
         return {"cls": jax.ShapeDtypeStruct((B, views, E), jnp.float32), "patches": patches}
 
     groups = _student_groups(crops)
-    return of(groups), of({"global": groups["global"]})
+    teacher = of({"global": groups["global"]})
+    return of(groups), teacher | ({"anchor": dict(teacher)} if anchor else {})
 
 
 def split(tree: PyTree, parts: int) -> PyTree:
@@ -128,17 +132,26 @@ def _filled(shapes: dict, features: dict) -> dict:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes) | features
 
 
-def teacher_features(backbone, params: PyTree, crops: dict, patches: bool = True) -> dict:
-    """What the teacher's backbone makes of the global crops: no drop path, no gradient."""
-    groups = {"global": crops["global_crops"]}
-    return jax.lax.stop_gradient(_features(backbone, params, groups, False, None, patches))
+def teacher_features(
+    backbone, params: PyTree, anchor_params: PyTree | None, crops: dict, patches: bool = True
+) -> dict:
+    """What the backbones of the teacher and the anchor make of the global crops: no drop path, no
+    gradient."""
+
+    def of(params, patches):
+        groups = {"global": crops["global_crops"]}
+        return jax.lax.stop_gradient(_features(backbone, params, groups, False, None, patches))
+
+    found = of(params, patches)
+    return found if anchor_params is None else found | {"anchor": of(anchor_params, True)}
 
 
 def student_features(
-    backbone, params: PyTree, crops: dict, drop_key, ids, patches: bool = True
+    backbone, params: PyTree, crops: dict, drop_key, ids, hidden=None, patches: bool = True
 ) -> dict:
-    """What the student's backbone, with drop path, makes of all crops."""
-    return _features(backbone, params, _student_groups(crops), True, (drop_key, ids), patches)
+    """What the student's backbone, with drop path, makes of all crops; see `forward`."""
+    groups = _student_groups(crops)
+    return _features(backbone, params, groups, True, (drop_key, ids), patches, hidden)
 
 
 def _student_groups(crops: dict) -> dict:
@@ -146,7 +159,7 @@ def _student_groups(crops: dict) -> dict:
     return {name: images for name, images in groups.items() if images.shape[1]}
 
 
-def _features(backbone, params, groups, train, drop, patches) -> dict:
+def _features(backbone, params, groups, train, drop, patches, hidden=None) -> dict:
     """{"cls": [B, V, E], "patches": {group: [B, v, N, E]}}: one backbone pass a crop size. Without
     patches "cls" alone, for less work."""
     cls, tokens = [], {}
@@ -157,6 +170,8 @@ def _features(backbone, params, groups, train, drop, patches) -> dict:
             key, ids = drop
             kwargs["rngs"] = {"drop_path": jax.random.fold_in(key, number)}
             kwargs["sample_ids"] = (ids[:, None] * v + jnp.arange(v)).reshape(-1)
+        if hidden is not None and name == "global":
+            kwargs["hidden"] = hidden.reshape(B * v, -1)
         out = backbone.apply({"params": params}, images.reshape(B * v, *images.shape[2:]), **kwargs)
         cls.append(out.cls.reshape(B, v, -1))
         if patches:

@@ -22,7 +22,14 @@ def step_memory(run: Run, batch_size: int) -> dict[str, int]:
     analysis = compiled_step(run, state, batch).memory_analysis()
     parts = {
         name: sum(map(_bytes_here, jax.tree.leaves(getattr(state, name))))
-        for name in ("params", "teacher_params", "opt_state", "loss_state", "batch_stats")
+        for name in (
+            "params",
+            "teacher_params",
+            "anchor_params",
+            "opt_state",
+            "loss_state",
+            "batch_stats",
+        )
     }
     temporaries = analysis.temp_size_in_bytes
     kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dinotwins_jax.balance import balance
-from dinotwins_jax.losses.base import HeadSpec, Loss, Weight, named, weight_at
+from dinotwins_jax.losses.base import HeadSpec, Loss, Masked, Weight, named, weight_at
 from dinotwins_jax.state import TrainState
 
 Terms = dict[str, tuple[Weight, Loss]]
@@ -44,16 +44,18 @@ def loss_gradients(terms: Terms, state: TrainState, features, teacher, hparams, 
 
     Args:
       features, teacher: of the backbone, as in `forward.Forward`.
+      hparams: as in `losses.base.Loss`.
       match_to: a term, see `balance`.
     Returns:
       value f32[], {"features": like `features`, "heads": {name: …}}, and
       (loss_state, batch_stats, metrics).
     """
-    teacher = teacher_outputs(terms, state, teacher)
+    teacher = teacher_outputs(terms, state, teacher, hparams["masked"])
     values, weights, feature_grads, head_grads = {}, {}, {}, {}
     loss_state, batch_stats, metrics = {}, dict(state.batch_stats), {}
     for name, (weight, term) in terms.items():
-        params = {head: state.params["heads"][head] for head in term.heads}
+        params = {spec.shares or head for head, spec in term.heads.items()}
+        params = {head: state.params["heads"][head] for head in sorted(params)}
         objective = partial(_objective, name, term, state, teacher, hparams)
         (values[name], (loss_state[name], stats, own)), (feature_grads[name], head_grads[name]) = (
             jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(features, params)
@@ -80,17 +82,17 @@ def loss_gradients(terms: Terms, state: TrainState, features, teacher, hparams, 
 
 def _objective(name, term: Loss, state: TrainState, teacher, hparams, features, params):
     """(value, (new loss_state, new batch_stats, metrics)) of one term."""
-    own, stats = project(term.heads, params, state.batch_stats, features["cls"])
+    own, stats = project(term.heads, params, state.batch_stats, features, hparams["masked"])
     kept = state.loss_state[name] if name else state.loss_state
     value, kept, own = term.apply(kept, features | own, teacher, hparams)
     return value, (kept, stats, named(name, value, own) if name else own)
 
 
-def teacher_outputs(terms: Terms, state: TrainState, features: dict) -> dict:
+def teacher_outputs(terms: Terms, state: TrainState, features: dict, masked: Masked | None) -> dict:
     """The teacher's features with the outputs of its heads beside them, without gradient."""
     heads = {name: spec for name, spec in heads_of(terms).items() if spec.teacher}
     params = state.teacher_params["heads"]
-    outputs, _ = project(heads, params, state.batch_stats, features["cls"])
+    outputs, _ = project(heads, params, state.batch_stats, features, masked)
     return jax.lax.stop_gradient(features | outputs)
 
 
@@ -102,7 +104,7 @@ def reads_patches(terms: Terms, state: TrainState, student, teacher, hparams) ->
     """
 
     def apply_all(student, teacher):
-        teacher = teacher_outputs(terms, state, teacher)
+        teacher = teacher_outputs(terms, state, teacher, hparams["masked"])
         return [
             _objective(name, term, state, teacher, hparams, student, state.params["heads"])
             for name, (_, term) in terms.items()
@@ -116,11 +118,15 @@ def reads_patches(terms: Terms, state: TrainState, student, teacher, hparams) ->
     return tuple(any(jax.tree.leaves(of["patches"])) for of in flags)
 
 
-def project(heads: dict[str, HeadSpec], params, batch_stats, cls) -> tuple[dict, dict]:
-    """Head outputs [B, V, …] and the statistics that heads with batch norm leave behind."""
+def project(
+    heads: dict[str, HeadSpec], params, batch_stats, features, masked: Masked | None
+) -> tuple[dict, dict]:
+    """Head outputs [B, V, …], of masked patches [M, …], and the statistics that heads with batch norm
+    leave behind."""
     outputs, new_stats = {}, {}
     for name, spec in heads.items():
-        x = cls if spec.crops == "all" else cls[:, :2]
+        x = _input(spec, features, outputs, masked)
+        name_of_params = spec.shares or name
         at_once = spec.per_view and getattr(spec.module, "takes_views", False)
         if at_once:
             views = [x.swapaxes(0, 1)]
@@ -133,18 +139,27 @@ def project(heads: dict[str, HeadSpec], params, batch_stats, cls) -> tuple[dict,
             if "train" in inspect.signature(type(spec.module).__call__).parameters
             else {}
         )
-        stats, rows = batch_stats.get(name), []
+        stats, rows = batch_stats.get(name_of_params), []
         for rows_in in views:
-            variables = {"params": params[name]} | (
+            variables = {"params": params[name_of_params]} | (
                 {"batch_stats": stats} if stats is not None else {}
             )
             out, updated = spec.module.apply(variables, rows_in, **train, mutable=["batch_stats"])
             stats = updated.get("batch_stats")
             rows.append(out)
         if stats is not None:
-            new_stats[name] = stats
+            new_stats[name_of_params] = stats
         if spec.per_view:
             outputs[name] = (rows[0] if at_once else jnp.stack(rows)).swapaxes(0, 1)
         else:
-            outputs[name] = rows[0].reshape(*x.shape[:2], -1)
+            outputs[name] = rows[0].reshape(*x.shape[:-1], -1)
     return outputs, new_stats
+
+
+def _input(spec: HeadSpec, features: dict, outputs: dict, masked: Masked | None) -> jax.Array:
+    """What goes into a head: [B, V, …], or the rows [M, E] of masked patches."""
+    if spec.input == "masked":
+        patches = features["patches"]["global"]
+        return patches.reshape(-1, patches.shape[-1])[masked.row]
+    x = features["cls"] if spec.input == "cls" else outputs[spec.input]
+    return x if spec.crops == "all" else x[:, :2]

@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
 
+LOSSES = ("dino", "barlow_twins", "ibot", "koleo", "gram", "byol", "simclr", "vicreg")
+
 # Key -> interval; of a tuple, each element. Sections that the config does not have are passed over.
 RANGES = {
     **dict.fromkeys(("batch_size", "micro_batches", "total_epochs", "mesh.fsdp"), POSITIVE),
@@ -24,11 +26,17 @@ RANGES = {
         "views.local_size": POSITIVE,
         "views.num_local": NOT_NEGATIVE,
     },
-    **{"loss.dino.weight": NOT_NEGATIVE, "loss.barlow_twins.weight": NOT_NEGATIVE},
-    **{"loss.dino.final_weight": NOT_NEGATIVE, "loss.barlow_twins.final_weight": NOT_NEGATIVE},
-    **{f"loss.dino.{k}": POSITIVE for k in ("out_dim", "hidden_dim", "bottleneck_dim")},
-    **{"loss.dino.student_temp": POSITIVE, "loss.dino.center_momentum": "[0, 1]"},
-    **{"loss.barlow_twins.hidden_dims": POSITIVE, "loss.barlow_twins.lambd": NOT_NEGATIVE},
+    **{f"loss.{t}.{k}": NOT_NEGATIVE for t in LOSSES for k in ("weight", "final_weight")},
+    **{
+        f"loss.{t}.{k}": POSITIVE
+        for t in LOSSES
+        for k in ("out_dim", "hidden_dim", "bottleneck_dim", "hidden_dims", "student_temp", "temp")
+    },
+    **{f"loss.{t}.center_momentum": "[0, 1]" for t in ("dino", "ibot")},
+    **{"loss.ibot.image_fraction": "(0, 1]", "loss.ibot.mask_ratio": "[0, 1)"},
+    **{"loss.ibot.min_patches": POSITIVE, "loss.barlow_twins.lambd": NOT_NEGATIVE},
+    **{f"loss.gram.{k}": NOT_NEGATIVE for k in ("start_epochs", "refresh_epochs", "max_refreshes")},
+    **{f"loss.vicreg.{k}": NOT_NEGATIVE for k in ("similarity", "variance", "covariance")},
     **{"teacher.momentum": "[0, 1]", "teacher.final_momentum": "[0, 1]"},
     **{"teacher.temp": POSITIVE, "teacher.warmup_temp": POSITIVE},
     **{"teacher.warmup_temp_epochs": NOT_NEGATIVE},
@@ -64,9 +72,15 @@ CHOICES = {
     "checkpoint.best_mode": ("max", "min"),
     "evals.bank_solver": ("ridge", "logistic"),
 }
-PAIRS = ("views.global_scale", "views.local_scale", "views.ratio", "views.blur_radius")
+PAIRS = (
+    "loss.ibot.mask_ratio",
+    "views.global_scale",
+    "views.local_scale",
+    "views.ratio",
+    "views.blur_radius",
+)
 NOT_EMPTY = (
-    "loss.barlow_twins.hidden_dims",
+    *(f"loss.{t}.hidden_dims" for t in LOSSES),
     *(f"evals.{k}" for k in ("label_fractions", "split_seeds", "knn_k", "shots")),
 )
 

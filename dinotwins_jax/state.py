@@ -23,6 +23,7 @@ class TrainState:
     opt_state: of the student's parameters.
     loss_state: one subtree a loss, e.g. {"dino": {"center": f32[K]}}.
     skipped: {"total": i32[], "in_a_row": i32[]}, steps whose loss or gradient was not finite.
+    anchor_params: an earlier teacher's backbone, {} where no loss asks for one.
     """
 
     step: jax.Array
@@ -32,6 +33,7 @@ class TrainState:
     opt_state: optax.OptState
     loss_state: PyTree
     skipped: dict[str, jax.Array]
+    anchor_params: PyTree = flax.struct.field(default_factory=dict)
 
 
 def create_state(
@@ -43,11 +45,10 @@ def create_state(
     """
     params = {"backbone": init_backbone(backbone, key), "heads": {}}
     batch_stats = {}
-    for number, name in enumerate(sorted(loss.heads)):
-        module = unbound(loss.heads[name])
-        variables = module.init(
-            jax.random.fold_in(key, number + 1), jnp.zeros((2, backbone.embed_dim))
-        )
+    own = own_heads(loss.heads)
+    for number, name in enumerate(sorted(own)):
+        module, width = unbound(own[name]), head_width(loss.heads, name, backbone.embed_dim)
+        variables = module.init(jax.random.fold_in(key, number + 1), jnp.zeros((2, width)))
         params["heads"][name] = variables["params"]
         if "batch_stats" in variables:
             batch_stats[name] = variables["batch_stats"]
@@ -55,6 +56,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         teacher_params=jax.tree.map(jnp.copy, teacher_part(params, loss.heads)),
+        anchor_params=jax.tree.map(jnp.copy, params["backbone"] if loss.anchor else {}),
         batch_stats=batch_stats,
         opt_state=tx.init(params),
         loss_state=loss.init(),
@@ -66,6 +68,23 @@ def init_backbone(backbone: VisionTransformer, key: jax.Array) -> PyTree:
     """Random parameters of the backbone, those that `create_state` starts from with this key."""
     image = jnp.zeros((1, *as_pair(backbone.image_size), 3))
     return jax.jit(backbone.init)(jax.random.fold_in(key, 0), image)["params"]
+
+
+def own_heads(heads: dict[str, HeadSpec]) -> dict[str, HeadSpec]:
+    """The heads that have parameters of their own."""
+    return {name: spec for name, spec in heads.items() if not spec.shares}
+
+
+def head_width(heads: dict[str, HeadSpec], name: str, embed_dim: int) -> int:
+    """The width of what goes into a head."""
+    below = heads[name].input
+    if below in ("cls", "masked"):
+        return embed_dim
+    if below not in heads:
+        raise ValueError(f"head '{name}' sits on '{below}': cls, masked, or a head of its loss")
+    x = jnp.zeros((2, head_width(heads, below, embed_dim)))
+    module = unbound(heads[below])
+    return jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), x)[0]).shape[-1]
 
 
 def unbound(spec: HeadSpec) -> nn.Module:

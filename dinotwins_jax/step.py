@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import optax
 
 from dinotwins_jax.forward import forward
-from dinotwins_jax.losses.base import Loss
+from dinotwins_jax.losses.base import Anchor, Loss, Masked
+from dinotwins_jax.masks import draw_masks
 from dinotwins_jax.models.barriers import in_memory
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.objective import bound_terms, heads_of, loss_gradients, reads_patches
 from dinotwins_jax.state import TrainState, ema_update, teacher_part
 
 # One random stream a use, each folded into the run's key.
-INIT, AUGMENT, DROP_PATH = range(3)
+INIT, AUGMENT, DROP_PATH, MASKS = range(4)
 
 
 def make_train_step(
@@ -45,7 +46,8 @@ def make_train_step(
         The key is the same in every step: fold in what tells one picture of the run from another.
       tx: update(grads, opt_state, params, lr=…, weight_decay=…, keep=…), see optim.py.
       schedules: lr, weight_decay, teacher_momentum, teacher_temp: step -> f32[].
-      seed: all randomness of the step comes from it. Drop path: (seed, step, image in the batch).
+      seed: all randomness of the step comes from it. Drop path and masks: (seed, step, image in the
+        batch).
       axis_name: mapped axis under pmap; None under jit, where arrays are global.
       match_gradients_to: a term of the loss, see `balance`.
       micro_batches: parts in which the batch goes through the backbone, see `forward`; the numbers are
@@ -81,7 +83,10 @@ def make_train_step(
             opt_state=opt_state,
             loss_state=keep(loss_state, state.loss_state),
             skipped=count_skipped(state.skipped, finite),
+            anchor_params=state.anchor_params,
         )
+        if loss.anchor is not None:
+            state = state.replace(anchor_params=_anchor(loss.anchor, state))
         metrics |= spread(cls[:, :2], axis_name)
         metrics |= {"loss": value, "grad_norm": grad_norm}
         metrics |= {name: hparams[name] for name in schedules}
@@ -92,6 +97,9 @@ def make_train_step(
         drop_key = jax.random.fold_in(jax.random.fold_in(root, DROP_PATH), state.step)
         make_crops = partial(views, key=jax.random.fold_in(root, AUGMENT))
         ids = image_ids(jax.tree.leaves(batch)[0].shape[0], axis_name)
+        hparams["masked"] = masked = masks_of(
+            loss, backbone, jax.eval_shape(make_crops, batch), state.step, root, ids, axis_name
+        )
         networks = (state.params["backbone"], state.teacher_params["backbone"])
         student, teacher, pull_back = forward(
             backbone,
@@ -100,6 +108,8 @@ def make_train_step(
             batch,
             drop_key,
             ids,
+            hidden=None if masked is None else masked.where,
+            anchor_params=state.anchor_params if loss.anchor else None,
             micro_batches=micro_batches,
             reads=lambda student, teacher: reads_patches(terms, state, student, teacher, hparams),
         )
@@ -111,6 +121,30 @@ def make_train_step(
         return value, grads, kept, student["cls"]
 
     return train_step
+
+
+def masks_of(
+    loss: Loss, backbone, crops: dict, step, root: jax.Array, ids: jax.Array, axis_name: str | None
+) -> Masked | None:
+    """What this step hides from the student; None where no loss asks for it. crops: their shapes."""
+    if loss.masks is None:
+        return None
+    grid = backbone.grid(crops["global_crops"].shape[2:4])
+    images = len(ids) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    key = jax.random.fold_in(jax.random.fold_in(root, MASKS), step)
+    return draw_masks(loss.masks, grid, key, ids, images)
+
+
+def _anchor(anchor: Anchor, state: TrainState):
+    """The anchor's backbone after this step: the teacher's, where it is due."""
+    since = state.step - anchor.start
+    due = since == 0
+    if anchor.refresh:
+        again = (since > 0) & (since % anchor.refresh == 0)
+        due |= again & (since // anchor.refresh <= anchor.max_refreshes)
+    return jax.tree.map(
+        lambda new, old: _keep(due, new, old), state.teacher_params["backbone"], state.anchor_params
+    )
 
 
 def _with_heads(state: TrainState, gather: Callable) -> TrainState:

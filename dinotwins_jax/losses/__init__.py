@@ -8,8 +8,8 @@ from dinotwins_jax.losses.base import HeadSpec, Loss, weighted_sum
 __all__ = ["LOSSES", "HeadSpec", "Loss", "make_loss", "weighted_sum"]
 
 LOSSES = {
-    "dino": "dinotwins_jax.losses.dino:dino",
-    "barlow_twins": "dinotwins_jax.losses.barlow_twins:barlow_twins",
+    name: f"dinotwins_jax.losses.{name}:{name}"
+    for name in ("dino", "barlow_twins", "ibot", "koleo", "gram", "byol", "simclr", "vicreg")
 }
 
 

@@ -14,19 +14,59 @@ Weight = float | Callable[[Any], jax.Array]  # a number, or a schedule: step i32
 
 
 class HeadSpec(NamedTuple):
-    """A Linen module that a loss puts on the backbone's class token.
+    """A Linen module that a loss puts on the backbone's tokens.
 
     module: called as module(x [N, E]) or, if its __call__ has a `train` argument, module(x, train=True).
+      None: the head that `shares` names, on another input.
     crops: "all" or "global", the student crops that it sees (the teacher sees global crops alone).
     teacher: keep an EMA copy and run it on the teacher's features too.
     per_view: one call a view instead of one call on everything; matters to batch statistics. A module
       with the attribute takes_views gets all of them as x [V, N, E] in one call and keeps them apart.
+    input: "cls", the class tokens; "masked", the patch tokens that the loss's masks hide from the student
+      (output [M, …], a row for each of hparams["masked"]); or a head declared before it, on whose output it
+      sits.
+    shares: the head, of any loss of the sum, whose module and parameters it uses.
     """
 
-    module: nn.Module
+    module: nn.Module | None
     crops: str = "all"
     teacher: bool = True
     per_view: bool = False
+    input: str = "cls"
+    shares: str = ""
+
+
+class Masks(NamedTuple):
+    """Patches of global crops that are hidden from the student, see masks.py.
+
+    image_fraction: share of the crops that get a mask; ratio: smallest and largest share of a crop's
+    patches that it hides; min_patches: of one block.
+    """
+
+    image_fraction: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+    min_patches: int = 4
+
+
+class Masked(NamedTuple):
+    """What a step hides from the student.
+
+    where: bool[B, 2, N]. Its patches, padded to a number M that does not move:
+    row: i32[M], place of each in B * 2 * N; weight: f32[M], 1 / patches hidden in its crop; 0: padding.
+    """
+
+    where: jax.Array
+    row: jax.Array
+    weight: jax.Array
+
+
+class Anchor(NamedTuple):
+    """An earlier teacher's backbone: that after `start` steps, again after each `refresh` steps more (0:
+    never), at most max_refreshes times."""
+
+    start: int = 0
+    refresh: int = 0
+    max_refreshes: int = 0
 
 
 class Loss(NamedTuple):
@@ -36,18 +76,23 @@ class Loss(NamedTuple):
     init: () -> loss_state, the running statistics that it keeps ({} when none).
     apply: (loss_state, student, teacher, hparams) -> (loss f32[], new loss_state, metrics).
       student, teacher: {"cls": f32[B, V, E], "patches": {"global": f32[B, 2, N, E], "local": …},
-        "<head>": f32[B, V, …]}; the teacher's V is 2 and carries no gradient.
+        "<head>": f32[B, V, …]}; the teacher's V is 2 and carries no gradient. With an anchor,
+        teacher["anchor"] holds its "cls" and "patches".
       hparams: this step's scalars: "step", "lr", "weight_decay", "teacher_momentum", "teacher_temp";
-        and "axis_name", None under jit, the mapped axis under pmap: batch means must then be pmean'ed.
+        "masked", a `Masked` where a loss of the sum has masks; and "axis_name", None under jit, the
+        mapped axis under pmap: batch means must then be pmean'ed.
       It sees the outputs of the heads that it declares.
     terms: of a weighted sum, name -> (weight, loss); the step differentiates them one by one, so that
       their gradients can be compared. None: the loss is one piece.
+    masks, anchor: what it asks of the step; all losses of a sum see the same masked crops.
     """
 
     heads: dict[str, HeadSpec]
     init: Callable[[], Any]
     apply: Callable[..., tuple[jax.Array, Any, dict[str, jax.Array]]]
     terms: dict[str, tuple[Weight, "Loss"]] | None = None
+    masks: Masks | None = None
+    anchor: Anchor | None = None
 
 
 def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> Loss:
@@ -59,7 +104,8 @@ def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> Loss:
     Returns:
       a Loss whose metrics hold "<name>/loss", each unweighted, beside the terms' own metrics.
     Raises:
-      ValueError: no terms, or two losses declare one head name with different specs.
+      ValueError: no terms; two losses declare one head name with different specs, or different masks or
+        anchors; a head shares one that nobody declares.
     """
     if not terms:
         raise ValueError("no loss: config.loss needs at least one term, such as loss.dino")
@@ -70,6 +116,11 @@ def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> Loss:
                 raise ValueError(
                     f"loss '{name}' declares head '{head}' unlike another loss: name it otherwise"
                 )
+    terms = {
+        name: (weight, loss._replace(heads=_with_shared(loss.heads, heads)))
+        for name, (weight, loss) in terms.items()
+    }
+    heads = _with_shared(heads, heads)
 
     def init():
         return {name: loss.init() for name, (_, loss) in terms.items()}
@@ -82,7 +133,48 @@ def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> Loss:
             metrics |= named(name, value, own)
         return total, new_state, metrics
 
-    return Loss(heads, init, apply, terms)
+    asked = {
+        what: {getattr(loss, what) for _, loss in terms.values()} - {None}
+        for what in ("masks", "anchor")
+    }
+    for what, of in asked.items():
+        if len(of) > 1:
+            raise ValueError(
+                f"the losses of a sum have one {what}, not {' and '.join(map(str, of))}"
+            )
+    return Loss(
+        heads, init, apply, terms, **{what: next(iter(of), None) for what, of in asked.items()}
+    )
+
+
+def _with_shared(heads: dict[str, HeadSpec], known: dict[str, HeadSpec]) -> dict[str, HeadSpec]:
+    """The heads, with the module of another one where they share it."""
+
+    def resolve(name, spec):
+        if not spec.shares:
+            return spec
+        if spec.shares not in known or known[spec.shares].shares:
+            raise ValueError(
+                f"head '{name}' shares '{spec.shares}', which no loss of the sum declares"
+            )
+        module = known[spec.shares].module
+        if spec.input == "masked" and getattr(module, "use_bn", False):
+            raise ValueError(
+                f"head '{name}' shares '{spec.shares}' with its batch norm (use_bn): masked patches come "
+                "with padding, which would be counted"
+            )
+        return spec._replace(module=module)
+
+    return {name: resolve(name, spec) for name, spec in heads.items()}
+
+
+def global_batch(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array | int]:
+    """(rows of all devices, place of this device's first row among them); x itself under jit, where arrays
+    are global."""
+    if axis_name is None:
+        return x, 0
+    everyone = jax.lax.all_gather(x, axis_name, tiled=True)
+    return everyone, jax.lax.axis_index(axis_name) * x.shape[0]
 
 
 def weight_at(weight: Weight, hparams: dict) -> jax.Array | float:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dinotwins_jax.losses.base import HeadSpec, Loss
+from dinotwins_jax.losses.sinkhorn import sinkhorn_knopp
 from dinotwins_jax.models.heads import DINOHead
 
 
@@ -35,8 +36,14 @@ def dino_loss(
             f"student_logits {student_logits.shape}, teacher_logits {teacher_logits.shape} and center "
             f"{center.shape} do not fit: expected [B, V >= 2, K], [B, 2, K] and [K]"
         )
-    student = student_logits.astype(jnp.float32) / student_temp
     teacher = teacher_probabilities(teacher_logits, center, teacher_temp)
+    return cross_view_entropy(student_logits, teacher, student_temp, axis_name)
+
+
+def cross_view_entropy(student_logits, teacher, student_temp, axis_name=None) -> jax.Array:
+    """`dino_loss` for given teacher distributions f32[B, 2, K] without gradient, whose rows sum to 1."""
+    B, V, _ = student_logits.shape
+    student = student_logits.astype(jnp.float32) / student_temp
     # -sum_K p log_softmax(s) = logsumexp(s) - <p, s>, since p sums to one: no log-softmax per pair.
     lse = jax.nn.logsumexp(student, axis=-1)  # [B, V]
     agreement = jnp.einsum("btk,bvk->btv", teacher, student)
@@ -71,47 +78,71 @@ def dino(
     norm_last_layer: bool = True,
     use_bn: bool = False,
     student_temp: float = 0.1,
+    centering: str = "ema",
     center_momentum: float = 0.9,
     head: str = "dino",
 ) -> Loss:
     """DINO behind the contract; hparams["teacher_temp"] comes from the schedule.
 
-    Args: as `DINOHead` and `dino_loss`; head: the name of its head in the outputs.
+    Args: as `DINOHead` and `dino_loss`.
+      centering: "ema", the running center; or "sinkhorn_knopp" (DINOv2): the teacher's distributions of
+        the batch are balanced over the prototypes, and no center is kept.
+      head: the name of its head in the outputs.
     Raises:
-      ValueError: temperature or momentum outside its range.
+      ValueError: temperature, momentum or centering outside its range.
     """
-    if student_temp <= 0:
-        raise ValueError(f"student_temp is {student_temp}: it must be positive (0.1 in the paper)")
-    if not 0 <= center_momentum <= 1:
-        raise ValueError(
-            f"center_momentum is {center_momentum}: it must lie in [0, 1] (0.9 in the paper)"
-        )
+    check_centering(centering, student_temp, center_momentum)
     spec = HeadSpec(DINOHead(out_dim, hidden_dim, bottleneck_dim, norm_last_layer, use_bn=use_bn))
 
     def init():
-        return {"center": jnp.zeros((out_dim,), jnp.float32)}
+        return {"center": jnp.zeros((out_dim,), jnp.float32)} if centering == "ema" else {}
 
     def apply(loss_state, student, teacher, hparams):
         axis_name, temp = hparams["axis_name"], hparams["teacher_temp"]
-        center = loss_state["center"]
-        loss = dino_loss(student[head], teacher[head], center, student_temp, temp, axis_name)
-        new_center = update_center(center, teacher[head], center_momentum, axis_name)
-        metrics = diagnostics(student[head], teacher[head], center, student_temp, temp, axis_name)
-        return loss, {"center": new_center}, metrics
+        logits, metrics = teacher[head], {}
+        if centering == "ema":
+            center = loss_state["center"]
+            targets = teacher_probabilities(logits, center, temp)
+            loss_state = {"center": update_center(center, logits, center_momentum, axis_name)}
+            metrics["center_norm"] = jnp.linalg.norm(center)
+        else:
+            rows = logits.reshape(-1, out_dim)
+            targets = sinkhorn_knopp(rows, temp, axis_name=axis_name).reshape(logits.shape)
+        loss = cross_view_entropy(student[head], targets, student_temp, axis_name)
+        return (
+            loss,
+            loss_state,
+            metrics | diagnostics(student[head], targets, student_temp, axis_name),
+        )
 
     return Loss({head: spec}, init, apply)
 
 
-def diagnostics(student_logits, teacher_logits, center, student_temp, teacher_temp, axis_name=None):
+CENTERINGS = ("ema", "sinkhorn_knopp")
+
+
+def check_centering(centering: str, student_temp: float, center_momentum: float) -> None:
+    """Raises ValueError for what a loss of this kind cannot be made with."""
+    if student_temp <= 0:
+        raise ValueError(f"student_temp is {student_temp}: it must be positive (0.1 in the paper)")
+    if centering not in CENTERINGS:
+        raise ValueError(f"centering is '{centering}': choose {' or '.join(CENTERINGS)}")
+    if not 0 <= center_momentum <= 1:
+        raise ValueError(
+            f"center_momentum is {center_momentum}: it must lie in [0, 1] (0.9 in the paper)"
+        )
+
+
+def diagnostics(student_logits, targets, student_temp, axis_name=None) -> dict[str, jax.Array]:
     """What tells a collapse, all f32[] and without gradient.
 
     teacher_entropy: mean entropy of one image's teacher distribution / ln K; 1 is uniform, 0 one-hot.
     marginal_entropy: entropy of the batch's mean distribution / ln K; 0: all images on one prototype.
     kl: KL(teacher of one global view, student of the other) in nats; 0: nothing left to learn.
-    center_norm: L2 norm of the center.
+
+    Args: student_logits [B, V, K]; targets f32[B, 2, K], the teacher's distributions.
     """
-    log_k = jnp.log(float(center.shape[0]))
-    p = teacher_probabilities(teacher_logits, center, teacher_temp)  # [B, 2, K]
+    p, log_k = targets, jnp.log(float(targets.shape[-1]))
     student = jax.lax.stop_gradient(student_logits[:, 1::-1].astype(jnp.float32)) / student_temp
     log_s = jax.nn.log_softmax(student, axis=-1)
     negative_entropy = jnp.mean(jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1))
@@ -123,5 +154,4 @@ def diagnostics(student_logits, teacher_logits, center, student_temp, teacher_te
         "teacher_entropy": -negative_entropy / log_k,
         "marginal_entropy": -jnp.sum(jax.scipy.special.xlogy(marginal, marginal)) / log_k,
         "kl": kl,
-        "center_norm": jnp.linalg.norm(center),
     }

@@ -223,7 +223,8 @@ class VisionTransformer(nn.Module):
       rngs={"drop_path": key}), num_register_tokens (arXiv:2309.16588, after the class token, without
       position), layer_scale_init (None: no LayerScale), dtype (of compute; parameters, norms and
       softmax stay float32), init_std (of dense kernels, class token and positions; the official 0.02
-      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)), attention
+      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)),
+      mask_token (there is one, to stand in for hidden patches), attention
       ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU), remat
       (the backward pass computes each block again instead of keeping what is inside it), gather (makes
       parameters whole that are split over devices, block by block, and again on the way back; None: they
@@ -242,6 +243,7 @@ class VisionTransformer(nn.Module):
     layer_scale_init: float | None = None
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
+    mask_token: bool = False
     attention: str = "xla"
     remat: bool = False
     gather: Callable | None = None
@@ -262,6 +264,8 @@ class VisionTransformer(nn.Module):
             self.register_tokens = self.param(
                 "register_tokens", nn.initializers.normal(1e-6), shape
             )
+        if self.mask_token:  # after all else that is random: it moves no other parameter's start
+            self.hidden = self.param("mask_token", nn.initializers.zeros, (1, self.embed_dim))
         if self.gather is not None:
             self.pos_embed = self.gather(self.pos_embed)
         self.patch_embed = gathering(PatchEmbed, self.gather)(
@@ -294,11 +298,14 @@ class VisionTransformer(nn.Module):
             )
         return size[0] // self.patch_size, size[1] // self.patch_size
 
-    def _embed(self, images):
-        """Token sequence [B, T, D] that enters the first block."""
+    def _embed(self, images, hidden=None):
+        """Token sequence [B, T, D] that enters the first block; hidden: bool[B, N], patches that the mask
+        token stands in for."""
         stored, grid = self.grid(as_pair(self.image_size)), self.grid(images.shape[1:3])
         pos_embed = interpolate_pos_embed(self.pos_embed, stored, grid).astype(self.dtype)
         x = self.patch_embed(images)  # [B, N, D]
+        if hidden is not None:
+            x = jnp.where(hidden[..., None], self.hidden.astype(self.dtype), x)
         cls = jnp.broadcast_to(self.cls_token.astype(self.dtype), (x.shape[0], 1, self.embed_dim))
         x = jnp.concatenate([cls, x], axis=1) + pos_embed
         if self.num_register_tokens:
@@ -307,10 +314,11 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         return x
 
-    def _blocks(self, images, train, sample_ids, cls_only=False):
+    def _blocks(self, images, train, sample_ids, cls_only=False, hidden=None):
         """Token sequence [B, T, D] and attention [B, heads, T, T] after each block; cls_only: after the
         last one of the class token alone."""
-        yield from self._through(self._embed(images), self.blocks, train, sample_ids, cls_only)
+        x = self._embed(images, hidden)
+        yield from self._through(x, self.blocks, train, sample_ids, cls_only)
 
     def _through(self, x, blocks, train, sample_ids=None, cls_only=False):
         if sample_ids is None:
@@ -324,7 +332,13 @@ class VisionTransformer(nn.Module):
         return x[:, 0], x[:, 1 + self.num_register_tokens :]
 
     def __call__(
-        self, images, train=False, return_attention=False, sample_ids=None, patches=True
+        self,
+        images,
+        train=False,
+        return_attention=False,
+        sample_ids=None,
+        patches=True,
+        hidden=None,
     ) -> ViTOutput:
         """Features of a batch.
 
@@ -335,12 +349,15 @@ class VisionTransformer(nn.Module):
           sample_ids: i32[B] identity of each sample for drop path (default 0..B-1).
           patches: False: the last block computes the class token alone, the same numbers for a
             twelfth less work; the patch tokens are None.
+          hidden: bool[B, N], patches that the mask token stands in for; needs the field mask_token.
         Returns:
           ViTOutput, float32.
         """
         if return_attention and not patches:
             raise ValueError("return_attention=True needs patches=True")
-        *_, (x, attention) = self._blocks(images, train, sample_ids, cls_only=not patches)
+        if hidden is not None and not self.mask_token:
+            raise ValueError("hidden patches need the field mask_token=True")
+        *_, (x, attention) = self._blocks(images, train, sample_ids, not patches, hidden)
         cls, tokens = self._split(x)
         return ViTOutput(cls, tokens if patches else None, attention if return_attention else None)
 

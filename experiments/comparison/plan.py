@@ -17,7 +17,19 @@ from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.state import create_state
 from dinotwins_jax.step import make_train_step
 
-METHODS = ("dino", "barlow_twins", "hybrid")
+METHODS = (
+    *(
+        "dino",
+        "barlow_twins",
+        "hybrid",
+        "byol",
+        "simclr",
+        "vicreg",
+        "dinov2",
+        "dinov3",
+        "hybrid_dinov2",
+    ),
+)
 CHANNELS = len(IMAGENET_MEAN)
 # Keys that change neither weights nor scores.
 _FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "evals.tasks", "evals.monitor_",

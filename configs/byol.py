@@ -1,0 +1,16 @@
+"""BYOL (arXiv:2006.07733) on the same backbone: the student predicts its teacher, no negatives.
+
+    python -m dinotwins_jax.main --config=configs/byol.py:demo      # also :coco, :cifar10
+
+Two global views of Barlow Twins' crops, which are BYOL's.
+"""
+
+from configs import base, presets
+from dinotwins_jax.augment_presets import BARLOW_TWINS
+
+
+def get_config(preset: str = "demo"):
+    config = base.get_config()
+    config.loss.byol = base.byol_terms()
+    config.views.update(BARLOW_TWINS)
+    return presets.apply(config, preset)

@@ -1,0 +1,14 @@
+"""DINOv3 (arXiv:2508.10104) at this size: DINOv2, and Gram anchoring for the last quarter of the run.
+
+    python -m dinotwins_jax.main --config=configs/dinov3.py:demo      # also :coco, :cifar10
+
+Patch features keep the similarities that the teacher of an earlier time gave them.
+"""
+
+from configs import base, dinov2, presets
+
+
+def get_config(preset: str = "demo"):
+    config = dinov2.recipe(base.get_config())
+    config.loss.gram = base.gram_terms()
+    return presets.apply(config, preset)

@@ -1,0 +1,16 @@
+"""SimCLR (arXiv:2002.05709) on the same backbone: each view against all other images of the global batch.
+
+    python -m dinotwins_jax.main --config=configs/simclr.py:demo      # also :coco, :cifar10
+
+Two global views of Barlow Twins' crops. It reads no teacher; the EMA of the backbone is what is evaluated.
+"""
+
+from configs import base, presets
+from dinotwins_jax.augment_presets import BARLOW_TWINS
+
+
+def get_config(preset: str = "demo"):
+    config = base.get_config()
+    config.loss.simclr = base.simclr_terms()
+    config.views.update(BARLOW_TWINS)
+    return presets.apply(config, preset)

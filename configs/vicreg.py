@@ -1,0 +1,17 @@
+"""VICReg (arXiv:2105.04906) on the same backbone: variance, invariance and covariance of two views.
+
+    python -m dinotwins_jax.main --config=configs/vicreg.py:demo      # also :coco, :cifar10
+
+Two global views of Barlow Twins' crops, which are VICReg's. It reads no teacher; the EMA of the backbone
+is what is evaluated.
+"""
+
+from configs import base, presets
+from dinotwins_jax.augment_presets import BARLOW_TWINS
+
+
+def get_config(preset: str = "demo"):
+    config = base.get_config()
+    config.loss.vicreg = base.vicreg_terms()
+    config.views.update(BARLOW_TWINS)
+    return presets.apply(config, preset)

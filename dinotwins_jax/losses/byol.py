@@ -1,0 +1,50 @@
+"""BYOL: the student predicts the teacher's projection of the other view (arXiv:2006.07733)."""
+
+import jax
+import jax.numpy as jnp
+
+from dinotwins_jax.losses.base import HeadSpec, Loss
+from dinotwins_jax.models.heads import BarlowProjector, l2_normalise
+
+
+def byol_loss(predictions: jax.Array, targets: jax.Array, axis_name: str | None = None):
+    """sum over the two views v of mean_B |unit(predictions[:, v]) - unit(targets[:, 1 - v])|^2.
+
+    Args:
+      predictions: [B, 2, D] of the student; targets: [B, 2, D] of the teacher, without gradient.
+      axis_name: mapped axis of the batch, under pmap.
+    Returns:
+      f32[] in [0, 8]; 4 for features that have nothing to do with each other.
+    Source: eq. 2, and its sum with the views exchanged; byol byol_experiment.py, loss_fn.
+    """
+    if predictions.shape != targets.shape or predictions.ndim != 3 or predictions.shape[1] != 2:
+        raise ValueError(
+            f"predictions {predictions.shape} and targets {targets.shape} must have one shape [B, 2, D]"
+        )
+    targets = l2_normalise(jax.lax.stop_gradient(targets))[:, ::-1]
+    cosine = jnp.sum(l2_normalise(predictions) * targets, axis=-1)
+    loss = jnp.mean(jnp.sum(2.0 - 2.0 * cosine, axis=1))
+    return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
+
+
+def byol(*, hidden_dim: int = 4096, out_dim: int = 256, head: str = "byol") -> Loss:
+    """BYOL behind the contract: a projector with a teacher, and the student's predictor on it.
+
+    Args:
+      hidden_dim, out_dim: widths of both MLPs (Linear, batch norm, ReLU, Linear).
+      head: name of the projector; the predictor is "<head>_predictor".
+    Differs: the hidden layer's Linear has no bias, which the batch norm behind it would take out; the
+      teacher's temperature and the loss on local crops do not exist here: views are the two global crops.
+    """
+    predictor = f"{head}_predictor"
+    mlp = BarlowProjector((hidden_dim, out_dim))
+    heads = {
+        head: HeadSpec(mlp, crops="global", per_view=True),
+        predictor: HeadSpec(mlp, input=head, teacher=False, per_view=True),
+    }
+
+    def apply(loss_state, student, teacher, hparams):
+        loss = byol_loss(student[predictor], teacher[head], hparams["axis_name"])
+        return loss, loss_state, {}
+
+    return Loss(heads, dict, apply)

@@ -1,0 +1,50 @@
+"""KoLeo: features spread over the sphere (arXiv:1806.03198, eq. 2; DINOv2, arXiv:2304.07193, section 4)."""
+
+import jax
+import jax.numpy as jnp
+
+from dinotwins_jax.losses.base import Loss, global_batch
+from dinotwins_jax.models.heads import l2_normalise
+
+# Two features whose cosine is above this are taken for the same image: float32 knows no nearer.
+_SAME = 1.0 - 1e-6
+
+
+def koleo_loss(x: jax.Array, axis_name: str | None = None, eps: float = 1e-8) -> jax.Array:
+    """-mean_B log(distance to the nearest other feature + eps), of unit features.
+
+    Args:
+      x: [B, D], one row an image, not normalised.
+      axis_name: mapped axis of the batch, under pmap; neighbours come from the global batch.
+    Returns:
+      f32[]; 0 when no image has another one beside it.
+    Source: dinov2 loss/koleo_loss.py, KoLeoLoss.forward.
+    Differs: neighbours come from the global batch, not from one device's; float32 always; an equal
+      feature (a duplicate image) is no neighbour, where the official gradient is of the order of 1e7.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"x {x.shape} must be [B, D], one row an image")
+    x = l2_normalise(x, eps)
+    others, first = global_batch(x, axis_name)
+    cosine = jax.lax.stop_gradient(x) @ jax.lax.stop_gradient(others).T
+    myself = (first + jnp.arange(len(x)))[:, None] == jnp.arange(len(others))
+    near = jnp.where(myself | (cosine > _SAME), -2.0, cosine)
+    nearest = jnp.argmax(near, axis=1)
+    alone = jnp.max(near, axis=1) == -2.0
+    difference = jnp.where(alone[:, None], 1.0, x - others[nearest] + eps)
+    distance = jnp.sqrt(jnp.sum(difference**2, axis=1))
+    loss = -jnp.mean(jnp.where(alone, 0.0, jnp.log(distance + eps)))
+    return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
+
+
+def koleo() -> Loss:
+    """KoLeo behind the contract: on the student's class token, before any head, of each global crop.
+
+    The loss is the sum over the two crops, as in dinov2 train/ssl_meta_arch.py, where its weight is 0.1.
+    """
+
+    def apply(loss_state, student, teacher, hparams):
+        loss = sum(koleo_loss(student["cls"][:, v], hparams["axis_name"]) for v in range(2))
+        return loss, loss_state, {}
+
+    return Loss({}, dict, apply)
