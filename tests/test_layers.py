@@ -8,7 +8,7 @@ import pytest
 
 from dinotwins_jax.models import create_vit, vit
 from dinotwins_jax.models.heads import cosine_logits
-from dinotwins_jax.models.layers import attend, gelu, normalise, product
+from dinotwins_jax.models.layers import Dense, attend, gelu, normalise, product
 
 
 def plain_attend(q, k, v):
@@ -19,6 +19,16 @@ def plain_attend(q, k, v):
 def plain_normalise(x, scale, bias):
     norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
     return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+
+def dense(before):
+    """Dense on what `before` makes of x: ours makes it again on the way back."""
+
+    def ours(x, kernel, *rest):
+        layer = Dense(kernel.shape[1], lambda x: before(x, *rest), use_bias=False)
+        return layer.apply({"params": {"kernel": kernel}}, x)
+
+    return ours, lambda x, kernel, *rest: before(x, *rest) @ kernel
 
 
 def plain_cosine(x, v):
@@ -40,10 +50,12 @@ def arrays(*shapes):
         (attend, plain_attend, [(2, 3, 6, 4)] * 3),
         (attend, plain_attend, [(2, 3, 1, 4), (2, 3, 6, 4), (2, 3, 6, 4)]),
         (normalise, plain_normalise, [(2, 5, 12), (12,), (12,)]),
+        (*dense(gelu), [(3, 5, 8), (8, 16)]),
+        (*dense(normalise), [(3, 5, 8), (8, 16), (8,), (8,)]),
         (lambda x, v: cosine_logits(x, v, jnp.float32), plain_cosine, [(6, 8), (20, 8)]),
     ],
     ids=["product, wide", "product, narrow", "product, rows", "gelu", "attend", "attend, one query",
-         "normalise", "cosine logits"],
+         "normalise", "dense of gelu", "dense of a norm", "cosine logits"],
 )  # fmt: skip
 def test_values_and_gradients(ours, plain, shapes):
     inputs = arrays(*shapes)

@@ -133,11 +133,12 @@ class Dense(nn.Module):
     """As flax.linen.Dense: parameters "kernel" f32[I, O] and "bias" f32[O], computed in `dtype`.
 
     __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names. What
-    `activation` makes of x goes in; the backward pass makes it again instead of keeping it.
+    `before` (an activation, a norm) makes of x goes in; the backward pass makes it again instead of
+    keeping it.
     """
 
     features: int
-    activation: Callable | None = None
+    before: Callable | None = None
     use_bias: bool = True
     dtype: Any = jnp.float32
     kernel_init: Callable = nn.initializers.lecun_normal()
@@ -145,11 +146,13 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        x, columns_of_kernel = x.astype(self.dtype), kernel[:, columns].astype(self.dtype)
-        if self.activation is None:
-            y = product(x, columns_of_kernel)
-        else:
-            y = jax.checkpoint(lambda x, w: product(self.activation(x), w))(x, columns_of_kernel)
+        kernel = kernel[:, columns].astype(self.dtype)
+
+        def from_input(x, kernel):
+            x = x if self.before is None else self.before(x)
+            return product(x.astype(self.dtype), kernel)
+
+        y = (from_input if self.before is None else jax.checkpoint(from_input))(x, kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y += bias[columns].astype(self.dtype)
@@ -157,11 +160,13 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """`normalise` in float32 whatever the dtype of x, with parameters "scale" and "bias" f32[D]."""
+    """`normalise` in float32 whatever the dtype of x, with parameters "scale" and "bias" f32[D].
+
+    __call__: width D -> the function x […, D] -> f32[…, D], for those who call it where it is read.
+    """
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        return normalise(x.astype(jnp.float32), scale, bias)
+    def __call__(self, width: int) -> Callable[[jax.Array], jax.Array]:
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        return lambda x: normalise(x.astype(jnp.float32), scale, bias)

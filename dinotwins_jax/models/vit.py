@@ -134,11 +134,13 @@ class Attention(nn.Module):
     implementation: str = "xla"
 
     @nn.compact
-    def __call__(self, x: jax.Array, cls_only: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, norm: Callable, cls_only: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         D = x.shape[-1]
         init = nn.initializers.normal(self.init_std)
         head_dim = D // self.num_heads
-        qkv = Dense(3 * D, dtype=self.dtype, kernel_init=init, name="qkv")
+        qkv = Dense(3 * D, norm, dtype=self.dtype, kernel_init=init, name="qkv")
         if cls_only:
             queries, rest = qkv(x[:, :1], slice(D)), qkv(x, slice(D, None))
             q = rearrange(queries, "b t (h d) -> b h t d", h=self.num_heads)
@@ -158,9 +160,9 @@ class Mlp(nn.Module):
     init_std: float = INIT_STD
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: Callable) -> jax.Array:
         D, init = x.shape[-1], nn.initializers.normal(self.init_std)
-        x = Dense(self.hidden_dim, dtype=self.dtype, kernel_init=init, name="fc1")(x)
+        x = Dense(self.hidden_dim, norm, dtype=self.dtype, kernel_init=init, name="fc1")(x)
         # PyTorch's default GELU is the exact one.
         return Dense(D, gelu, dtype=self.dtype, kernel_init=init, name="fc2")(x)
 
@@ -188,14 +190,13 @@ class Block(nn.Module):
             return branch
 
         x = in_memory(x)
-        y = LayerNorm(name="norm1")(x).astype(self.dtype)
+        D = x.shape[-1]
         attn = Attention(self.num_heads, self.dtype, self.init_std, self.attention, name="attn")
-        y, attention = attn(y, cls_only)
+        y, attention = attn(x, LayerNorm(name="norm1")(D), cls_only)
         x = x[:, :1] if cls_only else x
         x = in_memory(x + residual(y, "gamma1"))
-        y = LayerNorm(name="norm2")(x).astype(self.dtype)
-        hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-        y = Mlp(hidden_dim, self.dtype, self.init_std, name="mlp")(y)
+        mlp = Mlp(int(D * self.mlp_ratio), self.dtype, self.init_std, name="mlp")
+        y = mlp(x, LayerNorm(name="norm2")(D))
         return x + residual(y, "gamma2"), attention
 
 
@@ -328,7 +329,7 @@ class VisionTransformer(nn.Module):
             yield x, attention
 
     def _split(self, x):
-        x = self.norm(x)
+        x = self.norm(self.embed_dim)(x)
         return x[:, 0], x[:, 1 + self.num_register_tokens :]
 
     def __call__(
