@@ -2,7 +2,8 @@
 
     python -m dinotwins_jax.main --config=configs/dinov2.py:demo      # also :coco, :cifar10
 
-DINOv2's global crops are masked for the student in all losses. One head for both: --config.loss.ibot.shared_head=dino
+The student's global crops are masked in all losses. One head for DINO and iBOT, as in DINOv2's short
+recipe: --config.loss.ibot.shared_head=dino
 """
 
 from configs import base, presets

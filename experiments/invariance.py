@@ -49,6 +49,17 @@ TERMS = {
     "dino": {"dino": DINO},
     "barlow_twins": {"barlow_twins": BARLOW},
     "hybrid": {"dino": DINO, "barlow_twins": BARLOW | {"weight": 0.1}},
+    "dinov3": {
+        "dino": DINO | {"use_bn": False, "centering": "sinkhorn_knopp"},
+        "ibot": {"shared_head": "dino", "out_dim": 24},
+        "koleo": {"weight": 0.1},
+        "gram": {"weight": 2.0, "level": "batch", "start_steps": 1},
+    },
+    "two views": {
+        "byol": {"hidden_dim": 16, "out_dim": 8},
+        "simclr": {"hidden_dims": (16, 8)},
+        "vicreg": {"hidden_dims": (16, 16), "weight": 0.1},
+    },
 }
 CONSTANTS = {"lr": 0.1, "weight_decay": 1e-4, "teacher_momentum": 0.9, "teacher_temp": 0.05}
 
@@ -90,13 +101,22 @@ PLACES = (
     Case(remat=True),
     Case(micro_batches=4, remat=True),
 )
-# The hybrid everywhere, its two parts where they could go ways of their own.
+# The hybrid everywhere, the others where they could go ways of their own.
 CASES = (
     *PLACES,
     *(
         place._replace(method=method)
         for method in ("dino", "barlow_twins")
         for place in (Case(devices=8, fsdp=8), Case(micro_batches=4))
+    ),
+    *(
+        place._replace(method=method)
+        for method in ("dinov3", "two views")
+        for place in (
+            Case(devices=8, fsdp=4),
+            Case(devices=8, mode="pmap"),
+            Case(micro_batches=4),
+        )
     ),
 )
 
@@ -115,7 +135,7 @@ def run_case(case: Case, real_crops: bool = True) -> dict[str, dict[str, np.ndar
         micro_batches=case.micro_batches,
     )
     loss, tx = make_loss(TERMS[case.method]), sgd()
-    backbone = VIT.clone(remat=case.remat)
+    backbone = VIT.clone(remat=case.remat, mask_token=loss.masks is not None)
     step = make_train_step(
         backbone=backbone,
         loss=loss,

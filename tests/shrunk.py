@@ -36,8 +36,10 @@ def shrunk(module=hybrid, preset="demo", **options):
     config = module.get_config(preset)
     options = {name.replace("__", "."): value for name, value in options.items()}
     config.update_from_flattened_dict(SHRUNK | options)
-    if "dino" in config.loss:
-        config.loss.dino.update({"out_dim": 32, "hidden_dim": 32, "bottleneck_dim": 16})
-    if "barlow_twins" in config.loss:
-        config.loss.barlow_twins.hidden_dims = (32, 32, 32)
+    for term in config.loss.values():
+        for key, size in {"out_dim": 32, "hidden_dim": 32, "bottleneck_dim": 16}.items():
+            if key in term:
+                term[key] = size
+        if "hidden_dims" in term:
+            term.hidden_dims = (32,) * len(term.hidden_dims)
     return config

@@ -26,7 +26,7 @@ TERMS = {
     "dino": {"out_dim": 24, "hidden_dim": 24, "bottleneck_dim": 12},
     "barlow_twins": {"weight": 0.1, "hidden_dims": (16, 16)},
 }
-HPARAMS = {"step": jnp.int32(3), "teacher_temp": 0.05, "axis_name": None}
+HPARAMS = {"step": jnp.int32(3), "teacher_temp": 0.05, "axis_name": None, "masked": None}
 
 
 @functools.cache
@@ -44,8 +44,8 @@ def setting():
 
 def plain(loss, state, crops):
     """(value, gradients, {term: gradient at the class tokens}) by differentiating the sum as a whole."""
-    teacher = teacher_features(VIT, state.teacher_params["backbone"], crops)
-    teacher = teacher_outputs(loss.terms, state, teacher)
+    teacher = teacher_features(VIT, state.teacher_params["backbone"], None, crops)
+    teacher = teacher_outputs(loss.terms, state, teacher, None)
     features = student_features(
         VIT, state.params["backbone"], crops, jax.random.key(0), jnp.arange(6)
     )
@@ -53,7 +53,7 @@ def plain(loss, state, crops):
     def total(params, term=None, cls=None):
         x = student_features(VIT, params["backbone"], crops, jax.random.key(0), jnp.arange(6))
         x = x if cls is None else x | {"cls": cls}
-        heads, _ = project(loss.heads, params["heads"], state.batch_stats, x["cls"])
+        heads, _ = project(loss.heads, params["heads"], state.batch_stats, x, None)
         value, _, metrics = loss.apply(state.loss_state, x | heads, teacher, HPARAMS)
         return value if term is None else metrics[f"{term}/loss"]
 
@@ -68,7 +68,7 @@ def plain(loss, state, crops):
 @functools.cache
 def both(match_to=""):
     loss, state, crops = setting()
-    teacher = teacher_features(VIT, state.teacher_params["backbone"], crops)
+    teacher = teacher_features(VIT, state.teacher_params["backbone"], None, crops)
     features, pull_back = jax.vjp(
         lambda p: student_features(VIT, p, crops, jax.random.key(0), jnp.arange(6)),
         state.params["backbone"],

@@ -24,6 +24,10 @@ CASES = [
     Case(devices=4, fsdp=2, micro_batches=2, remat=True),
     Case("dino", micro_batches=4),
     Case("barlow_twins", micro_batches=4),
+    Case("dinov3", devices=8, fsdp=4),
+    Case("dinov3", mode="pmap", devices=8),
+    Case("dinov3", micro_batches=4),
+    Case("two views", mode="pmap", devices=8),
 ]
 
 

@@ -19,7 +19,19 @@ from ml_collections import ConfigDict
 from PIL import Image
 from shrunk import SHRUNK, shrunk
 
-from configs import barlow_twins, base, dino, hybrid, presets
+from configs import (
+    barlow_twins,
+    base,
+    byol,
+    dino,
+    dinov2,
+    dinov3,
+    hybrid,
+    hybrid_dinov2,
+    presets,
+    simclr,
+    vicreg,
+)
 from dinotwins_jax import build as build_module
 from dinotwins_jax import data as data_module
 from dinotwins_jax import scoring, subject
@@ -30,7 +42,6 @@ from dinotwins_jax.metrics import Progress
 from dinotwins_jax.stops import NonFiniteError
 from dinotwins_jax.train import train
 from dinotwins_jax.workdir import claim_workdir
-from experiments import vicreg
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("DINOTWINS_DATA", ROOT.parent / "shared" / "data"))
@@ -132,7 +143,12 @@ def test_pmap_trains_to_the_same_losses(whole_run, tmp_path):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("module", [dino, barlow_twins, vicreg], ids=lambda m: m.__name__)
+OTHERS = [dino, barlow_twins, byol, simclr, vicreg, dinov2, dinov3, hybrid_dinov2]
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in OTHERS if m is not dinov2], ids=lambda m: m.__name__
+)  # the hybrid of dinov2 has all of its parts
 def test_every_other_shipped_config_runs(module, tmp_path):
     config = shrunk(module, total_steps=2)
     scores = train(config, tmp_path)
@@ -140,7 +156,7 @@ def test_every_other_shipped_config_runs(module, tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["coco", "cifar10"])
-@pytest.mark.parametrize("module", [hybrid, dino, barlow_twins])
+@pytest.mark.parametrize("module", [hybrid, *OTHERS], ids=lambda m: m.__name__)
 def test_real_data_presets_are_what_they_say(module, preset, monkeypatch):
     config = module.get_config(preset)
     monkeypatch.setattr(build_module, "open_source", lambda data, split: FakeLength())
@@ -148,7 +164,7 @@ def test_real_data_presets_are_what_they_say(module, preset, monkeypatch):
     side, patch, width = (224, 16, 384) if preset == "coco" else (32, 4, 192)
     assert (run.backbone.image_size, run.backbone.patch_size) == (side, patch)
     assert (run.backbone.embed_dim, run.backbone.depth) == (width, 12)
-    assert (config.views.num_local == 0) == (module is barlow_twins)
+    assert (config.views.num_local == 0) == (module in (barlow_twins, byol, simclr, vicreg))
     assert run.total_steps == 100 * (118_287 // 256) and run.warmup_steps == run.total_steps // 10
 
 

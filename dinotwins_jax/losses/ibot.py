@@ -114,9 +114,9 @@ def ibot(
 
     def apply(loss_state, student, teacher, hparams):
         axis_name, temp, masked = hparams["axis_name"], hparams["teacher_temp"], hparams["masked"]
-        if student[head].shape[-1] != out_dim:
+        if (K := student[head].shape[-1]) != out_dim:
             raise ValueError(
-                f"out_dim is {out_dim}: head '{shared_head}', which it shares, has {student[head].shape[-1]}"
+                f"out_dim is {out_dim}: head '{shared_head}', which it shares, has {K}"
             )
         if centering == "ema":
             center = loss_state["center"]

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp assignments: every prototype gets an equal share of the batch (arXiv:2006.09882, eq. 3)."""
+"""Sinkhorn-Knopp: every prototype gets an equal share of the batch (arXiv:2006.09882, eq. 3)."""
 
 import jax
 import jax.numpy as jnp
