@@ -39,13 +39,12 @@ METRICS = {
 
 
 def config_of(variant: str, steps: int) -> ConfigDict:
-    """The demo's DINO, with the official head, without batch norm, which keeps images apart by itself."""
+    """The demo's DINO, less what the variant lacks."""
     config = dino.get_config("demo")
     config.update_from_flattened_dict(
-        {"loss.dino.use_bn": False, "loss.dino.center_momentum": 0.9, "total_steps": steps}
+        {"total_steps": steps}
         | {"log.every_steps": max(steps // 40, 1), "log.collapse_warnings": False}
         | {"evals.monitor_every_epochs": 0.0, "checkpoint.every_epochs": config.total_epochs}
-        | {"teacher.temp": 0.04, "teacher.warmup_temp": 0.04}
         | VARIANTS[variant]
     )
     return config

@@ -26,6 +26,7 @@ _QUICKLY_COMPILED = {
     "test_balance",
     "test_benchmark",
     "test_broken_runs",
+    "test_collapse",
     "test_compare",
     "test_evaluate",
     "test_invariance",

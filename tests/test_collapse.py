@@ -8,7 +8,7 @@ from experiments import collapse
 
 
 def small(variant):
-    config = collapse.config_of(variant, steps=60)
+    config = collapse.config_of(variant, steps=80)
     sizes = {
         k: v for k, v in SHRUNK.items() if k.startswith(("model.", "views.", "data.", "mesh."))
     }
@@ -16,7 +16,7 @@ def small(variant):
         sizes
         | {
             "batch_size": 16,
-            "optim.lr": 3e-2,
+            "optim.lr": 2e-2,
             "teacher.momentum": 0.9,
             "teacher.final_momentum": 0.9,
         }
@@ -35,8 +35,10 @@ def test_each_alone_collapses_its_own_way_and_both_together_do_not(found):
     end = {variant: {m: np.mean(v[-3:]) for m, v in of.items()} for variant, of in found.items()}
     assert end["centering alone"]["teacher_entropy"] > 0.99
     assert end["sharpening alone"]["marginal_entropy"] < 0.1
-    assert end["both"]["teacher_entropy"] < 0.9 and end["both"]["marginal_entropy"] > 0.3
-    assert end["both"]["kl"] > 3 * max(end["centering alone"]["kl"], end["sharpening alone"]["kl"])
+    both = end["both"]
+    assert both["marginal_entropy"] > both["teacher_entropy"] + 0.1  # it tells images apart
+    assert both["teacher_entropy"] < 0.9 and both["marginal_entropy"] > 0.5
+    assert both["kl"] > 10 * max(end["centering alone"]["kl"], end["sharpening alone"]["kl"])
 
 
 def test_table_and_picture(found, tmp_path):
