@@ -95,9 +95,11 @@ def _thousand_steps(c):
     quick, and initial weights large enough to act.
     """
     c.model.name, c.model.init_std, c.model.drop_path_rate = "vit_tiny", 0.1, 0.0
+    c.model.layer_scale_init = None
     c.views.num_local = min(c.views.num_local, 4)
     c.teacher.momentum, c.teacher.final_momentum = 0.97, 0.99
     c.teacher.temp = c.teacher.warmup_temp = 0.02
+    c.teacher.warmup_temp_epochs = 0.0
     c.optim.lr, c.optim.freeze_last_layer_epochs = 4e-3, 0.0
     c.optim.warmup_epochs = c.total_epochs / 14
     c.optim.final_weight_decay = 0.04
