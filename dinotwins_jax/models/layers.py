@@ -5,6 +5,7 @@ Letters: … leading axes (images, tokens), I input, O output, B images, H heads
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -61,6 +62,12 @@ def _gelu_backward(x, g):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+def silu_gate(x: jax.Array) -> jax.Array:
+    """[…, 2 I] -> […, I]: silu(first half) * second half, the gate of SwiGLU (arXiv:2002.05202)."""
+    gate, value = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(gate) * value
+
+
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T) v of [B, H, T, D] each, q scaled already -> [B, T, H * D]; the softmax is float32.
@@ -103,20 +110,20 @@ def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
 
-@jax.custom_vjp
-def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """(x - mean) / sqrt(var + 1e-6) * scale + bias over the last axis of x f32[…, D]; two-pass variance,
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis of x f32[…, D]; two-pass variance,
     as PyTorch's."""
-    return _normalise_forward(x, scale, bias)[0]
+    return _normalise_forward(x, scale, bias, eps)[0]
 
 
-def _normalise_forward(x, scale, bias):
+def _normalise_forward(x, scale, bias, eps):
     mean = jnp.mean(x, axis=-1, keepdims=True)
-    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + 1e-6)
+    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + eps)
     return (x - mean) * (rstd * scale) + bias, (x, mean, rstd, scale)
 
 
-def _normalise_backward(kept, g):
+def _normalise_backward(eps, kept, g):
     x, mean, rstd, scale = kept
     unit = (x - mean) * rstd
     scaled = g * scale
@@ -133,7 +140,8 @@ class Dense(nn.Module):
     """As flax.linen.Dense: parameters "kernel" f32[I, O] and "bias" f32[O], computed in `dtype`.
 
     __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names. What
-    `activation` makes of x goes in; the backward pass makes it again instead of keeping it.
+    `activation` makes of x goes in, perhaps narrower; the backward pass makes it again instead of keeping
+    it.
     """
 
     features: int
@@ -144,7 +152,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        enters = x if self.activation is None else jax.eval_shape(self.activation, x)
+        kernel = self.param("kernel", self.kernel_init, (enters.shape[-1], self.features))
         x, columns_of_kernel = x.astype(self.dtype), kernel[:, columns].astype(self.dtype)
         if self.activation is None:
             y = product(x, columns_of_kernel)
@@ -159,9 +168,11 @@ class Dense(nn.Module):
 class LayerNorm(nn.Module):
     """`normalise` in float32 whatever the dtype of x, with parameters "scale" and "bias" f32[D]."""
 
+    eps: float = 1e-6
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        return normalise(x.astype(jnp.float32), scale, bias)
+        return normalise(x.astype(jnp.float32), scale, bias, self.eps)
