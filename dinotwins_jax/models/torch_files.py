@@ -121,9 +121,9 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """
     weights = common(weights)
     ffn = "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp"
-    last = f"blocks.0.mlp.{'w3' if ffn == 'swiglu' else 'fc2'}.weight"
+    first = f"blocks.0.mlp.{'w12' if ffn == 'swiglu' else 'fc1'}.weight"
     rope = PERIODS in weights
-    for name in ("patch_embed.proj.weight", last, *(() if rope else ("pos_embed",))):
+    for name in ("patch_embed.proj.weight", first, *(() if rope else ("pos_embed",))):
         if name not in weights:
             raise ValueError(
                 f"no tensor '{name}': not a ViT of DINO's kind; it has {_some(weights)}"
@@ -131,11 +131,11 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     kernel = weights["patch_embed.proj.weight"].shape
     if len(kernel) != 4:
         raise ValueError(f"patch_embed.proj.weight {kernel}: not a convolution [D, 3, p, p]")
-    D, patch_size, hidden = kernel[0], kernel[2], weights[last].shape[1]
+    D, patch_size, hidden = kernel[0], kernel[2], weights[first].shape[0]
     if ffn == "swiglu":
-        if hidden % 8:
-            raise ValueError(f"{last} {weights[last].shape}: SwiGLU's width is a multiple of 8")
-        hidden = hidden * 3 // 2
+        if hidden % 16:
+            raise ValueError(f"{first} {weights[first].shape}: SwiGLU's width is a multiple of 8")
+        hidden = hidden // 2 * 3 // 2  # of the MLP in its place
     registers = weights.get("register_tokens", np.zeros((1, 0)))
     fields = {
         "embed_dim": D,

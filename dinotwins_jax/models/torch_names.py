@@ -44,6 +44,11 @@ _FROM_HF = [
     (r"\.mlp\.weights_in\.", ".mlp.w12."),
     (r"\.mlp\.weights_out\.", ".mlp.w3."),
 ]
+_APART = [
+    ("attn.qkv", ("attn.q", "attn.k", "attn.v")),  # HF
+    ("mlp.w12", ("mlp.w1", "mlp.w2")),  # DINOv3, HF
+    ("mlp.w12", ("mlp.fc1_g", "mlp.fc1_x")),  # timm's DINOv3
+]
 _GATED_FROM_HF = {"gate": "w1", "up": "w2", "down": "w3"}
 _MLP_FROM_HF = {"up": "fc1", "down": "fc2"}
 
@@ -64,9 +69,11 @@ def common(state_dict) -> Weights:
         for name, value in state_dict.items()
     }
     weights = {name: value for name, value in weights.items() if not _SKIPPED.search(name)}
-    rotary = "embeddings.patch_embeddings.weight" in weights or "blocks.0.attn.q_bias" in weights
+    hint = {"embeddings.patch_embeddings.weight", "blocks.0.attn.q_bias", "blocks.0.gamma_1"}
+    rotary = not hint.isdisjoint(weights)  # DINOv3 of HF, of timm with and without biases
     if any(name.startswith("embeddings.") for name in weights):
-        weights = {_from_hf(name, weights): value for name, value in weights.items()}
+        gated = any(".gate_proj." in name for name in weights)
+        weights = {_from_hf(name, gated): value for name, value in weights.items()}
     weights = {
         re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): w for name, w in weights.items()
     }
@@ -89,50 +96,45 @@ def blocks_of(weights) -> list[str]:
     return [f"blocks.{number}" for number in sorted(numbers)]
 
 
-def _from_hf(name: str, weights: Weights) -> str:
+def _from_hf(name: str, gated: bool) -> str:
     for pattern, replacement in _FROM_HF:
         name = re.sub(pattern, replacement, name)
-    names = _GATED_FROM_HF if any(".gate_proj." in n for n in weights) else _MLP_FROM_HF
+    names = _GATED_FROM_HF if gated else _MLP_FROM_HF
     return re.sub(r"\.mlp\.(gate|up|down)_proj\.", lambda m: f".mlp.{names[m[1]]}.", name)
 
 
 def _join_block(weights: Weights, block: str) -> None:
-    """Fuses what a block's qkv and w12 were split into, and makes the biases whole."""
-    for name in (f"{block}attn.qkv", f"{block}mlp.w12"):
-        parts = [f"{block}attn.{part}" for part in "qkv"]
-        if name.endswith("w12"):
-            eva = f"{block}mlp.fc1_g.weight" in weights  # timm's DINOv3
-            parts = [f"{block}mlp.{part}" for part in (("fc1_g", "fc1_x") if eva else ("w1", "w2"))]
-        for leaf in ("weight", "bias"):
-            given = [weights.pop(f"{part}.{leaf}", None) for part in parts]
-            if all(w is None for w in given):
-                continue
-            shape = next(w.shape for w in given if w is not None)
-            if leaf == "weight" and any(w is None for w in given):
-                missing = parts[[w is None for w in given].index(True)]
-                raise ValueError(f"state dict has no tensor '{missing}.weight'")
-            given = [np.zeros(shape, np.float32) if w is None else w for w in given]
-            for part, w in zip(parts, given, strict=True):
-                if w.shape != shape:
-                    raise ValueError(
-                        f"tensor '{part}.{leaf}' has shape {w.shape}, expected {shape}"
-                    )
-            weights[f"{name}.{leaf}"] = np.concatenate(given)
+    """Gives a block's tensors their common names, fuses those that came apart, makes the biases whole."""
+    for whole, parts in _APART:
+        _join(weights, f"{block}{whole}", [f"{block}{part}" for part in parts])
     _whole_qkv_bias(weights, f"{block}attn.")
-    for j in (1, 2):
-        if f"{block}gamma_{j}" in weights:
-            weights[f"{block}ls{j}.gamma"] = weights.pop(f"{block}gamma_{j}")
     fc1, fc2 = (weights.get(f"{block}mlp.{n}.weight") for n in ("fc1", "fc2"))
     packed = fc1 is not None and fc2 is not None and fc1.shape[0] == 2 * fc2.shape[1]
+    renames = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
     if (
         packed or f"{block}mlp.w12.weight" in weights
     ):  # timm calls SwiGLU's matrices those of an MLP
-        for theirs, ours in (("fc1", "w12"), ("fc2", "w3")):
-            for leaf in ("weight", "bias"):
-                if f"{block}mlp.{theirs}.{leaf}" in weights:
-                    weights[f"{block}mlp.{ours}.{leaf}"] = weights.pop(
-                        f"{block}mlp.{theirs}.{leaf}"
-                    )
+        renames |= {f"mlp.fc1.{leaf}": f"mlp.w12.{leaf}" for leaf in ("weight", "bias")}
+        renames |= {f"mlp.fc2.{leaf}": f"mlp.w3.{leaf}" for leaf in ("weight", "bias")}
+    for theirs, ours in renames.items():
+        if f"{block}{theirs}" in weights:
+            weights[f"{block}{ours}"] = weights.pop(f"{block}{theirs}")
+
+
+def _join(weights: Weights, whole: str, parts: list[str]) -> None:
+    """One tensor of its parts, along the outputs; only a bias of queries, keys or values may be missing."""
+    for leaf in ("weight", "bias"):
+        given = {part: weights.pop(f"{part}.{leaf}", None) for part in parts}
+        there = [w for w in given.values() if w is not None]
+        if not there:
+            continue
+        for part, w in given.items():
+            if w is None and (leaf == "weight" or not whole.endswith("qkv")):
+                raise ValueError(f"state dict has no tensor '{part}.{leaf}'")
+            if w is not None and w.shape != (shape := there[0].shape):
+                raise ValueError(f"tensor '{part}.{leaf}' has shape {w.shape}, expected {shape}")
+        pieces = [np.zeros_like(there[0]) if w is None else w for w in given.values()]
+        weights[f"{whole}.{leaf}"] = np.concatenate(pieces)
 
 
 def _whole_qkv_bias(weights: Weights, attn: str) -> None:
