@@ -94,6 +94,8 @@ def _from_torch(run, config, path: str):
 
     backbone, params = load_vit(path, like=run.backbone)
     backbone = backbone.clone(dtype=run.backbone.dtype)
+    if backbone.positions == "rope":  # no weight of it says a size: that of the images to come
+        backbone = backbone.clone(image_size=run.backbone.image_size)
     check_last_blocks(backbone, config.evals.n_last_blocks)
     random = init_backbone(backbone, jax.random.key(config.seed))
     return run._replace(backbone=backbone), Subject(params, random, step=0)

@@ -230,7 +230,7 @@ class VisionTransformer(nn.Module):
 
         Args:
           images: [B, H, W, 3], normalised; H and W multiples of patch_size, not necessarily equal.
-          train: apply drop path.
+          train: apply drop path, and the moves of rotary positions.
           return_attention: also return the last block's attention.
           sample_ids: i32[B] identity of each sample for drop path (default 0..B-1).
           patches: False: the last block computes the class token alone, the same numbers for a
