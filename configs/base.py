@@ -34,6 +34,15 @@ def get_config() -> ConfigDict:
     c.model.drop_path_rate = 0.1  # student only, linear over the blocks
     c.model.num_register_tokens = 0  # 4: no high-norm artefacts in attention (arXiv:2309.16588)
     c.model.layer_scale_init = config_dict.placeholder(float)  # e.g. 1e-5; unset: no LayerScale
+    c.model.ffn = (
+        "mlp"  # mlp | swiglu: gated, as many weights (DINOv2's and DINOv3's largest models)
+    )
+    c.model.positions = "learned"  # learned | rope: rotary, any grid without interpolation (DINOv3)
+    # Of rope, in training alone; unset: none. DINOv3 rescales by up to 2.
+    c.model.rope_shift = config_dict.placeholder(float)  # of both axes, in halves of the image
+    c.model.rope_jitter = config_dict.placeholder(float)  # largest stretch of each axis, at least 1
+    c.model.rope_rescale = config_dict.placeholder(float)  # largest factor on both axes, at least 1
+    c.model.norm_eps = 1e-6  # of all LayerNorms; DINO and DINOv2 1e-6, DINOv3 1e-5
     c.model.init_std = (
         0.02  # official; narrow networks (width ~100) start better at 1 / sqrt(width)
     )

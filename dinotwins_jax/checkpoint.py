@@ -144,6 +144,36 @@ class Checkpoints:
             "starts from the beginning"
         )
 
+    def restore_teacher(self, step: int | None = None) -> dict:
+        """The teacher's backbone, as numpy arrays, whatever the model and the optimiser of its run are.
+
+        Args:
+          step: None: the latest that is whole.
+        Raises:
+          CheckpointError: there is none, or the one of this step is damaged.
+        """
+        for candidate in reversed(self.steps()) if step is None else [step]:
+            with _damage() as found:
+                metadata = self._manager.item_metadata(candidate)
+                there = metadata["state"]["teacher_params"]["backbone"]
+                part = {"teacher_params": {"backbone": there}}
+                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                    part = checkpointer.restore(
+                        self.path / str(candidate) / "state",
+                        args=ocp.args.PyTreeRestore(part, restore_args=how, partial_restore=True),
+                    )
+                data = json.loads((self.path / str(candidate) / "data" / "metadata").read_text())
+                changed = _changed(part, data["fingerprint"])
+                if changed:
+                    raise ValueError(f"{changed[0]} is not what was saved")
+                return part["teacher_params"]["backbone"]
+            damage = f"checkpoint {candidate} in {self.path} is damaged ({found[0]})"
+            if step is not None:
+                raise CheckpointError(damage)
+            say(damage)
+        raise CheckpointError(f"no checkpoint in {self.path} is whole")
+
     def _restore_one(self, step: int, abstract) -> tuple[TrainState, dict]:
         """What all processes find out alike is a CheckpointError in all of them."""
         shapes = {}
@@ -165,7 +195,7 @@ class Checkpoints:
             self._cannot_read(step, found[0])
         state, data = restored["state"], restored["data"]
         expected = data.pop("fingerprint")
-        changed = [p for p, value in fingerprint(state).items() if expected.get(p) != value]
+        changed = _changed(state, expected)
         if changed:
             raise CheckpointError(f"{changed[0]} is not what was saved")
         return state, data
@@ -263,6 +293,11 @@ def _last_and_best(keep: int, metric: str, mode: str):
         )
         policies.append(best)
     return managers.AnyPreservationPolicy(policies)
+
+
+def _changed(tree, expected: dict[str, int]) -> list[str]:
+    """Paths of the arrays that do not have the fingerprints with which they were saved."""
+    return [path for path, value in fingerprint(tree).items() if expected.get(path) != value]
 
 
 def _check_index(path: Path) -> None:

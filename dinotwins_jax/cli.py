@@ -1,6 +1,7 @@
 """What the commands share: the flag --config, and errors as one line."""
 
 import difflib
+import json
 import os
 import runpy
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from dinotwins_jax.stops import Halt
 
@@ -92,6 +93,16 @@ def _unknown_key(argv, error: Exception) -> str:
                 return f"--config.{key}: {parent} has no key '{part}'; {hint}"
             node, parent = node[part], f"{parent}.{part}"
     return f"--config: {error}"
+
+
+def config_of(workdir: Path) -> ConfigDict:
+    """The config of a run, WORKDIR/config.json."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no run in {workdir}: it has no config.json; --config=… says what to do without one"
+        )
+    return ConfigDict(json.loads(path.read_text()))
 
 
 def load_config(config_file: str):

@@ -6,19 +6,20 @@ Scores the teacher of a run as the run's own config says. Weights in PyTorch nam
         --config.data.dir=/data/coco --torch_weights=dino_deitsmall16_pretrain.pth
 """
 
-import json
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import COMPILED, CONFIG, exit_code, fail, parse_flags
+from dinotwins_jax.cli import COMPILED, CONFIG, config_of, exit_code, fail, parse_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, or with --torch_weights where to write")
 _TASKS = flags.DEFINE_list("tasks", None, "Default: all that the data can serve")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best or a step")
 _TORCH_WEIGHTS = flags.DEFINE_string(
-    "torch_weights", None, "File of a ViT with DINO's or timm's names: .safetensors, .npz or .pth"
+    "torch_weights",
+    None,
+    "File of a ViT with DINO's, timm's or HF's names: .safetensors, .npz, .pth",
 )
 
 
@@ -62,7 +63,7 @@ def evaluate_run(
     from dinotwins_jax.subject import from_checkpoint
 
     check_tasks(tasks or ())
-    config = config or _config_of(workdir)
+    config = config or config_of(workdir)
     try:
         run = build(for_evaluation(config))
     except AttributeError as error:  # a key of the config that is not there
@@ -93,18 +94,11 @@ def _from_torch(run, config, path: str):
 
     backbone, params = load_vit(path, like=run.backbone)
     backbone = backbone.clone(dtype=run.backbone.dtype)
+    if backbone.positions == "rope":  # no weight of it says a size: that of the images to come
+        backbone = backbone.clone(image_size=run.backbone.image_size)
     check_last_blocks(backbone, config.evals.n_last_blocks)
     random = init_backbone(backbone, jax.random.key(config.seed))
     return run._replace(backbone=backbone), Subject(params, random, step=0)
-
-
-def _config_of(workdir: Path) -> ConfigDict:
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no run in {workdir}: it has no config.json; --config=… says what to do without one"
-        )
-    return ConfigDict(json.loads(path.read_text()))
 
 
 def run() -> None:

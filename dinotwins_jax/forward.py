@@ -166,9 +166,9 @@ def _features(backbone, params, groups, train, drop, patches, hidden=None) -> di
     for number, (name, images) in enumerate(groups.items()):
         B, v = images.shape[:2]
         kwargs = {"train": train, "patches": patches}
-        if drop is not None and backbone.drop_path_rate > 0:
-            key, ids = drop
-            kwargs["rngs"] = {"drop_path": jax.random.fold_in(key, number)}
+        if drop is not None and (backbone.drop_path_rate > 0 or backbone.moves is not None):
+            key, ids = jax.random.fold_in(drop[0], number), drop[1]
+            kwargs["rngs"] = {"drop_path": key, "rope": key}  # Flax folds the module's path in
             kwargs["sample_ids"] = (ids[:, None] * v + jnp.arange(v)).reshape(-1)
         if hidden is not None and name == "global":
             kwargs["hidden"] = hidden.reshape(B * v, -1)

@@ -15,9 +15,11 @@ RANGES = {
     **dict.fromkeys(("seed", "total_steps", "mesh.data"), NOT_NEGATIVE),
     **{
         f"model.{k}": POSITIVE
-        for k in ("embed_dim", "depth", "num_heads", "patch_size", "init_std")
+        for k in ("embed_dim", "depth", "num_heads", "patch_size", "init_std", "norm_eps")
     },
     **{"model.drop_path_rate": "[0, 1)", "model.num_register_tokens": NOT_NEGATIVE},
+    **{"model.rope_shift": POSITIVE, "model.rope_jitter": "[1, inf)"},
+    **{"model.rope_rescale": "[1, inf)"},
     **{"data.canvas_size": NOT_NEGATIVE, "data.num_workers": NOT_NEGATIVE},
     **{f"data.scenes.{k}": POSITIVE for k in ("num_train", "num_test", "size")},
     **{"data.scenes.seed": NOT_NEGATIVE, "data.folder.test_fraction": "(0, 1)"},
@@ -67,6 +69,8 @@ CHOICES = {
     "parallel": ("jit", "pmap"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("xla", "cudnn"),
+    "model.ffn": ("mlp", "swiglu"),
+    "model.positions": ("learned", "rope"),
     "optim.name": ("adamw", "lars"),
     "optim.clip_mode": ("per_parameter", "global"),
     "checkpoint.best_mode": ("max", "min"),
@@ -101,7 +105,8 @@ def check_ranges(config: ConfigDict) -> None:
                 verb = "has" if several else "is"
                 raise ValueError(f"config.{key} {verb} {value}: it must {_words(interval)}")
     for key, choices in CHOICES.items():
-        if (value := _get(config, key)) not in choices:
+        value = _get(config, key)
+        if value is not None and value not in choices:  # a run older than the key has its default
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise ValueError(f"config.{key} is '{value}'{hint}: choose {' or '.join(choices)}")

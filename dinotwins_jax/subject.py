@@ -49,12 +49,12 @@ def from_checkpoint(run: Run, config, workdir: Path, which: str = "latest") -> S
         if checkpoints.latest() is None:
             raise ValueError(f"{checkpoints.path} is empty: the run has not come so far yet")
         like = run.placement.abstract(jax.eval_shape(run.fresh_state))
-        state, _ = checkpoints.restore(like, _chosen(checkpoints, which))
+        state, _ = checkpoints.restore(like, chosen_step(checkpoints, which))
     teacher = run.placement.whole(state.teacher_params["backbone"])
     return Subject(teacher, run.random_backbone(), int(state.step))
 
 
-def _chosen(checkpoints: Checkpoints, which: str) -> int | None:
+def chosen_step(checkpoints: Checkpoints, which: str) -> int | None:
     """The step that is meant, None for the latest that is whole."""
     if which == "latest":
         return None

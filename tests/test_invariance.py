@@ -66,6 +66,18 @@ def test_other_losses_too(case, monkeypatch):
         assert difference(ours[name], theirs[name]) <= LIMIT, name
 
 
+def test_other_blocks_too(monkeypatch):
+    """SwiGLU, and rotary positions that move: every device and every part draws the same moves."""
+    fields = {"ffn": "swiglu", "positions": "rope", "rope_shift": 0.2, "rope_rescale": 2.0}
+    monkeypatch.setattr(invariance, "VIT", invariance.VIT.clone(**fields, num_register_tokens=2))
+    ours, theirs = (
+        run_case(case, real_crops=False)
+        for case in (Case(devices=4, fsdp=2, micro_batches=2, remat=True), Case())
+    )
+    for name in ("loss", "gradients", "student", "teacher"):
+        assert difference(ours[name], theirs[name]) <= LIMIT, name
+
+
 def test_a_difference_shows():
     theirs = {"a": np.array([1.0, -2.0]), "small": np.array([1e-6])}
     assert difference(theirs, theirs) == 0.0

@@ -8,6 +8,7 @@ import refs
 from golden_files import assert_close, assert_trees_close, load, subset
 
 from dinotwins_jax.models import VARIANTS, create_vit
+from dinotwins_jax.models.block import drop_path
 from dinotwins_jax.models.heads import BarlowProjector, DINOHead, l2_normalise
 from dinotwins_jax.models.torch_weights import (
     barlow_projector_from_torch,
@@ -15,7 +16,7 @@ from dinotwins_jax.models.torch_weights import (
     vit_from_torch,
     vit_to_torch,
 )
-from dinotwins_jax.models.vit import VisionTransformer, drop_path
+from dinotwins_jax.models.vit import VisionTransformer
 
 TINY = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 4, "image_size": 16}
 

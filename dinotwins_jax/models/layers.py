@@ -5,6 +5,7 @@ Letters: … leading axes (images, tokens), I input, O output, B images, H heads
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -61,6 +62,12 @@ def _gelu_backward(x, g):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+def silu_gate(x: jax.Array) -> jax.Array:
+    """[…, 2 I] -> […, I]: silu(first half) * second half, the gate of SwiGLU (arXiv:2002.05202)."""
+    gate, value = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(gate) * value
+
+
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T) v of [B, H, T, D] each, q scaled already -> [B, T, H * D]; the softmax is float32.
@@ -103,20 +110,20 @@ def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
 
-@jax.custom_vjp
-def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """(x - mean) / sqrt(var + 1e-6) * scale + bias over the last axis of x f32[…, D]; two-pass variance,
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis of x f32[…, D]; two-pass variance,
     as PyTorch's."""
-    return _normalise_forward(x, scale, bias)[0]
+    return _normalise_forward(x, scale, bias, eps)[0]
 
 
-def _normalise_forward(x, scale, bias):
+def _normalise_forward(x, scale, bias, eps):
     mean = jnp.mean(x, axis=-1, keepdims=True)
-    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + 1e-6)
+    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + eps)
     return (x - mean) * (rstd * scale) + bias, (x, mean, rstd, scale)
 
 
-def _normalise_backward(kept, g):
+def _normalise_backward(eps, kept, g):
     x, mean, rstd, scale = kept
     unit = (x - mean) * rstd
     scaled = g * scale
@@ -133,8 +140,8 @@ class Dense(nn.Module):
     """As flax.linen.Dense: parameters "kernel" f32[I, O] and "bias" f32[O], computed in `dtype`.
 
     __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names. What
-    `before` (an activation, a norm) makes of x goes in; the backward pass makes it again instead of
-    keeping it.
+    `before` (an activation, a norm) makes of x goes in, perhaps narrower; the backward pass makes it again
+    instead of keeping it.
     """
 
     features: int
@@ -145,7 +152,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        enters = x if self.before is None else jax.eval_shape(self.before, x)
+        kernel = self.param("kernel", self.kernel_init, (enters.shape[-1], self.features))
         kernel = kernel[:, columns].astype(self.dtype)
 
         def from_input(x, kernel):
@@ -165,8 +173,10 @@ class LayerNorm(nn.Module):
     __call__: width D -> the function x […, D] -> f32[…, D], for those who call it where it is read.
     """
 
+    eps: float = 1e-6
+
     @nn.compact
     def __call__(self, width: int) -> Callable[[jax.Array], jax.Array]:
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        return lambda x: normalise(x.astype(jnp.float32), scale, bias)
+        return lambda x: normalise(x.astype(jnp.float32), scale, bias, self.eps)

@@ -9,7 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
+from dinotwins_jax.models.block import ratio_of
+from dinotwins_jax.models.positions import ROPE_BASE
+from dinotwins_jax.models.torch_names import PERIODS, blocks_of, common
 from dinotwins_jax.models.torch_pickle import Refused, read_torch
 from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer
@@ -17,34 +21,31 @@ from dinotwins_jax.models.vit import VisionTransformer
 # Where a checkpoint nests: the teacher is the model that DINO evaluates.
 _NESTS = ("teacher", "state_dict", "model")
 _HEADS = re.compile(r"^(module\.|backbone\.)*(head|dino_head|ibot_head|projector)\.")
-_SAFETENSORS = {
-    "F64": "f8",
-    "F32": "f4",
-    "F16": "f2",
-    "BF16": jnp.bfloat16,
-    "I64": "i8",
-    "I32": "i4",
-}
 
 
 def load_vit(
     path: str | Path, like: VisionTransformer | None = None
 ) -> tuple[VisionTransformer, dict]:
-    """A ViT and its parameters from a file of DINO's, DINOv2's or timm's names.
+    """A ViT and its parameters from a file of DINO's, DINOv2's, DINOv3's, timm's or HF transformers' names.
+
+    The number of heads and the norms' epsilon are in no learned weight: they are those of a config.json
+    beside the file (HF's, or of our export), if it is of a model as wide.
 
     Args:
-      like: says how many heads a model of its width has, which no weight tells; otherwise heads are
-        64 wide, as in all ViTs of DINO, DeiT and timm.
+      like: without such a file, a model of its width has as many heads; otherwise heads are 64 wide, as
+        in all ViTs of DINO, DeiT and timm, or as wide as DINOv3's periods say.
     Raises:
       ValueError, OSError: no such file, not a file of weights, or not of this architecture.
     """
     weights = read_state_dict(path)
     try:
         fields, params = vit_fields(weights), vit_from_torch(weights)
-        if like is not None and like.embed_dim == fields["embed_dim"]:
+        stated, width = _stated(path, fields), fields["embed_dim"]
+        if stated:
+            fields |= stated
+        elif like is not None and like.embed_dim == width:
             fields["num_heads"] = like.num_heads
-        elif fields["embed_dim"] % 64:
-            width = fields["embed_dim"]
+        elif fields["num_heads"] * 64 != width and width % 64:
             raise ValueError(f"width {width} is not a multiple of 64, the width of a head")
         vit = VisionTransformer(**fields)
         _check_shapes(vit, params)
@@ -84,7 +85,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       ValueError: another kind of file, a broken one, or a pickle that asks for something else.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    readers = {".safetensors": load_file, ".npz": _read_npz}
     readers |= dict.fromkeys((".pth", ".pt", ".bin"), read_torch)
     if path.suffix not in readers:
         raise ValueError(f"{path}: weights are one of {', '.join(readers)}, not '{path.suffix}'")
@@ -115,37 +116,70 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """The fields of a VisionTransformer that the shapes of its weights say.
 
-    num_heads is that of heads 64 wide. Raises ValueError for another architecture.
+    num_heads is that of heads 64 wide, with DINOv3's periods that of theirs; norm_eps that of the official
+    models. Raises ValueError for another architecture.
     """
-    weights = {re.sub(r"^(module\.|backbone\.)+", "", name): w for name, w in weights.items()}
-    for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
+    weights = common(weights)
+    ffn = "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp"
+    first = f"blocks.0.mlp.{'w12' if ffn == 'swiglu' else 'fc1'}.weight"
+    rope = PERIODS in weights
+    for name in ("patch_embed.proj.weight", first, *(() if rope else ("pos_embed",))):
         if name not in weights:
-            raise ValueError(f"no tensor '{name}': not a ViT with an MLP; it has {_some(weights)}")
+            raise ValueError(
+                f"no tensor '{name}': not a ViT of DINO's kind; it has {_some(weights)}"
+            )
     kernel = weights["patch_embed.proj.weight"].shape
     if len(kernel) != 4:
         raise ValueError(f"patch_embed.proj.weight {kernel}: not a convolution [D, 3, p, p]")
-    D, patch_size, hidden = kernel[0], kernel[2], weights["blocks.0.mlp.fc1.weight"].shape[0]
-    mlp_ratio = hidden / D
-    if int(D * mlp_ratio) < hidden:  # rounding: the model takes the whole part
-        mlp_ratio = math.nextafter(mlp_ratio, math.inf)
-    grid = math.isqrt(weights["pos_embed"].shape[1] - 1)
-    if grid * grid + 1 != weights["pos_embed"].shape[1]:
-        raise ValueError(
-            f"pos_embed {weights['pos_embed'].shape}: not a class token and a square grid"
-        )
-    registers = [weights[n].shape[1] for n in ("register_tokens", "reg_token") if n in weights]
+    D, patch_size, hidden = kernel[0], kernel[2], weights[first].shape[0]
+    if ffn == "swiglu":
+        if hidden % 16:
+            raise ValueError(f"{first} {weights[first].shape}: SwiGLU's width is a multiple of 8")
+        hidden = hidden // 2 * 3 // 2  # of the MLP in its place
+    registers = weights.get("register_tokens", np.zeros((1, 0)))
     fields = {
         "embed_dim": D,
-        "depth": len({n.split(".")[1] for n in weights if n.startswith("blocks.")}),
+        "depth": len(blocks_of(weights)),
         "num_heads": D // 64,
         "patch_size": patch_size,
-        "image_size": grid * patch_size,
-        "mlp_ratio": mlp_ratio,
-        "num_register_tokens": registers[0] if registers else 0,
+        "image_size": 14 * patch_size,  # of rotary positions, which have none
+        "mlp_ratio": ratio_of(hidden, D),
+        "num_register_tokens": registers.shape[1],
     }
+    if ffn != "mlp":
+        fields["ffn"] = ffn
+    if rope:
+        fields |= {"positions": "rope", "norm_eps": 1e-5}
+        if len(weights[PERIODS]):
+            fields["num_heads"] = D // (4 * len(weights[PERIODS]))
+    else:
+        grid = math.isqrt(weights["pos_embed"].shape[1] - 1)
+        if grid * grid + 1 != weights["pos_embed"].shape[1]:
+            raise ValueError(
+                f"pos_embed {weights['pos_embed'].shape}: not a class token and a square grid"
+            )
+        fields["image_size"] = grid * patch_size
     if "blocks.0.ls1.gamma" in weights:
         fields["layer_scale_init"] = 1.0  # there to make room: the weights replace it
     return fields
+
+
+def _stated(path: str | Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """num_heads and norm_eps by the config.json beside the file; {} without one of a model as wide."""
+    file = Path(path).with_name("config.json")
+    try:
+        config = json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file.name} beside it is broken: {error}") from None
+    ours = config.get("dinotwins_jax", {})
+    if ours.get("embed_dim") == fields["embed_dim"]:
+        return {name: ours[name] for name in ("num_heads", "norm_eps")}
+    if config.get("hidden_size") != fields["embed_dim"]:
+        return {}
+    if config.get("rope_theta", ROPE_BASE) != ROPE_BASE:
+        raise ValueError(f"its rope_theta is {config['rope_theta']}, here it is {ROPE_BASE}")
+    names = {"num_heads": "num_attention_heads", "norm_eps": "layer_norm_eps"}
+    return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
 
 
 def _some(names) -> str:
@@ -155,19 +189,3 @@ def _some(names) -> str:
 def _read_npz(path: Path) -> dict:
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-
-
-def _read_safetensors(path: Path) -> dict:
-    """An u64 length, so many bytes of JSON, then the tensors."""
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(data[8:start]).items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _SAFETENSORS:
-            raise Refused(f"tensor '{name}' is of type {entry['dtype']}")
-        first, last = (start + offset for offset in entry["data_offsets"])
-        flat = np.frombuffer(data[first:last], np.dtype(_SAFETENSORS[entry["dtype"]]))
-        tensors[name] = flat.reshape(entry["shape"])
-    return tensors

@@ -1,4 +1,4 @@
-"""Names and shapes to and from PyTorch state dicts (official DINO, DINOv2 and timm ViTs).
+"""Names and shapes to and from PyTorch state dicts (official DINO's, timm's and HF transformers' ViTs).
 
 A state dict is any mapping name -> array-like (numpy arrays or torch CPU tensors).
 """
@@ -7,17 +7,22 @@ import re
 
 import numpy as np
 
-# torch leaf name, our path inside a block, kind of tensor
+from dinotwins_jax.models.positions import rope_periods
+from dinotwins_jax.models.torch_names import PERIODS, blocks_of, common
+from dinotwins_jax.models.torch_targets import to_dino
+
+# common name in torch, our path inside a block, kind of tensor
 _BLOCK = [
     ("norm1", ("norm1",), "norm"),
     ("attn.qkv", ("attn", "qkv"), "linear"),
     ("attn.proj", ("attn", "proj"), "linear"),
     ("norm2", ("norm2",), "norm"),
-    ("mlp.fc1", ("mlp", "fc1"), "linear"),
-    ("mlp.fc2", ("mlp", "fc2"), "linear"),
 ]
+_FFN = {
+    "mlp": [("mlp.fc1", ("mlp", "fc1"), "linear"), ("mlp.fc2", ("mlp", "fc2"), "linear")],
+    "swiglu": [("mlp.w12", ("mlp", "w12"), "linear"), ("mlp.w3", ("mlp", "w3"), "linear")],
+}
 _KERNEL = {"norm": "scale", "linear": "kernel"}
-_SKIPPED = re.compile(r"^(head|fc_norm|head_drop)\.|^mask_token$")  # classifiers and masking
 
 
 def _clean(state_dict) -> dict[str, np.ndarray]:
@@ -47,35 +52,37 @@ def _layer(weights: dict, name: str, kind: str) -> dict[str, np.ndarray]:
 
 
 def vit_from_torch(state_dict) -> dict:
-    """Parameters of a `VisionTransformer` from official DINO / DINOv2 / timm names.
+    """Parameters of a `VisionTransformer` from the names of DINO, DINOv2, DINOv3, timm or HF transformers.
 
     Args:
-      state_dict: name -> array; prefixes `module.` and `backbone.` are dropped, classifier heads and
-        the mask token are left out.
+      state_dict: name -> array, see torch_names.py; wrappers' prefixes are dropped, classifier heads and
+        the mask token are left out. DINOv3's mask of the key bias is applied to the bias.
     Returns:
       params, ready for VisionTransformer.apply({"params": params}, …).
     Raises:
       ValueError: a tensor is missing, has a wrong shape, or is not of this architecture.
     """
-    weights = {k: v for k, v in _clean(state_dict).items() if not _SKIPPED.search(k)}
+    weights = common(state_dict)
     conv = _take(weights, "patch_embed.proj.weight")  # [D, 3, p, p]
     D = conv.shape[0]
     params = {
         "cls_token": _take(weights, "cls_token", (1, 1, D)),
-        "pos_embed": _take(weights, "pos_embed"),
         "patch_embed": {
             "kernel": np.ascontiguousarray(conv.transpose(2, 3, 1, 0)),
             "bias": _take(weights, "patch_embed.proj.bias", (D,)),
         },
         "norm": _layer(weights, "norm", "norm"),
     }
-    for registers in ("register_tokens", "reg_token"):  # dinov2's name, timm's name
-        if registers in weights:
-            params["register_tokens"] = _take(weights, registers)
-    depth = len({k.split(".")[1] for k in weights if k.startswith("blocks.")})
-    for i in range(depth):
+    if PERIODS in weights:
+        _check_periods(weights.pop(PERIODS))
+    else:
+        params["pos_embed"] = _take(weights, "pos_embed")
+    if "register_tokens" in weights:
+        params["register_tokens"] = _take(weights, "register_tokens")
+    for i in range(len(blocks_of(weights))):
         block = params.setdefault(f"blocks_{i}", {})
-        for name, path, kind in _BLOCK:
+        ffn = "swiglu" if f"blocks.{i}.mlp.w12.weight" in weights else "mlp"
+        for name, path, kind in _BLOCK + _FFN[ffn]:
             parent = block.setdefault(path[0], {}) if len(path) == 2 else block
             parent[path[-1]] = _layer(weights, f"blocks.{i}.{name}", kind)
         for j in (1, 2):
@@ -86,11 +93,26 @@ def vit_from_torch(state_dict) -> dict:
     return params
 
 
-def vit_to_torch(params) -> dict[str, np.ndarray]:
-    """Inverse of `vit_from_torch`: official DINO names (registers and LayerScale by dinov2's)."""
-    out = {name: np.asarray(params[name]) for name in ("cls_token", "pos_embed")}
-    if "register_tokens" in params:
-        out["register_tokens"] = np.asarray(params["register_tokens"])
+def _check_periods(periods: np.ndarray) -> None:
+    expected = rope_periods(4 * len(periods))
+    if not np.allclose(periods, expected, rtol=1e-2):  # they may have been bfloat16
+        raise ValueError(f"tensor '{PERIODS}' is {periods}: those of base 100 are {expected}")
+
+
+def vit_to_torch(params, num_heads: int | None = None) -> dict[str, np.ndarray]:
+    """Inverse of `vit_from_torch`: official names, DINO's as far as they go, then DINOv2's; DINOv3's of a
+    model with rotary positions, which needs num_heads: their periods are one of its tensors."""
+    if "pos_embed" not in params and num_heads is None:
+        raise ValueError("num_heads is needed to name the periods of rotary positions")
+    return to_dino(vit_to_common(params), num_heads)
+
+
+def vit_to_common(params) -> dict[str, np.ndarray]:
+    """Tensors by their common names (torch_names.py); rotary positions have an empty `PERIODS`."""
+    tokens = ("cls_token", "pos_embed", "register_tokens", "mask_token")
+    out = {name: np.asarray(params[name]) for name in tokens if name in params}
+    if "pos_embed" not in params:
+        out[PERIODS] = np.zeros(0, np.float32)
     out["patch_embed.proj.weight"] = np.asarray(params["patch_embed"]["kernel"]).transpose(
         3, 2, 0, 1
     )
@@ -104,7 +126,8 @@ def vit_to_torch(params) -> dict[str, np.ndarray]:
 
     for i in range(sum(name.startswith("blocks_") for name in params)):
         block = params[f"blocks_{i}"]
-        for name, path, kind in _BLOCK:
+        ffn = _FFN["swiglu" if "w12" in block["mlp"] else "mlp"]
+        for name, path, kind in _BLOCK + ffn:
             put(
                 f"blocks.{i}.{name}",
                 block[path[0]][path[1]] if len(path) == 2 else block[path[0]],

@@ -13,17 +13,9 @@ import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from dinotwins_jax.models.barriers import in_memory
-from dinotwins_jax.models.layers import (
-    Dense,
-    LayerNorm,
-    attend,
-    attention_weights,
-    gelu,
-    product,
-)
-
-INIT_STD = 0.02  # official; DINO truncates at +-2.0 absolute, a hundred times that: a plain normal
+from dinotwins_jax.models.block import ATTENTION, FFN, INIT_STD, Block
+from dinotwins_jax.models.layers import LayerNorm, product
+from dinotwins_jax.models.positions import Rope, RopeMoves, interpolate_pos_embed, rope_of
 
 
 class ViTOutput(NamedTuple):
@@ -46,61 +38,6 @@ def torch_uniform(fan_in: int):
     return init
 
 
-def bicubic_matrix(source: int, target: int, scale: float) -> np.ndarray:
-    """Rows of PyTorch's bicubic weights (a = -0.75, no antialias, edges repeated): f64[target, source]."""
-
-    def kernel(distance):
-        d, a = np.abs(distance), -0.75
-        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-
-    centers = (np.arange(target) + 0.5) / scale - 0.5
-    matrix = np.zeros((target, source))
-    for tap in range(-1, 3):
-        position = np.floor(centers) + tap
-        column = np.clip(position, 0, source - 1).astype(int)
-        np.add.at(matrix, (np.arange(target), column), kernel(centers - position))
-    return matrix
-
-
-def interpolate_pos_embed(
-    pos_embed: jax.Array, grid: tuple[int, int], target: tuple[int, int]
-) -> jax.Array:
-    """Position embedding for another patch grid.
-
-    Args:
-      pos_embed: f32[1, 1 + h * w, D], class position first.
-      grid: (h, w) that it was made for; target: (h', w') wanted.
-    Returns:
-      f32[1, 1 + h' * w', D]; the input itself when the grids agree.
-    Source: dino vision_transformer.py, interpolate_pos_encoding: the scale factor is (h' + 0.1) / h.
-    """
-    if grid == target:
-        return pos_embed
-    rows = jnp.asarray(bicubic_matrix(grid[0], target[0], (target[0] + 0.1) / grid[0]), jnp.float32)
-    columns = jnp.asarray(
-        bicubic_matrix(grid[1], target[1], (target[1] + 0.1) / grid[1]), jnp.float32
-    )
-    patches = pos_embed[0, 1:].reshape(*grid, -1)  # [h, w, D]
-    patches = jnp.einsum("ih,hwd->iwd", rows, patches, precision="highest")
-    patches = jnp.einsum("jw,iwd->ijd", columns, patches, precision="highest")
-    return jnp.concatenate(
-        [pos_embed[:, :1], patches.reshape(1, target[0] * target[1], -1)], axis=1
-    )
-
-
-def drop_path(x: jax.Array, key: jax.Array, rate: float, sample_ids: jax.Array) -> jax.Array:
-    """Zero a residual branch for whole samples, rescale the rest (stochastic depth, arXiv:1603.09382).
-
-    Each sample draws from (key, its id), so the mask does not depend on how the batch is split over
-    devices. x: [B, T, D]; sample_ids: i32[B]; rate: fraction dropped, [0, 1).
-    """
-    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(sample_ids)
-    keep = (draw >= rate).astype(x.dtype) / (1.0 - rate)
-    return x * keep[:, None, None]
-
-
 class PatchEmbed(nn.Module):
     embed_dim: int
     patch_size: int
@@ -115,89 +52,6 @@ class PatchEmbed(nn.Module):
         x = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
         kernel = kernel.reshape(-1, self.embed_dim)
         return product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
-
-
-def attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`attend` by cuDNN's flash attention: bfloat16 or float16 on an NVIDIA GPU (Ampere or newer)."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, T, H, D]
-    y = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
-    return y.reshape(*y.shape[:2], -1)
-
-
-ATTENTION = {"xla": attend, "cudnn": attend_cudnn}
-
-
-class Attention(nn.Module):
-    num_heads: int
-    dtype: Any = jnp.float32
-    init_std: float = INIT_STD
-    implementation: str = "xla"
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, norm: Callable, cls_only: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
-        D = x.shape[-1]
-        init = nn.initializers.normal(self.init_std)
-        head_dim = D // self.num_heads
-        qkv = Dense(3 * D, norm, dtype=self.dtype, kernel_init=init, name="qkv")
-        if cls_only:
-            queries, rest = qkv(x[:, :1], slice(D)), qkv(x, slice(D, None))
-            q = rearrange(queries, "b t (h d) -> b h t d", h=self.num_heads)
-            k, v = rearrange(rest, "b t (n h d) -> n b h t d", n=2, h=self.num_heads)
-        else:
-            q, k, v = rearrange(qkv(x), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
-        q = q * head_dim**-0.5
-        y = ATTENTION[self.implementation](q, k, v)
-        # The weights are made for those who look at them; where nobody does, they are never computed.
-        y = Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y)
-        return y, attention_weights(q, k)
-
-
-class Mlp(nn.Module):
-    hidden_dim: int
-    dtype: Any = jnp.float32
-    init_std: float = INIT_STD
-
-    @nn.compact
-    def __call__(self, x: jax.Array, norm: Callable) -> jax.Array:
-        D, init = x.shape[-1], nn.initializers.normal(self.init_std)
-        x = Dense(self.hidden_dim, norm, dtype=self.dtype, kernel_init=init, name="fc1")(x)
-        # PyTorch's default GELU is the exact one.
-        return Dense(D, gelu, dtype=self.dtype, kernel_init=init, name="fc2")(x)
-
-
-class Block(nn.Module):
-    num_heads: int
-    mlp_ratio: float
-    drop_path_rate: float
-    layer_scale_init: float | None
-    dtype: Any = jnp.float32
-    init_std: float = INIT_STD
-    attention: str = "xla"
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, sample_ids: jax.Array, train: bool, cls_only: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
-        def residual(branch, scale_name):
-            if self.layer_scale_init is not None:
-                init = nn.initializers.constant(self.layer_scale_init)
-                branch = branch * self.param(scale_name, init, (x.shape[-1],)).astype(self.dtype)
-            if train and self.drop_path_rate > 0:
-                key = self.make_rng("drop_path")
-                branch = drop_path(branch, key, self.drop_path_rate, sample_ids)
-            return branch
-
-        x = in_memory(x)
-        D = x.shape[-1]
-        attn = Attention(self.num_heads, self.dtype, self.init_std, self.attention, name="attn")
-        y, attention = attn(x, LayerNorm(name="norm1")(D), cls_only)
-        x = x[:, :1] if cls_only else x
-        x = in_memory(x + residual(y, "gamma1"))
-        mlp = Mlp(int(D * self.mlp_ratio), self.dtype, self.init_std, name="mlp")
-        y = mlp(x, LayerNorm(name="norm2")(D))
-        return x + residual(y, "gamma2"), attention
 
 
 _ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names("gathered")
@@ -215,22 +69,26 @@ def gathering(module: type[nn.Module], gather: Callable | None) -> type[nn.Modul
 
 
 class VisionTransformer(nn.Module):
-    """Pre-norm ViT: class token, learned positions, exact GELU, final LayerNorm.
+    """Pre-norm ViT: class token, learned or rotary positions, exact GELU or SwiGLU, final LayerNorm.
 
     Fields:
       embed_dim, depth, num_heads, patch_size (pixels), image_size (pixels, int or (h, w); the grid
-      that the position embedding is stored for; any other grid is interpolated), mlp_ratio,
-      drop_path_rate (of the last block; a linear ramp from 0; only with train=True, which then needs
-      rngs={"drop_path": key}), num_register_tokens (arXiv:2309.16588, after the class token, without
-      position), layer_scale_init (None: no LayerScale), dtype (of compute; parameters, norms and
-      softmax stay float32), init_std (of dense kernels, class token and positions; the official 0.02
-      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)),
-      mask_token (there is one, to stand in for hidden patches), attention
-      ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU), remat
+      that the position embedding is stored for; any other grid is interpolated), mlp_ratio (hidden width
+      of the MLP over embed_dim; SwiGLU has two thirds of it), drop_path_rate (of the last block; a linear
+      ramp from 0; only with train=True, which then needs rngs={"drop_path": key}), num_register_tokens
+      (arXiv:2309.16588, after the class token, without position), layer_scale_init (None: no LayerScale),
+      ffn ("mlp" | "swiglu"), positions ("learned" | "rope": rotary, any grid without interpolation, no
+      pos_embed), rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with
+      train=True, which then needs rngs={"rope": key}), norm_eps (of all LayerNorms; DINO and DINOv2 have
+      1e-6, DINOv3 1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
+      dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
+      almost linear and slow to start: there 1 / sqrt(D)), mask_token (there is one, to stand in for hidden
+      patches), attention ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU), remat
       (the backward pass computes each block again instead of keeping what is inside it), gather (makes
       parameters whole that are split over devices, block by block, and again on the way back; None: they
       are whole).
-    Source: dino vision_transformer.py; registers and LayerScale as in dinov2.
+    Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
+    in dinov3.
     """
 
     embed_dim: int
@@ -242,6 +100,12 @@ class VisionTransformer(nn.Module):
     drop_path_rate: float = 0.0
     num_register_tokens: int = 0
     layer_scale_init: float | None = None
+    ffn: str = "mlp"
+    positions: str = "learned"
+    rope_shift: float | None = None
+    rope_jitter: float | None = None
+    rope_rescale: float | None = None
+    norm_eps: float = 1e-6
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
     mask_token: bool = False
@@ -254,12 +118,15 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
-        if self.attention not in ATTENTION:
-            raise ValueError(f"attention is '{self.attention}': {' or '.join(ATTENTION)}")
+        self._check_options()
         grid = self.grid(as_pair(self.image_size))
         init = nn.initializers.normal(self.init_std)
         self.cls_token = self.param("cls_token", init, (1, 1, self.embed_dim))
-        self.pos_embed = self.param("pos_embed", init, (1, 1 + grid[0] * grid[1], self.embed_dim))
+        if self.positions == "learned":
+            shape = (1, 1 + grid[0] * grid[1], self.embed_dim)
+            self.pos_embed = self.param("pos_embed", init, shape)
+            if self.gather is not None:
+                self.pos_embed = self.gather(self.pos_embed)
         if self.num_register_tokens:
             shape = (1, self.num_register_tokens, self.embed_dim)
             self.register_tokens = self.param(
@@ -267,8 +134,6 @@ class VisionTransformer(nn.Module):
             )
         if self.mask_token:  # after all else that is random: it moves no other parameter's start
             self.hidden = self.param("mask_token", nn.initializers.zeros, (1, self.embed_dim))
-        if self.gather is not None:
-            self.pos_embed = self.gather(self.pos_embed)
         self.patch_embed = gathering(PatchEmbed, self.gather)(
             self.embed_dim, self.patch_size, self.dtype
         )
@@ -286,10 +151,32 @@ class VisionTransformer(nn.Module):
                 self.dtype,
                 self.init_std,
                 self.attention,
+                self.ffn,
+                self.norm_eps,
             )
             for rate in rates
         ]
-        self.norm = LayerNorm()
+        self.norm = LayerNorm(self.norm_eps)
+
+    def _check_options(self):
+        choices = {"attention": ATTENTION, "ffn": FFN, "positions": ("learned", "rope")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is '{getattr(self, name)}': {' or '.join(known)}")
+        if self.positions == "rope":
+            if self.embed_dim % (4 * self.num_heads):
+                raise ValueError(
+                    f"positions='rope' needs heads whose width is a multiple of 4: embed_dim "
+                    f"{self.embed_dim} / num_heads {self.num_heads}"
+                )
+        elif self.moves is not None:
+            raise ValueError("rope_shift, rope_jitter and rope_rescale need positions='rope'")
+
+    @property
+    def moves(self) -> RopeMoves | None:
+        """What moves the patches in training; None where nothing does."""
+        moves = RopeMoves(self.rope_shift, self.rope_jitter, self.rope_rescale)
+        return None if moves == RopeMoves() else moves
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Patch grid (rows, columns) of an image of `size` pixels; ValueError when patches do not fit."""
@@ -303,12 +190,13 @@ class VisionTransformer(nn.Module):
         """Token sequence [B, T, D] that enters the first block; hidden: bool[B, N], patches that the mask
         token stands in for."""
         stored, grid = self.grid(as_pair(self.image_size)), self.grid(images.shape[1:3])
-        pos_embed = interpolate_pos_embed(self.pos_embed, stored, grid).astype(self.dtype)
         x = self.patch_embed(images)  # [B, N, D]
         if hidden is not None:
             x = jnp.where(hidden[..., None], self.hidden.astype(self.dtype), x)
         cls = jnp.broadcast_to(self.cls_token.astype(self.dtype), (x.shape[0], 1, self.embed_dim))
-        x = jnp.concatenate([cls, x], axis=1) + pos_embed
+        x = jnp.concatenate([cls, x], axis=1)
+        if self.positions == "learned":
+            x += interpolate_pos_embed(self.pos_embed, stored, grid).astype(self.dtype)
         if self.num_register_tokens:
             registers = self.register_tokens.astype(self.dtype)
             registers = jnp.broadcast_to(registers, (x.shape[0], *registers.shape[1:]))
@@ -318,15 +206,25 @@ class VisionTransformer(nn.Module):
     def _blocks(self, images, train, sample_ids, cls_only=False, hidden=None):
         """Token sequence [B, T, D] and attention [B, heads, T, T] after each block; cls_only: after the
         last one of the class token alone."""
-        x = self._embed(images, hidden)
-        yield from self._through(x, self.blocks, train, sample_ids, cls_only)
+        x, grid = self._embed(images, hidden), self.grid(images.shape[1:3])
+        yield from self._through(x, grid, self.blocks, train, sample_ids, cls_only)
 
-    def _through(self, x, blocks, train, sample_ids=None, cls_only=False):
+    def _through(self, x, grid, blocks, train, sample_ids=None, cls_only=False):
         if sample_ids is None:
             sample_ids = jnp.arange(x.shape[0])
         for number, block in enumerate(blocks, start=1):
-            x, attention = block(x, sample_ids, train, cls_only and number == len(blocks))
+            last = number == len(blocks)
+            x, attention = block(x, sample_ids, train, cls_only and last, self._rope(grid, train))
             yield x, attention
+
+    def _rope(self, grid, train) -> Rope | None:
+        """Rotations of the tokens of a grid; where patches move in training, a new draw each time."""
+        if self.positions != "rope":
+            return None
+        sizes = grid, self.embed_dim // self.num_heads, 1 + self.num_register_tokens
+        if train and self.moves is not None:
+            return rope_of(*sizes, self.moves, self.make_rng("rope"))
+        return rope_of(*sizes)
 
     def _split(self, x):
         x = self.norm(self.embed_dim)(x)
@@ -345,7 +243,7 @@ class VisionTransformer(nn.Module):
 
         Args:
           images: [B, H, W, 3], normalised; H and W multiples of patch_size, not necessarily equal.
-          train: apply drop path.
+          train: apply drop path, and the moves of rotary positions.
           return_attention: also return the last block's attention.
           sample_ids: i32[B] identity of each sample for drop path (default 0..B-1).
           patches: False: the last block computes the class token alone, the same numbers for a
@@ -383,17 +281,25 @@ class VisionTransformer(nn.Module):
         Call as apply(..., method="embed_until").
         """
         self._check_block(block)
-        x = self._embed(images)
-        return [x, *(y for y, _ in self._through(x, self.blocks[:block], False))][-1]
+        x, grid = self._embed(images), self.grid(images.shape[1:3])
+        return [x, *(y for y, _ in self._through(x, grid, self.blocks[:block], False))][-1]
 
-    def finish_from(self, tokens, block: int, train=False) -> ViTOutput:
+    def finish_from(self, tokens, block: int, train=False, grid=None) -> ViTOutput:
         """What __call__ gives for the images of `tokens` [B, T, D] from embed_until(images, block).
 
-        Call as apply(..., method="finish_from"); train applies drop path.
+        Call as apply(..., method="finish_from"); train applies drop path. grid: (rows, columns) of patches,
+        which rotary positions need; that of image_size by default.
         """
         self._check_block(block)
+        grid = self.grid(as_pair(self.image_size)) if grid is None else grid
+        if self.positions == "rope" and tokens.shape[1] != (
+            wanted := 1 + self.num_register_tokens + grid[0] * grid[1]
+        ):
+            raise ValueError(
+                f"{tokens.shape[1]} tokens where grid {grid} has {wanted}: give their grid"
+            )
         x = tokens.astype(self.dtype)
-        outputs = [x, *(y for y, _ in self._through(x, self.blocks[block:], train))]
+        outputs = [x, *(y for y, _ in self._through(x, grid, self.blocks[block:], train))]
         cls, patches = self._split(outputs[-1])
         return ViTOutput(cls, patches, None)
 

@@ -1,0 +1,161 @@
+"""A block of the transformer: attention and feed-forward network, each on its residual branch.
+
+Letters: B batch, T tokens, H heads, D embed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from dinotwins_jax.models.barriers import in_memory
+from dinotwins_jax.models.layers import (
+    Dense,
+    LayerNorm,
+    attend,
+    attention_weights,
+    gelu,
+    silu_gate,
+)
+from dinotwins_jax.models.positions import Rope, rotate
+
+INIT_STD = 0.02  # official; DINO truncates at +-2.0 absolute, a hundred times that: a plain normal
+
+
+def drop_path(x: jax.Array, key: jax.Array, rate: float, sample_ids: jax.Array) -> jax.Array:
+    """Zero a residual branch for whole samples, rescale the rest (stochastic depth, arXiv:1603.09382).
+
+    Each sample draws from (key, its id), so the mask does not depend on how the batch is split over
+    devices. x: [B, T, D]; sample_ids: i32[B]; rate: fraction dropped, [0, 1).
+    """
+    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(sample_ids)
+    keep = (draw >= rate).astype(x.dtype) / (1.0 - rate)
+    return x * keep[:, None, None]
+
+
+def attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`attend` by cuDNN's flash attention: bfloat16 or float16 on an NVIDIA GPU (Ampere or newer)."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, T, H, D]
+    y = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+    return y.reshape(*y.shape[:2], -1)
+
+
+ATTENTION = {"xla": attend, "cudnn": attend_cudnn}
+
+
+class Attention(nn.Module):
+    num_heads: int
+    dtype: Any = jnp.float32
+    init_std: float = INIT_STD
+    implementation: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, norm: Callable, cls_only: bool = False, rope: Rope | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        D = x.shape[-1]
+        init = nn.initializers.normal(self.init_std)
+        head_dim = D // self.num_heads
+        qkv = Dense(3 * D, norm, dtype=self.dtype, kernel_init=init, name="qkv")
+        if cls_only:
+            queries, rest = qkv(x[:, :1], slice(D)), qkv(x, slice(D, None))
+            q = rearrange(queries, "b t (h d) -> b h t d", h=self.num_heads)
+            k, v = rearrange(rest, "b t (n h d) -> n b h t d", n=2, h=self.num_heads)
+        else:
+            q, k, v = rearrange(qkv(x), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
+        if rope is not None:
+            q, k = q if cls_only else rotate(q, rope), rotate(k, rope)  # a class token has no place
+        q = q * head_dim**-0.5
+        y = ATTENTION[self.implementation](q, k, v)
+        # The weights are made for those who look at them; where nobody does, they are never computed.
+        y = Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y)
+        return y, attention_weights(q, k)
+
+
+class Mlp(nn.Module):
+    hidden_dim: int
+    dtype: Any = jnp.float32
+    init_std: float = INIT_STD
+
+    @nn.compact
+    def __call__(self, x: jax.Array, norm: Callable) -> jax.Array:
+        D, init = x.shape[-1], nn.initializers.normal(self.init_std)
+        x = Dense(self.hidden_dim, norm, dtype=self.dtype, kernel_init=init, name="fc1")(x)
+        # PyTorch's default GELU is the exact one.
+        return Dense(D, gelu, dtype=self.dtype, kernel_init=init, name="fc2")(x)
+
+
+def swiglu_width(hidden_dim: int) -> int:
+    """Two thirds of an MLP's hidden width, up to a multiple of 8: as many weights in three matrices."""
+    return (int(hidden_dim * 2 / 3) + 7) // 8 * 8
+
+
+def ratio_of(hidden_dim: int, embed_dim: int) -> float:
+    """The mlp_ratio r with int(embed_dim * r) == hidden_dim, in spite of rounding."""
+    ratio = hidden_dim / embed_dim
+    return ratio if int(embed_dim * ratio) == hidden_dim else math.nextafter(ratio, math.inf)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network. Source: dinov2 layers/swiglu_ffn.py, SwiGLUFFNFused.
+
+    hidden_dim: that of the MLP in its place; its own is swiglu_width of it.
+    """
+
+    hidden_dim: int
+    dtype: Any = jnp.float32
+    init_std: float = INIT_STD
+
+    @nn.compact
+    def __call__(self, x: jax.Array, norm: Callable) -> jax.Array:
+        D, init = x.shape[-1], nn.initializers.normal(self.init_std)
+        width = swiglu_width(self.hidden_dim)
+        x = Dense(2 * width, norm, dtype=self.dtype, kernel_init=init, name="w12")(x)
+        return Dense(D, silu_gate, dtype=self.dtype, kernel_init=init, name="w3")(x)
+
+
+FFN = {"mlp": Mlp, "swiglu": SwiGLU}
+
+
+class Block(nn.Module):
+    num_heads: int
+    mlp_ratio: float
+    drop_path_rate: float
+    layer_scale_init: float | None
+    dtype: Any = jnp.float32
+    init_std: float = INIT_STD
+    attention: str = "xla"
+    ffn: str = "mlp"
+    norm_eps: float = 1e-6
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        sample_ids: jax.Array,
+        train: bool,
+        cls_only: bool = False,
+        rope: Rope | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        def residual(branch, scale_name):
+            if self.layer_scale_init is not None:
+                init = nn.initializers.constant(self.layer_scale_init)
+                branch = branch * self.param(scale_name, init, (x.shape[-1],)).astype(self.dtype)
+            if train and self.drop_path_rate > 0:
+                key = self.make_rng("drop_path")
+                branch = drop_path(branch, key, self.drop_path_rate, sample_ids)
+            return branch
+
+        x = in_memory(x)
+        D = x.shape[-1]
+        attn = Attention(self.num_heads, self.dtype, self.init_std, self.attention, name="attn")
+        y, attention = attn(x, LayerNorm(self.norm_eps, name="norm1")(D), cls_only, rope)
+        x = x[:, :1] if cls_only else x
+        x = in_memory(x + residual(y, "gamma1"))
+        ffn = FFN[self.ffn](int(D * self.mlp_ratio), self.dtype, self.init_std, name="mlp")
+        y = ffn(x, LayerNorm(self.norm_eps, name="norm2")(D))
+        return x + residual(y, "gamma2"), attention

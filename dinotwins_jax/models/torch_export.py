@@ -1,0 +1,166 @@
+"""A ViT as other codes load it: tensors by their names, and the config.json that goes with them."""
+
+import numpy as np
+
+from dinotwins_jax.models.block import ratio_of, swiglu_width
+from dinotwins_jax.models.torch_targets import to_dino, to_hf, to_timm
+from dinotwins_jax.models.torch_weights import vit_to_common
+from dinotwins_jax.models.vit import VisionTransformer, as_pair
+
+_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # by embed_dim
+
+
+def exported(vit: VisionTransformer, params, target: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Tensors and config.json of a backbone for another code.
+
+    Args:
+      target: "timm": its VisionTransformer, as timm.create_model("local-dir:…") reads it. "dino": the
+        class of the official code, the first of DINO, DINOv2 and DINOv3 that has all options. "hf":
+        transformers' ViTModel, Dinov2Model, Dinov2WithRegistersModel or DINOv3ViTModel, likewise.
+    Raises:
+      ValueError: the target lacks an option of this model, or there is no such target.
+    """
+    if target not in _TARGETS:
+        raise ValueError(f"--to is '{target}': {' or '.join(_TARGETS)}")
+    tensors, config = _TARGETS[target](vit, vit_to_common(params))
+    fields = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio")
+    fields += ("num_register_tokens", "layer_scale_init", "ffn", "positions", "norm_eps")
+    config["dinotwins_jax"] = {name: getattr(vit, name) for name in fields}
+    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}, config
+
+
+def _hidden(vit) -> int:
+    """Of the MLP, or of the SwiGLU in its place."""
+    hidden = int(vit.embed_dim * vit.mlp_ratio)
+    return swiglu_width(hidden) if vit.ffn == "swiglu" else hidden
+
+
+def _side(vit) -> int | list[int]:
+    height, width = as_pair(vit.image_size)
+    return height if height == width else [height, width]
+
+
+def _need(holds: bool, target: str, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{target} has no {what}")
+
+
+def _timm(vit, weights) -> tuple[dict, dict]:
+    _need(
+        vit.positions == "learned",
+        "timm's plain ViT",
+        "rotary positions; --to=hf and --to=dino have",
+    )
+    _need(vit.norm_eps == 1e-6, "timm's plain ViT", f"norm_eps but 1e-6, here it is {vit.norm_eps}")
+    size = _SIZES.get(vit.embed_dim, "small")
+    swiglu = (
+        vit.ffn == "swiglu"
+    )  # its class is in no JSON: the one model that has it lends its name
+    hidden = 2 * _hidden(vit) if swiglu else _hidden(vit)
+    config = {
+        "architecture": "vit_giant_patch14_dinov2" if swiglu else f"vit_{size}_patch16_224",
+        "num_classes": 0,
+        "num_features": vit.embed_dim,
+        "global_pool": "token",
+        "model_args": {
+            "img_size": _side(vit),
+            "patch_size": vit.patch_size,
+            "embed_dim": vit.embed_dim,
+            "depth": vit.depth,
+            "num_heads": vit.num_heads,
+            "mlp_ratio": ratio_of(hidden, vit.embed_dim),
+            "init_values": vit.layer_scale_init,
+            "reg_tokens": vit.num_register_tokens,
+            "dynamic_img_size": True,
+        },
+        "pretrained_cfg": {
+            "input_size": [3, *as_pair(vit.image_size)],
+            "fixed_input_size": False,
+            "interpolation": "bicubic",
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    return to_timm(weights), config
+
+
+def _dino(vit, weights) -> tuple[dict, dict]:
+    rope = vit.positions == "rope"
+    eps = (1e-6, 1e-5) if rope else (1e-6,)
+    options = vit.num_register_tokens or vit.layer_scale_init is not None or vit.ffn != "mlp"
+    code = "dinov3" if rope else "dinov2" if options else "dino"
+    _need(vit.norm_eps in eps, code, f"norm_eps but {eps}, here it is {vit.norm_eps}")
+    side = _side(vit)
+    _need(
+        rope or isinstance(side, int),
+        code,
+        f"positions of a grid that is not square: {side} pixels",
+    )
+    arguments = {
+        "img_size": side,
+        "patch_size": vit.patch_size,
+        "embed_dim": vit.embed_dim,
+        "depth": vit.depth,
+        "num_heads": vit.num_heads,
+        "qkv_bias": True,
+    }
+    if code == "dino":
+        arguments |= {"img_size": [side], "mlp_ratio": vit.mlp_ratio, "num_classes": 0}
+    elif code == "dinov2":
+        arguments |= {"mlp_ratio": vit.mlp_ratio, "init_values": vit.layer_scale_init}
+        arguments |= {"ffn_layer": vit.ffn, "block_chunks": 0}
+        arguments |= {"num_register_tokens": vit.num_register_tokens}
+    else:
+        arguments |= {"ffn_ratio": vit.mlp_ratio, "layerscale_init": vit.layer_scale_init}
+        arguments |= {"ffn_layer": vit.ffn, "n_storage_tokens": vit.num_register_tokens}
+        arguments |= {"pos_embed_rope_dtype": "fp32"}
+        arguments |= {"norm_layer": "layernorm" if vit.norm_eps == 1e-6 else "layernormbf16"}
+    where = "vision_transformer" if code == "dino" else f"{code}.models.vision_transformer"
+    name = "VisionTransformer" if code == "dino" else "DinoVisionTransformer"
+    config = {"class": f"{where}.{name}", "arguments": arguments}
+    if code == "dino":
+        config["norm_layer"] = "torch.nn.LayerNorm, eps=1e-6"  # an argument too, and in no JSON
+    else:
+        weights = {"mask_token": np.zeros((1, vit.embed_dim), np.float32)} | weights
+    return to_dino(weights, vit.num_heads), config
+
+
+def _hf(vit, weights) -> tuple[dict, dict]:
+    config = {
+        "hidden_size": vit.embed_dim,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.num_heads,
+        "image_size": _side(vit),
+        "patch_size": vit.patch_size,
+        "num_channels": 3,
+        "hidden_act": "gelu",
+        "layer_norm_eps": vit.norm_eps,
+        "dtype": "float32",
+    }
+    swiglu, scale = vit.ffn == "swiglu", vit.layer_scale_init
+    if vit.positions == "rope":
+        kind, name = "dinov3_vit", "DINOv3ViTModel"
+        config |= {"intermediate_size": _hidden(vit), "use_gated_mlp": swiglu, "key_bias": True}
+        config |= {"num_register_tokens": vit.num_register_tokens, "rope_theta": 100.0}
+        config |= {"hidden_act": "silu" if swiglu else "gelu"}
+        config |= {"pos_embed_rescale": vit.rope_rescale, "pos_embed_shift": vit.rope_shift}
+        config |= {"pos_embed_jitter": vit.rope_jitter}
+    elif vit.num_register_tokens or scale is not None or swiglu:
+        kind, name = "dinov2", "Dinov2Model"
+        ratio = vit.mlp_ratio
+        _need(ratio == int(ratio), "transformers' Dinov2", f"mlp_ratio {ratio}, but whole numbers")
+        config |= {"mlp_ratio": int(ratio), "use_swiglu_ffn": swiglu, "qkv_bias": True}
+        if vit.num_register_tokens:
+            kind, name = "dinov2_with_registers", "Dinov2WithRegistersModel"
+            config["num_register_tokens"] = vit.num_register_tokens
+    else:
+        kind, name = "vit", "ViTModel"
+        config |= {"intermediate_size": _hidden(vit), "qkv_bias": True}
+    if kind != "vit":
+        config["layerscale_value"] = 1.0 if scale is None else scale
+    config |= {"architectures": [name], "model_type": kind}
+    return to_hf(weights, kind), config
+
+
+_TARGETS = {"timm": _timm, "dino": _dino, "hf": _hf}

@@ -1,0 +1,49 @@
+"""Plain loops of what DINOv2 and DINOv3 put into a block. numpy, float64, one number at a time."""
+
+import math
+
+import numpy as np
+
+
+def rotated(x, grid, prefix, base=100.0):
+    """x [T, D] of one head, prefix + h * w tokens: each plane (i, i + D / 2) of a patch is turned.
+
+    DINOv3: the angle is 2 pi * coordinate / period; i < D / 4 turns by the row, the others by the column.
+    """
+    x = np.asarray(x, np.float64)
+    D = x.shape[1]
+    out = x.copy()
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            token = prefix + row * grid[1] + column
+            y = 2 * (row + 0.5) / grid[0] - 1
+            z = 2 * (column + 0.5) / grid[1] - 1
+            for i in range(D // 2):
+                place = y if i < D // 4 else z
+                period = base ** (2 * (i % (D // 4)) / (D // 2))
+                angle = 2 * math.pi * place / period
+                a, b = x[token, i], x[token, i + D // 2]
+                out[token, i] = a * math.cos(angle) - b * math.sin(angle)
+                out[token, i + D // 2] = b * math.cos(angle) + a * math.sin(angle)
+    return out
+
+
+def swiglu(x, w12, b12, w3, b3):
+    """x [N, I] -> [N, O]; w12 [I, 2 H], w3 [H, O]: w3(silu(x w1) * (x w2)), the first half of w12 is w1."""
+    x = np.asarray(x, np.float64)
+    hidden = w3.shape[0]
+    out = np.zeros((len(x), w3.shape[1]))
+    for n in range(len(x)):
+        gated = np.zeros(hidden)
+        for h in range(hidden):
+            gate = sum(x[n, i] * w12[i, h] for i in range(x.shape[1])) + b12[h]
+            value = sum(x[n, i] * w12[i, hidden + h] for i in range(x.shape[1])) + b12[hidden + h]
+            gated[h] = gate / (1 + math.exp(-gate)) * value
+        for o in range(w3.shape[1]):
+            out[n, o] = sum(gated[h] * w3[h, o] for h in range(hidden)) + b3[o]
+    return out
+
+
+def slope(f, x, direction, step=1e-5):
+    """Central difference of the scalar f at x along direction, float64."""
+    return (f(x + step * direction) - f(x - step * direction)) / (2 * step)
