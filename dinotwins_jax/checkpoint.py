@@ -144,6 +144,31 @@ class Checkpoints:
             "starts from the beginning"
         )
 
+    def restore_teacher(self) -> dict:
+        """The teacher's backbone, as numpy arrays, of the latest checkpoint that is whole; whatever the
+        model and the optimiser of its run are.
+
+        Raises:
+          CheckpointError: there is none.
+        """
+        for step in reversed(self.steps()):
+            with _damage() as found:
+                there = self._manager.item_metadata(step)["state"]["teacher_params"]["backbone"]
+                part = {"teacher_params": {"backbone": there}}
+                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                    part = checkpointer.restore(
+                        self.path / str(step) / "state",
+                        args=ocp.args.PyTreeRestore(part, restore_args=how, partial_restore=True),
+                    )
+                data = json.loads((self.path / str(step) / "data" / "metadata").read_text())
+                changed = _changed(part, data["fingerprint"])
+                if changed:
+                    raise ValueError(f"{changed[0]} is not what was saved")
+                return part["teacher_params"]["backbone"]
+            say(f"checkpoint {step} in {self.path} is damaged ({found[0]})")
+        raise CheckpointError(f"no checkpoint in {self.path} is whole")
+
     def _restore_one(self, step: int, abstract) -> tuple[TrainState, dict]:
         """What all processes find out alike is a CheckpointError in all of them."""
         shapes = {}
@@ -165,7 +190,7 @@ class Checkpoints:
             self._cannot_read(step, found[0])
         state, data = restored["state"], restored["data"]
         expected = data.pop("fingerprint")
-        changed = [p for p, value in fingerprint(state).items() if expected.get(p) != value]
+        changed = _changed(state, expected)
         if changed:
             raise CheckpointError(f"{changed[0]} is not what was saved")
         return state, data
@@ -263,6 +288,11 @@ def _last_and_best(keep: int, metric: str, mode: str):
         )
         policies.append(best)
     return managers.AnyPreservationPolicy(policies)
+
+
+def _changed(tree, expected: dict[str, int]) -> list[str]:
+    """Paths of the arrays that do not have the fingerprints with which they were saved."""
+    return [path for path, value in fingerprint(tree).items() if expected.get(path) != value]
 
 
 def _check_index(path: Path) -> None:

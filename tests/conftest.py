@@ -33,6 +33,7 @@ _QUICKLY_COMPILED = {
     "test_nonfinite",
     "test_processes",
     "test_shared_objects",
+    "test_start",
     "test_sweep",
     "test_train",
     "test_train_step_benchmark",
