@@ -34,7 +34,10 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
         differs and both shapes.
     """
     try:
-        found, grid = _read_run(Path(path), backbone) if Path(path).is_dir() else _read_file(path)
+        if Path(path).is_dir():
+            found, grid = _read_run(Path(path), backbone)
+        else:
+            found, grid = _read_file(path, backbone)
         if "pos_embed" in found:
             found = found | {"pos_embed": _positions(found["pos_embed"], grid, backbone)}
         shapes = jax.eval_shape(lambda: init_backbone(backbone, key))
@@ -63,8 +66,15 @@ def start_from(state: TrainState, backbone: dict) -> TrainState:
     return state.replace(params=part(state.params), teacher_params=part(state.teacher_params))
 
 
-def _read_file(path: str) -> tuple[dict, None]:
-    return vit_from_torch(read_state_dict(path)), None
+def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
+    found = vit_from_torch(read_state_dict(path))
+    usual, left = divmod(found["cls_token"].shape[-1], 64)
+    if not left and usual != backbone.num_heads:
+        say(
+            f"{path} does not tell its number of attention heads: it is taken for config.model's "
+            f"{backbone.num_heads}; DINO's, DINOv2's and timm's models of this width have {usual}"
+        )
+    return found, None
 
 
 def _read_run(workdir: Path, backbone: VisionTransformer) -> tuple[dict, tuple[int, int]]:

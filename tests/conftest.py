@@ -32,6 +32,7 @@ _QUICKLY_COMPILED = {
     "test_memory",
     "test_nonfinite",
     "test_processes",
+    "test_recipe",
     "test_shared_objects",
     "test_start",
     "test_sweep",

@@ -181,7 +181,7 @@ def test_adamw_with_layer_decay_equals_the_loop_over_groups():
     torch, memory = vit_to_torch(params["backbone"]), {}
     for t in range(1, 4):
         grads = jax.tree.map(lambda p, t=t: jnp.sin(p * 50 + t), params)
-        updates, state = tx.update(grads, state, params, lr=0.01 * t, weight_decay=0.3)
+        updates, state = jax.jit(tx.update)(grads, state, params, lr=0.01 * t, weight_decay=0.3)
         for name, g in vit_to_torch(grads["backbone"]).items():
             decays = {name: float(g.ndim > 1 and not name.endswith(".bias"))}
             rate = 0.01 * t * dinov2_rate(name, 0.7, 0.2)

@@ -2,13 +2,10 @@
 
 import json
 import math
-import subprocess
-import sys
 from operator import attrgetter
-from pathlib import Path
 
 import pytest
-from shrunk import SHRUNK, shrunk
+from shrunk import shrunk
 
 from configs import barlow_twins, dino, hybrid, presets
 from dinotwins_jax.advice import Setting, find
@@ -17,7 +14,6 @@ from dinotwins_jax.recipe import Facts, half_life, known_keys, open_keys, resolv
 from dinotwins_jax.train import train
 from experiments.comparison.plan import is_finished, make_configs
 
-ROOT = Path(__file__).parent.parent
 KEYS = known_keys(hybrid.get_config().to_dict())
 IMAGENET = Facts(images=1_281_167, batch_size=1024, steps=125_100, epochs=100.0, embed_dim=384)
 IMAGES = {"demo": 8_000, "cifar10_cpu": 50_000, "coco_cpu": 2_286}
@@ -163,16 +159,3 @@ def test_a_comparison_goes_on_with_runs_by_the_recipe(tmp_path):
     assert is_finished(tmp_path, config, 868)
     config.optim.lr = 2.0
     assert not is_finished(tmp_path, config, 868)
-
-
-def test_the_dry_run_prints_it():
-    flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "dinotwins_jax.main", "--config=configs/dino.py:demo+auto", "--dry_run",
-         "--config.loss.dino.out_dim=16", "--config.optim.clip=0", "--config.optim.lr=0.2", *flags],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "recipe for 60 images, batch 8, 4 steps:" in done.stdout
-    assert "loss.dino.out_dim" in done.stdout and "temporaries" in done.stdout
-    assert "WARNING config.optim.clip is 0 with a peak rate of 0.00625" in done.stderr

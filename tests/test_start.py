@@ -10,6 +10,7 @@ import pytest
 from golden_files import assert_close, load, subset
 from shrunk import shrunk
 
+from configs import barlow_twins
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.models.torch_weights import vit_to_torch
@@ -48,6 +49,16 @@ def test_registers_that_the_file_lacks_start_fresh_and_it_is_said(official, capf
     assert params["register_tokens"].shape == (1, 2, 48) and np.any(params["register_tokens"])
     np.testing.assert_array_equal(params["cls_token"], weights["cls_token"])
     assert f"{path} has no register_tokens: these start fresh" in capfd.readouterr().err
+
+
+def test_heads_that_no_tensor_tells_are_doubted_where_they_are_unusual(tmp_path, capfd):
+    vit = VisionTransformer(embed_dim=128, depth=1, num_heads=2, patch_size=8, image_size=16)
+    params = vit.init(KEY, jnp.zeros((1, 16, 16, 3)))["params"]
+    np.savez(tmp_path / "vit.npz", **vit_to_torch(params))
+    assert equal(read_backbone(str(tmp_path / "vit.npz"), vit, KEY), params)
+    assert "attention heads" not in capfd.readouterr().err
+    read_backbone(str(tmp_path / "vit.npz"), vit.clone(num_heads=4), KEY)
+    assert "is taken for config.model's 4; DINO's" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -92,7 +103,8 @@ def equal(a, b):
 def test_a_run_starts_from_another_ones_teacher_and_warms_up_its_heads(tmp_path, capfd):
     """Frozen for two of four steps: not a bit of the backbone moves, then it does; heads move at once."""
     first, second = tmp_path / "first", tmp_path / "second"
-    train(shrunk(total_steps=2, views__global_size=24, **OPTIONS), first)
+    other = shrunk(barlow_twins, total_steps=2, views__global_size=24, **OPTIONS)
+    train(other, first)
     config = shrunk(
         init_from=str(first),
         optim__freeze_backbone_epochs=7.0,  # half of the demo's 14
@@ -104,7 +116,7 @@ def test_a_run_starts_from_another_ones_teacher_and_warms_up_its_heads(tmp_path,
 
     run = build(config)
     start = read_backbone(str(first), run.backbone, KEY)
-    there = state_of(shrunk(total_steps=2, views__global_size=24, **OPTIONS), first, 2)
+    there = state_of(other, first, 2)
     teacher = there.teacher_params["backbone"]
     assert start["pos_embed"].shape == (1, 5, 48) and teacher["pos_embed"].shape == (1, 10, 48)
     assert equal(start["blocks_1"], teacher["blocks_1"])
