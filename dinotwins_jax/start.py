@@ -23,7 +23,8 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
     """Parameters of `backbone` from weights that somebody trained.
 
     Positions are interpolated to the backbone's grid; registers and the mask token start fresh where
-    the weights have none, and a line says so. Nothing else is made up or left out.
+    the weights have none, and a line says so. A mask token that is not needed is left out. Nothing else
+    is made up or left out.
 
     Args:
       path: a file with DINO's, DINOv2's or timm's names (.safetensors, .npz, .pth), or the workdir of a
@@ -41,6 +42,8 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
         if "pos_embed" in found:
             found = found | {"pos_embed": _positions(found["pos_embed"], grid, backbone)}
         shapes = jax.eval_shape(lambda: init_backbone(backbone, key))
+        if "mask_token" not in shapes:  # as from files: a model that hides nothing has no use for it
+            found = {name: part for name, part in found.items() if name != "mask_token"}
         fresh = [name for name in _FRESH if name in shapes and name not in found]
         if fresh:
             say(f"{path} has no {' and no '.join(fresh)}: these start fresh")
