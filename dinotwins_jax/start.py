@@ -42,7 +42,9 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
         if "pos_embed" in found:
             found = found | {"pos_embed": _positions(found["pos_embed"], grid, backbone)}
         shapes = jax.eval_shape(lambda: init_backbone(backbone, key))
-        if "mask_token" not in shapes:  # as from files: a model that hides nothing has no use for it
+        if (
+            "mask_token" not in shapes
+        ):  # as from files: a model that hides nothing has no use for it
             found = {name: part for name, part in found.items() if name != "mask_token"}
         fresh = [name for name in _FRESH if name in shapes and name not in found]
         if fresh:
