@@ -92,5 +92,6 @@ def test_what_a_method_has_no_use_for_is_said():
 def test_a_run_carries_it():
     config = hybrid.get_config()
     config.data.scenes.num_train, config.mesh.data = 900, 1
-    (line,) = build(config).advice
-    assert "loss.dino.out_dim is 1024 prototypes for 900 images" in line
+    slow, many = build(config).advice  # 98 steps
+    assert "teacher.momentum is 0.97, a half-life of 23 steps in a run of 98" in slow
+    assert "loss.dino.out_dim is 1024 prototypes for 900 images" in many
