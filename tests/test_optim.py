@@ -158,7 +158,9 @@ def vit_and_head():
         **{"embed_dim": 8, "depth": 3, "num_heads": 2, "patch_size": 4, "image_size": 8},
         **{"num_register_tokens": 2, "layer_scale_init": 0.1},
     )
-    backbone = vit.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    shapes = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    rng = np.random.default_rng(0)
+    backbone = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), shapes)
     return {"backbone": backbone, "heads": {"dino": random_tree(0)["head"]}}
 
 
