@@ -10,6 +10,9 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of everything: initial weights, data order, crops, drop path
+    # Trained weights of the backbone, for student and teacher: a file with DINO's, DINOv2's or timm's names
+    # (.safetensors, .npz, .pth) or another run's workdir; "": random. A checkpoint of the run itself wins.
+    c.init_from = ""
     c.parallel = "jit"  # jit: global arrays over a mesh of all devices | pmap: local devices
     # Devices: data x fsdp; the batch is split over all. fsdp of them share one copy of parameters,
     # teacher, optimiser state and prototypes (sharding.py), 1: each has its own. data 0: all the rest.
@@ -126,6 +129,13 @@ def get_config() -> ConfigDict:
     c.optim.clip = 3.0  # largest gradient norm; 0: none
     c.optim.clip_mode = "per_parameter"  # per_parameter (DINO) | global
     c.optim.freeze_last_layer_epochs = 1.0  # the prototypes wait; helps DINO to get going
+    c.optim.freeze_backbone_epochs = (
+        0.0  # the backbone waits, while heads get used to its init_from
+    )
+    # Learning rate of a block over that of the next one, 1.0: all alike (DINOv2 0.9); and of the patch
+    # embedding, on top of that (DINOv2 0.2).
+    c.optim.layer_decay = 1.0
+    c.optim.patch_embed_lr_mult = 1.0
 
     c.log = ConfigDict()
     c.log.every_steps = 50

@@ -1,10 +1,15 @@
 """Presets of every method: where it runs, and how its views are drawn. Differences to base.py only.
 
 After the colon comes the place, then augmentations of papers, joined with "+" and applied from left
-to right: configs/hybrid.py:coco+dinov2_as_trained. Keys given on the command line come last and win.
+to right: configs/hybrid.py:coco+dinov2_as_trained. The word "auto" among them leaves what depends on the
+data set's size, batch and number of steps to dinotwins_jax/recipe.py. Keys given on the command line come
+last and win.
 """
 
+from ml_collections import config_dict
+
 from dinotwins_jax.augment_presets import PRESETS as VIEWS
+from dinotwins_jax.recipe import known_keys
 
 PRESETS = ("demo", "coco", "cifar10", "coco_cpu", "cifar10_cpu")
 
@@ -15,9 +20,9 @@ def apply(config, preset: str):
     Raises:
       ValueError: unknown preset, or an augmentation without a place.
     """
-    place, *views = preset.split("+")
+    place, *words = preset.split("+")
     if place not in PRESETS:
-        hint = f" (as in {PRESETS[0]}+{place})" if place in VIEWS else ""
+        hint = f" (as in {PRESETS[0]}+{place})" if place in (*VIEWS, "auto") else ""
         raise ValueError(f"unknown preset '{place}': choose one of {', '.join(PRESETS)}{hint}")
     {
         "demo": _demo,
@@ -26,11 +31,25 @@ def apply(config, preset: str):
         "coco_cpu": _coco_cpu,
         "cifar10_cpu": _cifar10_cpu,
     }[place](config)
-    for name in views:
-        if name not in VIEWS:
-            raise ValueError(f"unknown augmentation '{name}': choose one of {', '.join(VIEWS)}")
-        config.views.update(VIEWS[name])
+    for word in words:
+        if word == "auto":
+            _auto(config)
+        elif word in VIEWS:
+            config.views.update(VIEWS[word])
+        else:
+            known = ", ".join((*VIEWS, "auto"))
+            raise ValueError(f"unknown augmentation '{word}': choose one of {known}")
     return config
+
+
+def _auto(c):
+    """None for every key that the recipe has a rule for: `build` finds its value."""
+    for key in known_keys(c.to_dict()):
+        *sections, name = key.split(".")
+        section = c
+        for part in sections:
+            section = section[part]
+        section[name] = config_dict.placeholder(section.get_type(name))
 
 
 def _coco(c):

@@ -6,12 +6,14 @@ Nothing below sees `config`.
 import contextlib
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from dinotwins_jax import advice, recipe
 from dinotwins_jax.augment import image_keys, make_multi_crop
 from dinotwins_jax.data import open_source
 from dinotwins_jax.diagnosis import make_diagnosis
@@ -24,6 +26,7 @@ from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.parallel import Placement, make_placement
 from dinotwins_jax.ranges import check_ranges
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
+from dinotwins_jax.start import read_backbone
 from dinotwins_jax.state import create_state, init_backbone
 from dinotwins_jax.step import INIT, make_train_step
 
@@ -31,6 +34,9 @@ from dinotwins_jax.step import INIT, make_train_step
 class Run(NamedTuple):
     """All parts of a run, built and checked, before anything is compiled or written."""
 
+    config: ConfigDict  # with a value for every key that the recipe has found one for
+    recipe: list[str]  # lines: which, and why; none where everything was given
+    advice: list[str]  # lines: settings that run and are no good
     source: object  # of training
     probe_sources: tuple  # (train, test) of the probes
     canvas_size: int
@@ -45,6 +51,7 @@ class Run(NamedTuple):
     diagnose: object  # (state, batch) -> where the step is not finite
     fresh_state: object  # () -> TrainState
     random_backbone: object  # () -> the backbone's parameters in fresh_state
+    trained_backbone: object  # () -> those of config.init_from, read and checked; None without
 
 
 def build(
@@ -73,8 +80,8 @@ def build(
             _check_crop(name, views[name], backbone.patch_size)
     _check_evals(config, backbone)
     source, probe_sources = open_source(data, "pretrain"), _probe_sources(data)
-    steps_per_epoch = max(len(source) // config.batch_size, 1)
-    total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
+    total_steps = _total_steps(config, len(source))
+    config, found = _resolved(config, len(source))
     # Every duration is stated in epochs of total_epochs, and keeps its share when total_steps is set.
     steps = _durations(config, total_steps)
     loss = make_loss(_terms(config, total_steps))
@@ -89,6 +96,9 @@ def build(
         clip=config.optim.clip,
         clip_mode=config.optim.clip_mode,
         freeze_last_layer_steps=steps["freeze_last_layer"],
+        freeze_backbone_steps=steps["freeze_backbone"],
+        layer_decay=config.optim.layer_decay,
+        patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
     )
     parts = {
         "backbone": backbone,
@@ -107,7 +117,11 @@ def build(
     )
     key = jax.random.fold_in(jax.random.key(config.seed), INIT)
     jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # shapes that do not fit
+    start = partial(read_backbone, config.init_from, backbone, key) if config.init_from else None
     return Run(
+        config=config,
+        recipe=found,
+        advice=advice.find(advice.Setting(config, len(source), total_steps)),
         source=source,
         probe_sources=probe_sources,
         canvas_size=config.data.canvas_size
@@ -123,15 +137,42 @@ def build(
         diagnose=make_diagnosis(**parts),
         fresh_state=lambda: create_state(backbone, loss, tx, key),
         random_backbone=lambda: init_backbone(backbone, key),
+        trained_backbone=start,
     )
 
 
 def for_evaluation(config: ConfigDict) -> ConfigDict:
     """The config for the devices that are here, which need not be those of the training."""
     here = copy.deepcopy(config)
+    if recipe.open_keys(config.to_dict()):  # before the batch is another one
+        here, _ = _resolved(here, len(open_source(config.data.to_dict(), "pretrain")))
     here.parallel, here.micro_batches, here.batch_size = "jit", 1, jax.local_device_count()
     here.mesh.data, here.mesh.fsdp = 0, 1
     return here
+
+
+def _total_steps(config: ConfigDict, images: int) -> int:
+    steps_per_epoch = max(images // config.batch_size, 1)
+    return config.total_steps or round(config.total_epochs * steps_per_epoch)
+
+
+def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
+    """The config with values for the keys that it leaves open, and the recipe as lines."""
+    keys = recipe.open_keys(config.to_dict())
+    if not keys:
+        return config, []
+    facts = recipe.Facts(
+        images=images,
+        batch_size=config.batch_size,
+        steps=_total_steps(config, images),
+        epochs=config.total_epochs,
+        embed_dim=make_backbone(config).embed_dim,
+        optimizer=config.optim.name,
+        has_weights=bool(config.init_from),
+    )
+    chosen, config = recipe.resolve(keys, facts), copy.deepcopy(config)
+    config.update_from_flattened_dict({key: choice.value for key, choice in chosen.items()})
+    return config, recipe.table(config.to_dict(), chosen, facts)
 
 
 def make_backbone(config: ConfigDict) -> VisionTransformer:
@@ -216,16 +257,18 @@ def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
         "warmup": config.optim.warmup_epochs,
         "warmup_temp": config.teacher.warmup_temp_epochs,
         "freeze_last_layer": config.optim.freeze_last_layer_epochs,
+        "freeze_backbone": config.optim.freeze_backbone_epochs,
         "checkpoint": config.checkpoint.every_epochs,
         "monitor": config.evals.monitor_every_epochs,
     }
-    longest = max(epochs["warmup"], epochs["warmup_temp"], epochs["freeze_last_layer"])
-    if longest > config.total_epochs:
+    parts = ("warmup", "warmup_temp", "freeze_last_layer", "freeze_backbone")
+    if max(epochs[part] for part in parts) > config.total_epochs:
         raise ValueError(
             f"config.total_epochs is {config.total_epochs:g}, shorter than one of its parts: optim."
             f"warmup_epochs {epochs['warmup']:g}, teacher.warmup_temp_epochs "
             f"{epochs['warmup_temp']:g}, optim.freeze_last_layer_epochs "
-            f"{epochs['freeze_last_layer']:g}"
+            f"{epochs['freeze_last_layer']:g}, optim.freeze_backbone_epochs "
+            f"{epochs['freeze_backbone']:g}"
         )
     return {
         name: round(value / config.total_epochs * total_steps) for name, value in epochs.items()

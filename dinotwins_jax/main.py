@@ -25,7 +25,9 @@ _RESUME = flags.DEFINE_enum(
     "resume", "auto", ["auto", "force"], "force: go on in a workdir whose config was another one"
 )
 _DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "Print the memory on each device instead of training; on a CPU for any mesh"
+    "dry_run",
+    False,
+    "Print recipe and memory on each device instead of training; on a CPU for any mesh",
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Several processes; on: JAX finds out which"
@@ -77,12 +79,19 @@ def _dry_run() -> None:
 
     from dinotwins_jax.build import build
     from dinotwins_jax.memory import memory_table, step_memory
+    from dinotwins_jax.processes import say
 
     config = CONFIG.value
     wanted = max(config.mesh.data, 1) * config.mesh.fsdp
     if wanted > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_num_cpu_devices", wanted)
     run = build(config)
+    if run.trained_backbone is not None:
+        run.trained_backbone()
+    for line in run.advice:
+        say(line)
+    for line in run.recipe:
+        print(line)
     print(memory_table(step_memory(run, config.batch_size), run))
 
 

@@ -6,6 +6,7 @@ state, decides whether a step counts; updates are made from the state that it gi
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,13 +27,36 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def last_layer_labels(params):
-    """ "last_layer" for the prototypes' parameters (any path with that name), "rest" for all others."""
+def labels(params, waiting=("last_layer", "backbone")):
+    """Of each parameter the part of its path that is among `waiting`, "rest" where none is: the
+    prototypes are under "last_layer" of their head."""
 
     def label(path, _):
-        return "last_layer" if any(str(p.key) == "last_layer" for p in path) else "rest"
+        return next((str(p.key) for p in path if str(p.key) in waiting), "rest")
 
     return jax.tree_util.tree_map_with_path(label, params)
+
+
+def lr_scales(params, layer_decay: float = 1.0, patch_embed_lr_mult: float = 1.0):
+    """Factor of the learning rate of each parameter, a float a leaf.
+
+    Of the backbone, block i of `depth` has layer_decay^(depth - i), patch embedding, positions and all
+    tokens layer_decay^(depth + 1), the final norm 1; the patch embedding has patch_embed_lr_mult on top.
+    Heads have 1. Weight decay scales along, as in PyTorch, where it is multiplied by the rate.
+    Source: dinov2 utils/param_groups.py, get_vit_lr_decay_rate and get_params_groups_with_decay.
+    """
+    depth = sum(name.startswith("blocks_") for name in params.get("backbone", {}))
+
+    def scale(path, _):
+        names = [str(p.key) for p in path]
+        if names[0] != "backbone" or names[1] == "norm":
+            return 1.0
+        block = names[1].startswith("blocks_")
+        layer = int(names[1].removeprefix("blocks_")) + 1 if block else 0
+        own = patch_embed_lr_mult if names[1] == "patch_embed" else 1.0
+        return own * layer_decay ** (depth + 1 - layer)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def clip_per_parameter(max_norm: float) -> optax.GradientTransformation:
@@ -49,20 +73,23 @@ def clip_per_parameter(max_norm: float) -> optax.GradientTransformation:
 
 
 def adamw(
-    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, scales: Callable = lr_scales
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW with decoupled decay: p <- p - lr * (adam + weight_decay * p), PyTorch's numbers."""
+    """AdamW with decoupled decay: p <- p - lr * (adam + weight_decay * p), PyTorch's numbers.
+
+    scales: params -> factor of lr of each leaf.
+    """
 
     def update(grads, state, params, *, lr, weight_decay, keep=_new, **_):
         count = keep(state.count + 1, state.count)
         mu = keep(optax.tree.update_moment(grads, state.mu, b1, 1), state.mu)
         nu = keep(optax.tree.update_moment(grads, state.nu, b2, 2), state.nu)
 
-        def step(m, v, p, decays):
+        def step(m, v, p, decays, scale):
             u = m / (1 - b1**count) / (jnp.sqrt(v / (1 - b2**count)) + eps)
-            return -lr * (u + weight_decay * p if decays else u)
+            return -(lr * scale) * (u + weight_decay * p if decays else u)
 
-        updates = jax.tree.map(step, mu, nu, params, decay_mask(params))
+        updates = jax.tree.map(step, mu, nu, params, decay_mask(params), scales(params))
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update)
@@ -73,12 +100,16 @@ def _new(new, old):
 
 
 def lars(
-    momentum: float = 0.9, eta: float = 0.001, bias_lr_ratio: float = 0.0048 / 0.2
+    momentum: float = 0.9,
+    eta: float = 0.001,
+    bias_lr_ratio: float = 0.0048 / 0.2,
+    scales: Callable = lr_scales,
 ) -> optax.GradientTransformationExtraArgs:
     """LARS of the official Barlow Twins: 1-D tensors get neither decay nor adaptation.
 
     Args:
       eta: trust coefficient; bias_lr_ratio: learning rate of 1-D tensors over that of the rest.
+      scales: params -> factor of lr of each leaf.
     Source: barlowtwins main.py, LARS and adjust_learning_rate; arXiv:1708.03888.
     """
 
@@ -97,8 +128,11 @@ def lars(
 
         trace = jax.tree.map(lambda m, g, p: momentum * m + adapt(g, p), state.trace, grads, params)
         trace = keep(trace, state.trace)
-        rate = jax.tree.map(lambda p: lr * bias_lr_ratio if p.ndim == 1 else lr, params)
-        return jax.tree.map(lambda m, r: -r * m, trace, rate), optax.TraceState(trace)
+
+        def step(m, scale):
+            return -(lr * (bias_lr_ratio if m.ndim == 1 else 1.0) * scale) * m
+
+        return jax.tree.map(step, trace, scales(params)), optax.TraceState(trace)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -145,9 +179,12 @@ def make_optimizer(
     clip: float = 3.0,
     clip_mode: str = "per_parameter",
     freeze_last_layer_steps: int = 0,
+    freeze_backbone_steps: int = 0,
+    layer_decay: float = 1.0,
+    patch_embed_lr_mult: float = 1.0,
     **options,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip, then the optimiser; the prototypes wait.
+    """Clip, then the optimiser; the prototypes wait, and the backbone where it is asked to.
 
     Args:
       name: adamw | lars; options are its own keyword arguments.
@@ -155,6 +192,8 @@ def make_optimizer(
       clip_mode: per_parameter (DINO: each tensor by itself) | global (one norm over all).
       freeze_last_layer_steps: for so many steps the prototypes are skipped wholly: no update, no
         decay, no moments, no step count, as PyTorch skips a parameter whose grad is None.
+      freeze_backbone_steps: the same for the whole backbone, so that new heads learn before they move it.
+      layer_decay, patch_embed_lr_mult: see `lr_scales`.
     Raises:
       ValueError: unknown name or clip_mode.
     """
@@ -163,9 +202,12 @@ def make_optimizer(
     clippers = {"per_parameter": clip_per_parameter, "global": optax.clip_by_global_norm}
     if clip_mode not in clippers:
         raise ValueError(f"unknown clip_mode '{clip_mode}': choose one of {', '.join(clippers)}")
-    make = OPTIMIZERS[name]
-    tx = make(**options)
-    if freeze_last_layer_steps:
-        waiting = from_step(make(**options), freeze_last_layer_steps)
-        tx = optax.partition({"rest": tx, "last_layer": waiting}, last_layer_labels)
+    scales = partial(lr_scales, layer_decay=layer_decay, patch_embed_lr_mult=patch_embed_lr_mult)
+    make = partial(OPTIMIZERS[name], scales=scales, **options)
+    tx = make()
+    waits = {"last_layer": freeze_last_layer_steps, "backbone": freeze_backbone_steps}
+    waits = {label: steps for label, steps in waits.items() if steps}
+    if waits:
+        waiting = {label: from_step(make(), steps) for label, steps in waits.items()}
+        tx = optax.partition({"rest": tx} | waiting, partial(labels, waiting=tuple(waits)))
     return optax.chain(clippers[clip_mode](clip), tx) if clip else optax.with_extra_args_support(tx)

@@ -46,6 +46,8 @@ RANGES = {
         f"optim.{k}": NOT_NEGATIVE
         for k in ("lr", "final_lr", "warmup_epochs", "weight_decay", "final_weight_decay", "clip")
     },
+    **{"optim.freeze_backbone_epochs": NOT_NEGATIVE, "optim.layer_decay": "(0, 1]"},
+    **{"optim.patch_embed_lr_mult": NOT_NEGATIVE},
     **{"optim.freeze_last_layer_epochs": NOT_NEGATIVE, "log.every_steps": POSITIVE},
     **{"checkpoint.every_epochs": POSITIVE, "checkpoint.keep": POSITIVE},
     **{

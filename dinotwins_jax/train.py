@@ -17,13 +17,14 @@ from dinotwins_jax.evals.table import summary
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.guard import check_finite, check_row, debugging_nans
 from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, Progress
-from dinotwins_jax.processes import only_first_writes
+from dinotwins_jax.processes import only_first_writes, say
 from dinotwins_jax.scoring import evaluate
+from dinotwins_jax.start import start_from
 from dinotwins_jax.state import TrainState
 from dinotwins_jax.stops import Stopped, StopSignals
 from dinotwins_jax.subject import Subject, eval_view
 from dinotwins_jax.timing import Phases
-from dinotwins_jax.workdir import claim_workdir
+from dinotwins_jax.workdir import claim_workdir, has_checkpoints
 
 
 def train(
@@ -53,12 +54,21 @@ def train(
         raise ValueError(f"--resume is '{resume}': choose auto or force")
     with phases("build"):
         run = build(config)
+        config = run.config
         monitor = _monitor(run, config)
     workdir = Path(workdir)
     force = resume == "force"
+    with phases("initial state"):
+        fresh = run.trained_backbone is not None and not has_checkpoints(workdir)
+        backbone = run.trained_backbone() if fresh else None
     claim_workdir(workdir, config.to_dict(), force)
+    for line in run.advice:
+        say(line)
     with only_first_writes(workdir) as out:
-        state = fit(run, config, workdir, out, monitor, force, phases)
+        if run.recipe:
+            print("\n".join(run.recipe))
+            replace_text(out / "recipe.txt", "\n".join(run.recipe) + "\n")
+        state = fit(run, config, workdir, out, monitor, force, phases, backbone)
         with phases("evaluation"):
             teacher = run.placement.whole(state.teacher_params["backbone"])
             subject = Subject(teacher, run.random_backbone(), int(state.step))
@@ -81,6 +91,7 @@ _FILES = {
     "timing.json": "where the time went",
     "checkpoints": "state and data position; the same command goes on from here",
     "config.json": "the config of this run",
+    "recipe.txt": "what it left open, with the reasons",
 }
 
 
@@ -92,6 +103,7 @@ def fit(
     monitor=None,
     force: bool = False,
     phases: Phases | None = None,
+    backbone=None,
 ) -> TrainState:
     """The training loop: restore, step, log, save.
 
@@ -100,6 +112,8 @@ def fit(
       monitor: see evals/monitor.py; None: nothing is looked at.
       force: start from the beginning where only damaged checkpoints are left.
       phases: gets the seconds of each part.
+      backbone: parameters that a run without a checkpoint starts from, as run.trained_backbone() gives
+        them; None: random ones.
     """
     phases = phases or Phases()
     batches = train_batches(
@@ -127,7 +141,9 @@ def fit(
             )
         else:
             with phases("initial state"):
-                state = jax.block_until_ready(run.placement.init(run.fresh_state))
+                state = run.placement.init(run.fresh_state)
+                state = state if backbone is None else start_from(state, backbone)
+                jax.block_until_ready(state)
         return _loop(run, config, workdir, out, state, batches, checkpoints, monitor, phases)
 
 

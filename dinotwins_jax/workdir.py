@@ -26,8 +26,7 @@ def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
     """
     path = Path(workdir) / "config.json"
     config = json.loads(json.dumps(config))  # tuples become lists, as they do on disk
-    checkpoints = (path.parent / "checkpoints").glob("*")
-    if path.exists() and any(entry.name.isdigit() for entry in checkpoints):
+    if path.exists() and has_checkpoints(workdir):
         differ = _differences(json.loads(path.read_text()), config)
         if differ and not force:
             raise ValueError(
@@ -39,6 +38,12 @@ def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether there is a run to go on with."""
+    entries = (Path(workdir) / "checkpoints").glob("*")
+    return any(entry.name.isdigit() for entry in entries)
 
 
 def _differences(theirs: dict, ours: dict) -> str:

@@ -34,6 +34,9 @@ FORBIDDEN = {
     "memory": {"data", "train", "step", "losses", "models", "checkpoint"},
     "compilation": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
     "timing": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
+    "start": {"data", "evals", "build", "train", "step", "losses", "optim", "augment"},
+    "recipe": {"data", "evals", "build", "train", "step", "losses", "models", "state", "optim"},
+    "advice": {"data", "evals", "build", "train", "step", "losses", "models", "state", "optim"},
     "state": {"data", "evals", "build", "train", "step", "augment"},
     "optim": {"data", "evals", "build", "train", "step", "losses", "models"},
     "schedules": {"data", "evals", "build", "train", "step", "losses", "models"},
@@ -71,6 +74,8 @@ def test_outside_imports_stay_in_their_room(path):
     assert not top & {"tensorflow", "torch", "configs", "experiments"}
     if room(path) not in {"build", "ranges", "train", "evaluate", "cli"}:
         assert "ml_collections" not in top, "only build, train and the commands see the config"
+    if room(path) in {"recipe", "advice"}:
+        assert top <= {"collections", "typing", "math", "dinotwins_jax"}, "configs import them"
     if room(path) in {"models", "losses"}:
         assert top <= {"jax", "flax", "numpy", "dinotwins_jax", "collections", "typing", "re", "einops",
                        "importlib", "difflib", "functools", "io", "json", "math", "pathlib", "pickle",

@@ -128,12 +128,16 @@ def test_bfloat16_leaves_norms_softmax_losses_and_correlations_in_float32():
     assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves((new_state, metrics)))
 
 
-def test_a_dry_run_prints_the_memory_of_any_mesh_and_writes_nothing(tmp_path):
+def test_a_dry_run_prints_memory_of_any_mesh_recipe_and_advice_and_writes_nothing(tmp_path):
     flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
     flags += ["--config.mesh.data=3", "--config.mesh.fsdp=2", "--config.batch_size=12"]
+    flags += ["--config.optim.clip=0", "--config.optim.lr=0.2"]
     done = command_line(
-        "--config=configs/dino.py", f"--workdir={tmp_path / 'run'}", *flags, "--dry_run"
+        "--config=configs/dino.py:demo+auto", f"--workdir={tmp_path / 'run'}", *flags, "--dry_run"
     )
     assert done.returncode == 0, done.stderr
     assert "| opt_state" in done.stdout and "| peak" in done.stdout and "6 x cpu" in done.stdout
+    assert "recipe for 60 images, batch 12, 4 steps:" in done.stdout
+    assert "loss.dino.out_dim" in done.stdout and "optim.lr " in done.stdout
+    assert "WARNING config.optim.clip is 0 with a peak rate of 0.009375" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -8,12 +8,15 @@ import pytest
 import refs
 from golden_files import assert_close, load
 
+from dinotwins_jax.models.torch_weights import vit_to_torch
+from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.optim import (
     adamw,
     clip_per_parameter,
     decay_mask,
+    labels,
     lars,
-    last_layer_labels,
+    lr_scales,
     make_optimizer,
 )
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
@@ -107,8 +110,8 @@ def test_decay_leaves_out_biases_and_vectors_only():
         "cls_token": True,
         "head": {"last_layer": {"weight_v": True, "weight_g": True}},
     }
-    labels = last_layer_labels(random_tree(0))
-    assert set(jax.tree.leaves(labels["head"])) == {"last_layer"} and labels["cls_token"] == "rest"
+    found = labels(random_tree(0))
+    assert set(jax.tree.leaves(found["head"])) == {"last_layer"} and found["cls_token"] == "rest"
 
 
 def test_clip_is_per_tensor_and_leaves_small_ones_alone():
@@ -147,3 +150,79 @@ def test_frozen_last_layer_is_skipped_wholly():
     grads = random_tree(9)["head"]["last_layer"]["weight_v"]
     first_step = -0.1 * (np.sign(grads) + 0.5 * params["head"]["last_layer"]["weight_v"])
     assert_close(updates["head"]["last_layer"]["weight_v"], first_step, 1e-4)
+
+
+def vit_and_head():
+    """Parameters as a run has them: a backbone of depth 3 with registers, and a head."""
+    vit = VisionTransformer(
+        **{"embed_dim": 8, "depth": 3, "num_heads": 2, "patch_size": 4, "image_size": 8},
+        **{"num_register_tokens": 2, "layer_scale_init": 0.1},
+    )
+    shapes = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    rng = np.random.default_rng(0)
+    backbone = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), shapes)
+    return {"backbone": backbone, "heads": {"dino": random_tree(0)["head"]}}
+
+
+def dinov2_rate(name, decay, patch_embed):
+    """The rate of DINOv2's parameter groups, by the names and the rules of PyTorch's side."""
+    group = 4  # depth + 1: norm
+    if name.startswith(("pos_embed", "patch_embed", "cls_token", "register_tokens")):
+        group = 0
+    elif name.startswith("blocks."):
+        group = int(name.split(".")[1]) + 1
+    return decay ** (4 - group) * (patch_embed if "patch_embed" in name else 1.0)
+
+
+def test_adamw_with_layer_decay_equals_the_loop_over_groups():
+    """Every tensor alone, by its PyTorch name, at its own learning rate: decay and update scale with it."""
+    params = vit_and_head()
+    options = {"layer_decay": 0.7, "patch_embed_lr_mult": 0.2}
+    tx = make_optimizer(clip=0.0, freeze_last_layer_steps=1, **options)
+    state = tx.init(params)
+    torch, memory = vit_to_torch(params["backbone"]), {}
+    for t in range(1, 4):
+        grads = jax.tree.map(lambda p, t=t: jnp.sin(p * 50 + t), params)
+        updates, state = jax.jit(tx.update)(grads, state, params, lr=0.01 * t, weight_decay=0.3)
+        for name, g in vit_to_torch(grads["backbone"]).items():
+            decays = {name: float(g.ndim > 1 and not name.endswith(".bias"))}
+            rate = 0.01 * t * dinov2_rate(name, 0.7, 0.2)
+            own = memory.setdefault(name, {})
+            torch |= refs.adamw_step(
+                {name: np.float64(torch[name])}, {name: g}, decays, own, t, rate, 0.3
+            )
+        params = optax.apply_updates(params, updates)
+    for name, ours in vit_to_torch(params["backbone"]).items():
+        assert_close(ours, torch[name], 1e-4)  # 1 - 0.999^t has four digits in float32
+    assert {float(x) for x in jax.tree.leaves(lr_scales(params, 0.7, 0.2)["heads"])} == {1.0}
+
+
+def test_lars_scales_its_steps_by_layer():
+    """LARS is linear in the rate: the step of each tensor is that without decay, times its factor."""
+    params = vit_and_head()
+    grads = jax.tree.map(jnp.cos, params)
+    steps = []
+    for options in ({}, {"layer_decay": 0.5, "patch_embed_lr_mult": 0.2}):
+        tx = make_optimizer("lars", clip=0.0, **options)
+        updates, _ = tx.update(grads, tx.init(params), params, lr=0.2, weight_decay=0.1)
+        steps.append(vit_to_torch(updates["backbone"]))
+    for name, plain in steps[0].items():
+        assert_close(steps[1][name], plain * dinov2_rate(name, 0.5, 0.2), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars"])
+def test_a_frozen_backbone_is_skipped_wholly(name):
+    """For two steps not a bit changes, though it decays; then its own first step. Heads move at once."""
+    params = vit_and_head()
+    grads = jax.tree.map(lambda p: jnp.cos(7 * p), params)
+    frozen = make_optimizer(name, clip=0.0, freeze_backbone_steps=2, freeze_last_layer_steps=1)
+    plain = make_optimizer(name, clip=0.0)
+    state, scalars = frozen.init(params), {"lr": 0.1, "weight_decay": 0.5}
+    first, _ = plain.update(grads, plain.init(params), params, **scalars)
+    for step in range(3):
+        updates, state = frozen.update(grads, state, params, **scalars)
+        heads = jax.tree.leaves(updates["heads"])
+        assert all((float(jnp.abs(u).max()) > 0) == (step >= 1) for u in heads)
+        if step < 2:
+            assert not any(np.any(u) for u in jax.tree.leaves(updates["backbone"]))
+    jax.tree.map(np.testing.assert_array_equal, updates["backbone"], first["backbone"])

@@ -20,6 +20,7 @@ LONG = int(os.environ.get("DINOTWINS_SWEEP", "0"))
 # Values of every key that a run can get wrong, good and bad.
 VALUES = {
     "seed": [0, 7, -1],
+    "init_from": [""],
     "parallel": ["jit", "pmap", "pjit"],
     "mesh.data": [0, 1, 2, 16, -1],
     "mesh.fsdp": [1, 2, 3, 0],
@@ -99,6 +100,9 @@ VALUES = {
     "optim.clip": [3.0, 0.0, -1.0],
     "optim.clip_mode": ["per_parameter", "global", "local"],
     "optim.freeze_last_layer_epochs": [0.0, 1.0, 20.0, -1.0],
+    "optim.freeze_backbone_epochs": [0.0, 5.0, 20.0, -1.0],
+    "optim.layer_decay": [1.0, 0.7, 0.0, 1.5],
+    "optim.patch_embed_lr_mult": [1.0, 0.2, -1.0],
     "log.every_steps": [2, 0],
     "checkpoint.every_epochs": [7.0, 0.0],
     "checkpoint.keep": [2, 0, -1],

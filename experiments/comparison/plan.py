@@ -14,6 +14,7 @@ from dinotwins_jax.build import build
 from dinotwins_jax.evals.features import checksum
 from dinotwins_jax.models.vit import as_pair
 from dinotwins_jax.optim import make_optimizer
+from dinotwins_jax.recipe import open_keys
 from dinotwins_jax.state import create_state
 from dinotwins_jax.step import make_train_step
 
@@ -157,7 +158,11 @@ def check_equal_steps(steps: dict[str, int], batches: dict[str, int]) -> None:
 
 def check_equal_starts(configs: dict[str, ConfigDict]) -> None:
     """Raises ValueError unless all methods start from the same weights of the backbone."""
-    starts = {m: checksum(build(config).random_backbone()) for m, config in configs.items()}
+
+    def start(run):
+        return checksum((run.trained_backbone or run.random_backbone)())
+
+    starts = {method: start(build(config)) for method, config in configs.items()}
     if len(set(starts.values())) > 1:
         found = ", ".join(f"{method} {start[:12]}" for method, start in starts.items())
         raise ValueError(f"the methods start from different backbones: {found}")
@@ -176,7 +181,7 @@ def equal_flops(steps: dict[str, int], flops: dict[str, float]) -> dict[str, int
 def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
     """Whether the run there was trained to the end, evaluated on all tasks, and is of this config.
 
-    Keys that came into the config after the run are not held against it.
+    Keys that came into the config after the run are not held against it, nor what the recipe chose.
     """
     try:
         report = json.loads((workdir / "scores.json").read_text())
@@ -184,7 +189,8 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
     except (OSError, ValueError):
         return False
     ours = _deciding(json.loads(json.dumps(config.to_dict())))  # tuples become lists, as on disk
-    if any(theirs[key] != ours[key] for key in theirs.keys() & ours.keys()):
+    compared = (theirs.keys() & ours.keys()) - set(open_keys(config.to_dict()))
+    if any(theirs[key] != ours[key] for key in compared):
         return False
     done = report.get("seconds", {})
     asked = [task for task in config.evals.tasks if task not in report.get("left_out", ())]

@@ -1,0 +1,222 @@
+"""What a data set, a batch and a number of steps ask for: the values that a config leaves open.
+
+A key is open where its value is None, as after the word "auto" in configs/presets.py; one that was given
+wins. The published recipes are for 1.3 million images and 10^5 steps. What is short of that needs
+everything that follows the student with a delay to be quicker, by a share of the run where one is known;
+else a value lies between what worked for SHORT runs here and what is official for LONG ones, by the
+logarithm of the number of steps.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+SHORT, LONG = 1_000, 125_000  # steps: this project's CPU presets; DINOv2's 100 epochs of 1,250
+
+
+class Facts(NamedTuple):
+    """What is known about a run before it starts.
+
+    images: of the training set; batch_size: global; steps: of the whole run; epochs: config.total_epochs,
+    of which durations are parts; embed_dim: of the backbone; optimizer: adamw | lars; has_weights: the
+    backbone starts from weights that were trained before.
+    """
+
+    images: int
+    batch_size: int
+    steps: int
+    epochs: float
+    embed_dim: int
+    optimizer: str = "adamw"
+    has_weights: bool = False
+
+
+class Choice(NamedTuple):
+    value: float | int
+    reason: str  # one line
+
+
+def open_keys(config: Mapping) -> list[str]:
+    """Keys that this file has a rule for and whose value is None; "a.b.c" each."""
+    return [key for key in known_keys(config) if _get(config, key) is None]
+
+
+def known_keys(config: Mapping) -> list[str]:
+    """Keys of the config that this file has a rule for; those of distillation, where a term of the loss
+    is one: it has a student_temp."""
+    distilling = [name for name, term in config["loss"].items() if "student_temp" in term]
+    keys = []
+    for rule in RULES:
+        section, _, name = rule.partition(".")
+        if section == "term":
+            keys += [f"loss.{term}.{name}" for term in distilling if name in config["loss"][term]]
+        elif distilling or "temp" not in name:
+            keys.append(rule)
+    return keys
+
+
+def resolve(keys: list[str], facts: Facts) -> dict[str, Choice]:
+    """A value for each key, and why."""
+    rules = {key: RULES.get(key) or RULES[f"term.{key.rpartition('.')[2]}"] for key in keys}
+    return {key: rule(facts) for key, rule in rules.items()}
+
+
+def table(config: Mapping, chosen: dict[str, Choice], facts: Facts) -> list[str]:
+    """The recipe as lines: what was resolved and why, and what was given."""
+    head = f"recipe for {facts.images:,} images, batch {facts.batch_size}, {facts.steps:,} steps"
+    rows = [
+        (key, chosen.get(key, Choice(_get(config, key), "given"))) for key in known_keys(config)
+    ]
+    wide = max(len(key) for key, _ in rows)
+    lines = [f"  {key:<{wide}}  {choice.value:<9g}  {choice.reason}" for key, choice in rows]
+    return [f"{head}:", *lines]
+
+
+def _prototypes(facts: Facts) -> Choice:
+    power = 2 ** round(math.log2(max(facts.images / 10, 1)))
+    most = 2 ** int(math.log2(max(facts.images, 1)))
+    value = min(max(power, 1024), 65536, most)
+    return Choice(
+        value,
+        f"the power of two nearest to a tenth of {facts.images:,} images, 1,024 to 65,536 and no more "
+        "than images",
+    )
+
+
+def _center_momentum(facts: Facts) -> Choice:
+    if facts.batch_size < 32:
+        return Choice(0.9, "DINO's; the mean of a batch as small as this is noise")
+    value = round(0.9 * _longness(facts), 2)
+    return Choice(value, _between(0.0, "DINO", 0.9, facts))
+
+
+def _warmup_temp(facts: Facts) -> Choice:
+    return _interpolated(0.02, 0.04, "DINO", facts)
+
+
+def _temp(facts: Facts) -> Choice:
+    return _interpolated(0.02, 0.07, "DINOv2", facts)
+
+
+def _warmup_temp_epochs(facts: Facts) -> Choice:
+    if _temp(facts).value == _warmup_temp(facts).value:
+        return Choice(0.0, "the temperature stays what it is")
+    return _share(0.3, 37_500, "DINOv2's 30 of 100 epochs", facts)
+
+
+def _momentum(facts: Facts) -> Choice:
+    official = half_life(0.996) * 1024 / facts.batch_size  # steps
+    longest = max(facts.steps / 40, 1.0)
+    anchor = "0.996 at batch 1,024"
+    if official > longest:
+        why = f"half-life {longest:.0f} steps, 1/40 of the run; {anchor} would be {official:,.0f} here"
+    else:
+        why = f"half-life {official:,.0f} steps, as many images as {anchor}"
+    return Choice(_momentum_of(min(official, longest)), f"{why} (arXiv:2307.13813)")
+
+
+def _final_momentum(facts: Facts) -> Choice:
+    steps = max(facts.steps / 12, 1.0)
+    return Choice(_momentum_of(steps), f"half-life {steps:.0f} steps, 1/12 of the run; official 1")
+
+
+def _lr(facts: Facts) -> Choice:
+    """The value that config.optim.lr has, for a batch of 256."""
+    if facts.optimizer == "lars":
+        return Choice(0.2, "Barlow Twins' LARS, linear in the batch")
+    peak = 1e-3 * (facts.batch_size / 512) ** 0.5 * 384 / facts.embed_dim
+    why = "1e-3 at batch 512 and width 384 (DINO), by the root of the batch (DINOv2, arXiv:2205.10287)"
+    why += " and 1 / width (arXiv:2203.03466)"
+    if facts.has_weights:
+        peak, why = peak / 10, f"{why}, a tenth of it as the weights are trained"
+    return Choice(_digits(peak * 256 / facts.batch_size), f"peak {_digits(peak)}: {why}")
+
+
+def _warmup_epochs(facts: Facts) -> Choice:
+    return _share(0.1, 12_500, "DINO's 10 of 100 epochs", facts)
+
+
+def _weight_decay(facts: Facts) -> Choice:
+    if facts.optimizer == "lars":
+        return Choice(1e-6, "Barlow Twins' LARS")
+    return Choice(0.04, "DINO")
+
+
+def _final_weight_decay(facts: Facts) -> Choice:
+    if facts.optimizer == "lars":
+        return Choice(1e-6, "Barlow Twins' LARS: constant")
+    return _interpolated(0.04, 0.4, "DINO", facts)
+
+
+def _freeze_last_layer_epochs(facts: Facts) -> Choice:
+    return _share(0.01, 1_250, "DINO's 1 of 100 epochs", facts)
+
+
+def _freeze_backbone_epochs(facts: Facts) -> Choice:
+    if not facts.has_weights:
+        return Choice(0.0, "its weights are random, as those of the heads")
+    return _share(0.1, 12_500, "as long as the warm-up: new heads learn before they move it", facts)
+
+
+# "term": of every term of the loss that distils and has the key.
+RULES = {
+    "term.out_dim": _prototypes,
+    "term.center_momentum": _center_momentum,
+    "teacher.momentum": _momentum,
+    "teacher.final_momentum": _final_momentum,
+    "teacher.warmup_temp": _warmup_temp,
+    "teacher.temp": _temp,
+    "teacher.warmup_temp_epochs": _warmup_temp_epochs,
+    "optim.lr": _lr,
+    "optim.warmup_epochs": _warmup_epochs,
+    "optim.weight_decay": _weight_decay,
+    "optim.final_weight_decay": _final_weight_decay,
+    "optim.freeze_last_layer_epochs": _freeze_last_layer_epochs,
+    "optim.freeze_backbone_epochs": _freeze_backbone_epochs,
+}
+
+
+def half_life(momentum: float) -> float:
+    """Steps after which an EMA has kept half of what it was; inf where it keeps all of it."""
+    return math.inf if momentum >= 1 else math.log(0.5) / math.log(momentum) if momentum else 0.0
+
+
+def _momentum_of(half_life: float) -> float:
+    return 1 - _digits(1 - 0.5 ** (1 / half_life))
+
+
+def _longness(facts: Facts) -> float:
+    """0 for SHORT runs, 1 for LONG ones, between them by the logarithm of the steps."""
+    share = math.log(max(facts.steps, 1) / SHORT) / math.log(LONG / SHORT)
+    return min(max(share, 0.0), 1.0)
+
+
+def _interpolated(short: float, long: float, whose: str, facts: Facts) -> Choice:
+    value = _digits(short * (long / short) ** _longness(facts))
+    return Choice(value, _between(short, whose, long, facts))
+
+
+def _between(short: float, whose: str, long: float, facts: Facts) -> str:
+    if facts.steps <= SHORT:
+        return f"what worked here in runs of {SHORT:,} steps"
+    if facts.steps >= LONG:
+        return whose
+    return f"between {short:g}, measured at {SHORT:,} steps, and {long:g} of {whose} at {LONG:,}"
+
+
+def _share(share: float, longest: int, whose: str, facts: Facts) -> Choice:
+    """A duration in epochs: a share of the run, no more than so many steps."""
+    steps = min(round(share * facts.steps), longest)
+    why = f"{steps:,} steps" + (f", {share:.0%} of the run" if steps < longest else "")
+    return Choice(steps / max(facts.steps, 1) * facts.epochs, f"{why} ({whose})")
+
+
+def _digits(value: float) -> float:
+    """Three significant digits."""
+    return float(f"{value:.3g}")
+
+
+def _get(config: Mapping, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config

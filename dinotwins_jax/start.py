@@ -1,0 +1,129 @@
+"""Weights that a run starts from: PyTorch's files, or the teacher of another run."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.models import VARIANTS
+from dinotwins_jax.models.torch_files import read_state_dict
+from dinotwins_jax.models.torch_weights import vit_from_torch
+from dinotwins_jax.models.vit import VisionTransformer, as_pair, interpolate_pos_embed
+from dinotwins_jax.processes import say
+from dinotwins_jax.state import TrainState, init_backbone
+
+# What a model may have that its weights lack: trained from scratch, it disturbs the rest little.
+_FRESH = ("register_tokens", "mask_token")
+
+
+def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dict:
+    """Parameters of `backbone` from weights that somebody trained.
+
+    Positions are interpolated to the backbone's grid; registers and the mask token start fresh where
+    the weights have none, and a line says so. A mask token that is not needed is left out. Nothing else
+    is made up or left out.
+
+    Args:
+      path: a file with DINO's, DINOv2's or timm's names (.safetensors, .npz, .pth), or the workdir of a
+        run, of whose last checkpoint the teacher is taken.
+      key: of what starts fresh, as for a random start.
+    Raises:
+      ValueError: no such weights, or of another architecture; the message names the first tensor that
+        differs and both shapes.
+    """
+    try:
+        if Path(path).is_dir():
+            found, grid = _read_run(Path(path), backbone)
+        else:
+            found, grid = _read_file(path, backbone)
+        if "pos_embed" in found:
+            found = found | {"pos_embed": _positions(found["pos_embed"], grid, backbone)}
+        shapes = jax.eval_shape(lambda: init_backbone(backbone, key))
+        if (
+            "mask_token" not in shapes
+        ):  # as from files: a model that hides nothing has no use for it
+            found = {name: part for name, part in found.items() if name != "mask_token"}
+        fresh = [name for name in _FRESH if name in shapes and name not in found]
+        if fresh:
+            say(f"{path} has no {' and no '.join(fresh)}: these start fresh")
+            random = init_backbone(backbone, key)
+            found = found | {name: np.asarray(random[name]) for name in fresh}
+        _check_shapes(found, shapes)
+        return found
+    except (ValueError, OSError) as error:
+        text = str(error) if path in str(error) else f"{path}: {error}"
+        raise ValueError(f"config.init_from: {text}") from None
+
+
+def start_from(state: TrainState, backbone: dict) -> TrainState:
+    """The state with student's and teacher's backbone replaced, where and how the state keeps its own."""
+
+    def part(network):
+        # A copy each: the step writes into the student's.
+        def place(new, old):
+            return jax.device_put(jnp.array(new, old.dtype), old.sharding)
+
+        return network | {"backbone": jax.tree.map(place, backbone, network["backbone"])}
+
+    return state.replace(params=part(state.params), teacher_params=part(state.teacher_params))
+
+
+def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
+    found = vit_from_torch(read_state_dict(path))
+    usual, left = divmod(found["cls_token"].shape[-1], 64)
+    if not left and usual != backbone.num_heads:
+        say(
+            f"{path} does not tell its number of attention heads: it is taken for config.model's "
+            f"{backbone.num_heads}; DINO's, DINOv2's and timm's models of this width have {usual}"
+        )
+    return found, None
+
+
+def _read_run(workdir: Path, backbone: VisionTransformer) -> tuple[dict, tuple[int, int]]:
+    """The teacher of a run, and the grid of its positions."""
+    if not (workdir / "config.json").is_file() or not (workdir / "checkpoints").is_dir():
+        raise ValueError("is no run: it has no config.json or no checkpoints")
+    config = json.loads((workdir / "config.json").read_text())
+    model = config["model"]
+    num_heads = model["num_heads"] or VARIANTS[model["name"]]["num_heads"]  # in no tensor's shape
+    if num_heads != backbone.num_heads:
+        raise ValueError(
+            f"it has {num_heads} attention heads, this model {backbone.num_heads}: change "
+            "config.model.num_heads"
+        )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        found = checkpoints.restore_teacher()
+    height, width = as_pair(config["views"]["global_size"])
+    return found, (height // model["patch_size"], width // model["patch_size"])
+
+
+def _positions(positions, grid, backbone: VisionTransformer) -> np.ndarray:
+    """Interpolated from their grid, None for a square one, to the backbone's."""
+    tokens = positions.shape[1] - 1
+    side = round(tokens**0.5)
+    grid = grid or (side, side)
+    if grid[0] * grid[1] != tokens:
+        raise ValueError(f"pos_embed {positions.shape}: not a class token and a square grid")
+    target = backbone.grid(as_pair(backbone.image_size))
+    return np.asarray(interpolate_pos_embed(jnp.asarray(positions), grid, target))
+
+
+def _check_shapes(found: dict, wanted: dict) -> None:
+    """Raises ValueError for the first tensor that is not on both sides in one shape."""
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p, simple=True, separator="/"): np.shape(x) for p, x in leaves}
+
+    theirs, ours = shapes(found), shapes(wanted)
+    differ = [name for name in ours | theirs if theirs.get(name) != ours.get(name)]
+    if differ:
+        name = differ[0]
+        more = f" ({len(differ)} tensors differ)" if len(differ) > 1 else ""
+        raise ValueError(
+            f"{name} has shape {theirs.get(name, 'none')} there and {ours.get(name, 'none')} in this "
+            f"model{more}: change config.model"
+        )
