@@ -94,6 +94,7 @@ VALUES = {
     "optim.clip_mode": ["per_parameter", "global", "local"],
     "optim.freeze_last_layer_epochs": [0.0, 1.0, 20.0, -1.0],
     "log.every_steps": [2, 0],
+    "log.writers": [("jsonl",), (), ("tensorboard",), ("jsonl", "tensorbord")],
     "checkpoint.every_epochs": [7.0, 0.0],
     "checkpoint.keep": [2, 0, -1],
     "checkpoint.best_metric": ["", "monitor/knn_top1", "loss"],

@@ -26,7 +26,7 @@ from dinotwins_jax import scoring, subject
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.metrics import Progress
+from dinotwins_jax.progress import Progress
 from dinotwins_jax.stops import NonFiniteError
 from dinotwins_jax.train import train
 from dinotwins_jax.workdir import claim_workdir
