@@ -24,11 +24,12 @@ class Progress:
     """
 
     def __init__(self, total: int, done: int):
-        self._total, self._start, self._done = total, time.perf_counter(), done
+        self._total, self._first = total, done + 1
+        self._start, self._done = time.perf_counter(), done  # what the time left is reckoned from
         self._view = _View(total, done) if watched() else None
 
     def advance(self, step: int) -> None:
-        if step == self._done + 1:  # the first one compiles: no measure of the others
+        if step == self._first:  # it compiles: no measure of the others
             self._start, self._done = time.perf_counter(), step
         if self._view:
             self._view.advance(step, self._left(step))

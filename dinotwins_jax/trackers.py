@@ -102,6 +102,7 @@ class WandB:
             name=workdir.name,
             dir=str(workdir),
             config=config,
+            reinit="create_new",  # and not the one that a notebook has open
             allow_val_change=True,  # devices and logging may be others after a resume
             settings=wandb.Settings(
                 console="off",  # the terminal's view is no log

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,17 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
     assert line.startswith(
         "step 5/10  loss 1.500  dino 1.250  img/s 123  data wait 3%  left 0:00:0"
     )
+
+
+def test_the_time_left_knows_nothing_of_the_compilation(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    with Progress(total=1000, done=900) as progress:
+        for step in range(901, 911):
+            now += 60.0 if step == 901 else 2.0
+            progress.advance(step)
+        progress.show(910, MEANS)
+    assert capsys.readouterr().out.endswith("left 0:03:00\n")
 
 
 def test_a_sparkline_spans_lowest_to_highest():

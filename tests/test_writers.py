@@ -13,6 +13,7 @@ from shrunk import shrunk
 
 from dinotwins_jax.evals.table import figures
 from dinotwins_jax.ranges import CHOICES
+from dinotwins_jax.stops import Stopped
 from dinotwins_jax.trackers import TRACKERS, TensorBoard, WandB
 from dinotwins_jax.train import train
 from dinotwins_jax.writers import JsonLines, Log
@@ -32,11 +33,12 @@ def picture(folder):
 
 
 def preempted_and_resumed(workdir, names):
-    """Killed after step 3, resumed from the checkpoint of step 2, ended with step 4."""
-    log = Log(workdir, names, "project", CONFIG)
-    log.start(0)
-    for step in (1, 2, 3):
-        log.write(step, line(step))
+    """Stopped after step 3, resumed from the checkpoint of step 2, ended with step 4."""
+    with pytest.raises(Stopped), Log(workdir, names, "project", CONFIG) as log:
+        log.start(0)
+        for step in (1, 2, 3):
+            log.write(step, line(step))
+        raise Stopped("SIGTERM")
     with Log(workdir, names, "project", CONFIG) as log:
         log.start(2)
         for step in (3, 4):
@@ -191,7 +193,7 @@ def test_wandb_goes_on_in_its_run(tmp_path, monkeypatch):
     assert first.history == [(1, 0.5), (2, 1.0), (3, 1.5)]  # and not 3 again
     assert second.history == [(4, 2.0)]
     assert SCORES.items() <= second.summary.items()
-    assert second.summary["attention"]["width"] == 7
+    assert second.summary["attention/width"] == 7
 
 
 def offline_run(path):
