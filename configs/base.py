@@ -139,6 +139,9 @@ def get_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.every_steps = 50
+    # metrics.jsonl always, and beside it any of tensorboard (WORKDIR/tensorboard), wandb, mlflow.
+    c.log.writers = ("jsonl",)
+    c.log.project = "dinotwins_jax"  # W&B's project, MLflow's experiment
     c.log.collapse_warnings = True  # one plain warning when the diagnostics say collapse
 
     c.checkpoint = ConfigDict()

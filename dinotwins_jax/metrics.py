@@ -1,16 +1,9 @@
-"""The log: running means, what they say about collapse, and where they are written."""
+"""The log: running means, and what they say about collapse."""
 
-import json
-import math
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
-
-from dinotwins_jax.files import replace_text
 
 
 class Interval:
@@ -78,6 +71,11 @@ _COLLAPSE = [
     ),
 ]
 
+# The metrics that tell.
+DIAGNOSTICS = tuple(
+    dict.fromkeys(metric for _, conditions, _ in _COLLAPSE for metric, _, _ in conditions)
+)
+
 
 class CollapseWatch:
     """Says once, in plain words, that a run has collapsed and what to try.
@@ -114,73 +112,3 @@ def _terms_where(conditions, means: dict[str, float]) -> list[str]:
             for metric, sign, bound in conditions
         )
     ]
-
-
-class JsonLines:
-    """Appends one JSON object a line; a resumed run forgets the lines after its checkpoint."""
-
-    def __init__(self, path: Path, from_step: int):
-        self._path = Path(path)
-        if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _step_of(line) <= from_step]
-            replace_text(self._path, "".join(kept))
-
-    def write(self, step: int, values: dict) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
-
-
-def _step_of(line: str) -> float:
-    """Step of a log line; a line cut off by a crash counts as after everything."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf
-
-
-class Progress:
-    """A bar with step, losses, images/s and time left; plain lines where there is no terminal."""
-
-    def __init__(self, total: int, done: int):
-        self._plain = not sys.stderr.isatty() and "ipykernel" not in sys.modules
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5,
-            disable=self._plain,
-        )
-        self._total, self._start, self._done = total, time.perf_counter(), done
-
-    def advance(self, step: int) -> None:
-        self._bar.update(step - self._bar.n)
-
-    def show(self, step: int, means: dict[str, float]) -> None:
-        """Refresh the figures: losses as means since the last log."""
-        losses = {
-            k.removesuffix("/loss"): f"{v:.3f}" for k, v in means.items() if k.endswith("loss")
-        }
-        figures = losses | {
-            "img/s": f"{means['images_per_s']:.0f}",
-            "data wait": f"{means['data_wait']:.0%}",
-        }
-        if not self._plain:
-            self._bar.set_postfix(figures)
-            return
-        rate = (time.perf_counter() - self._start) / max(step - self._done, 1)
-        minutes, seconds = divmod(round(rate * (self._total - step)), 60)
-        left = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-        shown = "  ".join(f"{k} {v}" for k, v in figures.items())
-        print(f"step {step}/{self._total}  {shown}  left {left}", flush=True)
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        tqdm.write(text)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()

@@ -67,7 +67,7 @@ RANGES = {
     **{"evals.mask_images": NOT_NEGATIVE, "evals.pictures": NOT_NEGATIVE},
     **{f"evals.{k}": "(0, 1]" for k in ("label_fractions", "finetune_fraction", "attention_keep")},
 }
-CHOICES = {
+CHOICES = {  # of a tuple, each element
     "parallel": ("jit", "pmap"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("xla", "cudnn"),
@@ -75,6 +75,7 @@ CHOICES = {
     "model.positions": ("learned", "rope"),
     "optim.name": ("adamw", "lars"),
     "optim.clip_mode": ("per_parameter", "global"),
+    "log.writers": ("jsonl", "tensorboard", "wandb", "mlflow"),
     "checkpoint.best_mode": ("max", "min"),
     "evals.bank_solver": ("ridge", "logistic"),
 }
@@ -107,11 +108,16 @@ def check_ranges(config: ConfigDict) -> None:
                 verb = "has" if several else "is"
                 raise ValueError(f"config.{key} {verb} {value}: it must {_words(interval)}")
     for key, choices in CHOICES.items():
-        value = _get(config, key)
-        if value is not None and value not in choices:  # a run older than the key has its default
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(f"config.{key} is '{value}'{hint}: choose {' or '.join(choices)}")
+        values = _get(config, key)  # None: a run older than the key, which has its default
+        several = isinstance(values, tuple | list)
+        for value in values if several else [] if values is None else [values]:
+            if value not in choices:
+                near = difflib.get_close_matches(str(value), choices, n=1)
+                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                raise ValueError(
+                    f"config.{key} {'has' if several else 'is'} '{value}'{hint}: choose "
+                    f"{' or '.join(choices)}"
+                )
 
 
 def _get(config, key: str):

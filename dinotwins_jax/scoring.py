@@ -174,6 +174,12 @@ def _class_name(source, label: int) -> str:
     return source.class_names[label] if label >= 0 else "no object"
 
 
+def pictures(workdir: Path) -> dict[str, Path]:
+    """What `draw` left in the workdir, by name."""
+    files = {name: workdir / f"{name}.png" for name in CAPTIONS}
+    return {name: file for name, file in files.items() if file.exists()}
+
+
 def write_html(workdir: Path, config, report: dict) -> None:
     """WORKDIR/report.html of all that lies there."""
     lines = (
@@ -187,10 +193,6 @@ def write_html(workdir: Path, config, report: dict) -> None:
         config=config.to_dict(),
         log=[json.loads(line) for line in lines],
         scores=report["scores"],
-        pictures={
-            caption: workdir / f"{name}.png"
-            for name, caption in CAPTIONS.items()
-            if (workdir / f"{name}.png").exists()
-        },
+        pictures={CAPTIONS[name]: file for name, file in pictures(workdir).items()},
         notes=[f"Weights after {report['step']} steps, sha256 {report['weights'][:16]}."],
     )

@@ -13,18 +13,20 @@ from dinotwins_jax.build import Run, build
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.evals.monitor import make_monitor
-from dinotwins_jax.evals.table import summary
+from dinotwins_jax.evals.table import figures, summary
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.guard import check_finite, check_row, debugging_nans
-from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, Progress
+from dinotwins_jax.metrics import CollapseWatch, Interval
 from dinotwins_jax.processes import only_first_writes, say
-from dinotwins_jax.scoring import evaluate
+from dinotwins_jax.progress import Progress
+from dinotwins_jax.scoring import evaluate, pictures
 from dinotwins_jax.start import start_from
 from dinotwins_jax.state import TrainState
 from dinotwins_jax.stops import Stopped, StopSignals
 from dinotwins_jax.subject import Subject, eval_view
 from dinotwins_jax.timing import Phases
 from dinotwins_jax.workdir import claim_workdir, has_checkpoints
+from dinotwins_jax.writers import Log, check_writers
 
 
 def train(
@@ -55,6 +57,7 @@ def train(
     with phases("build"):
         run = build(config)
         config = run.config
+        check_writers(config.log.writers)
         monitor = _monitor(run, config)
     workdir = Path(workdir)
     force = resume == "force"
@@ -64,15 +67,20 @@ def train(
     claim_workdir(workdir, config.to_dict(), force)
     for line in run.advice:
         say(line)
-    with only_first_writes(workdir) as out:
+    trackers = config.log.writers if jax.process_index() == 0 else ()
+    with (
+        only_first_writes(workdir) as out,
+        Log(out, trackers, config.log.project, config.to_dict()) as log,
+    ):
         if run.recipe:
             print("\n".join(run.recipe))
             replace_text(out / "recipe.txt", "\n".join(run.recipe) + "\n")
-        state = fit(run, config, workdir, out, monitor, force, phases, backbone)
+        state = fit(run, config, workdir, log, monitor, force, phases, backbone)
         with phases("evaluation"):
             teacher = run.placement.whole(state.teacher_params["backbone"])
             subject = Subject(teacher, run.random_backbone(), int(state.step))
             scores = evaluate(run, config, subject, out, config.evals.tasks, cache)
+        log.results(int(state.step), figures(scores), pictures(out))
         if scores:
             print(summary(scores))
         replace_text(out / "timing.json", json.dumps(phases.seconds | {"total": phases.total()}))
@@ -88,6 +96,7 @@ _FILES = {
     "scores.json": "all scores",
     "attention.png": "attention of the last block on test images",
     "metrics.jsonl": "losses, schedules, collapse diagnostics and speed by step",
+    "tensorboard": "the same for tensorboard --logdir",
     "timing.json": "where the time went",
     "checkpoints": "state and data position; the same command goes on from here",
     "config.json": "the config of this run",
@@ -99,7 +108,7 @@ def fit(
     run: Run,
     config: ConfigDict,
     workdir: Path,
-    out: Path,
+    log: Log,
     monitor=None,
     force: bool = False,
     phases: Phases | None = None,
@@ -108,7 +117,8 @@ def fit(
     """The training loop: restore, step, log, save.
 
     Args:
-      workdir: where all processes keep their checkpoints; out: where this one writes its log.
+      workdir: where all processes keep their checkpoints.
+      log: of this process; not started.
       monitor: see evals/monitor.py; None: nothing is looked at.
       force: start from the beginning where only damaged checkpoints are left.
       phases: gets the seconds of each part.
@@ -144,15 +154,15 @@ def fit(
                 state = run.placement.init(run.fresh_state)
                 state = state if backbone is None else start_from(state, backbone)
                 jax.block_until_ready(state)
-        return _loop(run, config, workdir, out, state, batches, checkpoints, monitor, phases)
+        return _loop(run, config, workdir, log, state, batches, checkpoints, monitor, phases)
 
 
 def _loop(
-    run: Run, config, workdir, out, state, batches, checkpoints, monitor, phases: Phases
+    run: Run, config, workdir, log, state, batches, checkpoints, monitor, phases: Phases
 ) -> TrainState:
     step = first = int(state.step)
     train_step = run.placement.compile(run.train_step, state, keep_state=config.debug_nans)
-    log = JsonLines(out / "metrics.jsonl", from_step=first)
+    log.start(from_step=first)
     bad_images, watch = BadImageLog(run.source), CollapseWatch(run.warmup_steps)
     progress, interval = Progress(run.total_steps, first), Interval()
     told = False  # about a metric that is not there

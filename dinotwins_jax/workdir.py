@@ -47,7 +47,7 @@ def has_checkpoints(workdir: Path) -> bool:
 
 
 def _differences(theirs: dict, ours: dict) -> str:
-    theirs, ours = _flatten(theirs), _flatten(ours)
+    theirs, ours = flatten(theirs), flatten(ours)
     differ = [
         f"{key} ({theirs.get(key, 'not there')} -> {ours.get(key, 'not there')})"
         for key in sorted(theirs.keys() | ours.keys())
@@ -56,11 +56,12 @@ def _differences(theirs: dict, ours: dict) -> str:
     return ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict:
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a.b": value} of {"a": {"b": value}}."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

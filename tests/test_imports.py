@@ -30,6 +30,11 @@ FORBIDDEN = {
     "sharding": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
     "processes": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
     "stops": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
+    "metrics": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
+    "progress": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
+    "terminal": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
+    "trackers": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
+    "writers": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
     "ranges": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
     "memory": {"data", "train", "step", "losses", "models", "checkpoint"},
     "compilation": {"data", "evals", "build", "train", "step", "losses", "models", "state"},
@@ -91,4 +96,5 @@ def test_training_imports_nothing_that_it_may_not_use():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
     )
     slow = {"tensorflow", "tensorflow_datasets", "matplotlib", "torch", "sklearn", "pandas"}
+    slow |= {"tensorboardX", "wandb", "mlflow"}
     assert not slow & set(done.stdout.split())

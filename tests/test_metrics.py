@@ -1,11 +1,9 @@
-"""The log: means, the stop on NaN, collapse warnings, lines on disk."""
-
-import json
+"""The log: means, the stop on NaN, collapse warnings."""
 
 import jax.numpy as jnp
 import pytest
 
-from dinotwins_jax.metrics import CollapseWatch, Interval, JsonLines, Progress
+from dinotwins_jax.metrics import CollapseWatch, Interval
 
 
 def metrics(total=0, in_a_row=0, **values):
@@ -79,24 +77,3 @@ def test_a_healthy_run_and_a_passing_dip_are_left_alone():
     for step in range(10):
         dip = {"effective_rank": 1.0} if step % 2 else {}
         assert watch.check(step, HEALTHY | dip) == []
-
-
-def test_json_lines_forget_what_comes_after_the_checkpoint(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    log = JsonLines(path, from_step=0)
-    for step in (1, 2, 3):
-        log.write(step, {"loss": float(step)})
-    with path.open("a") as file:
-        file.write('{"step": 4, "lo')  # cut off by a crash
-    JsonLines(path, from_step=2).write(3, {"loss": 9.0})
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(r["step"], r["loss"]) for r in rows] == [(1, 1.0), (2, 2.0), (3, 9.0)]
-
-
-def test_progress_without_a_terminal_is_plain_lines(capsys):
-    means = {"loss": 1.5, "dino/loss": 1.25, "images_per_s": 123.4, "data_wait": 0.034, "lr": 0.1}
-    with Progress(total=10, done=0) as progress:
-        progress.show(5, means)
-    line = capsys.readouterr().out
-    assert "step 5/10" in line and "loss 1.500" in line and "dino 1.250" in line
-    assert "img/s 123" in line and "data wait 3%" in line and "left" in line

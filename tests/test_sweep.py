@@ -104,6 +104,7 @@ VALUES = {
     "optim.layer_decay": [1.0, 0.7, 0.0, 1.5],
     "optim.patch_embed_lr_mult": [1.0, 0.2, -1.0],
     "log.every_steps": [2, 0],
+    "log.writers": [("jsonl",), (), ("tensorboard",), ("jsonl", "tensorbord")],
     "checkpoint.every_epochs": [7.0, 0.0],
     "checkpoint.keep": [2, 0, -1],
     "checkpoint.best_metric": ["", "monitor/knn_top1", "loss"],

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from event_files import hyperparameters, read_events, scalars
 from golden_files import assert_trees_close, relative_error
 from ml_collections import ConfigDict
 from PIL import Image
@@ -38,7 +39,7 @@ from dinotwins_jax import scoring, subject
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.metrics import Progress
+from dinotwins_jax.progress import Progress
 from dinotwins_jax.stops import NonFiniteError
 from dinotwins_jax.train import train
 from dinotwins_jax.workdir import claim_workdir
@@ -87,7 +88,11 @@ def test_a_run_leaves_scores_pictures_log_checkpoints_and_config(whole_run):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, monkeypatch):
-    """Stopped in step 3, after the checkpoint of step 2: bit for bit the run that was not stopped."""
+    """Stopped in step 3, after the checkpoint of step 2: bit for bit the run that was not stopped.
+
+    TensorBoard has the same log as metrics.jsonl, scores and pictures.
+    """
+    config = shrunk(log__writers=("jsonl", "tensorboard"))
     with monkeypatch.context() as patch:
         advance = Progress.advance
 
@@ -98,9 +103,9 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, mon
 
         patch.setattr(Progress, "advance", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(shrunk(), tmp_path)
+            train(config, tmp_path)
     assert [line["step"] for line in log_of(tmp_path)] == [2]
-    scores = train(shrunk(), tmp_path)
+    scores = train(config, tmp_path)
     workdir, expected_scores = whole_run
     assert scores == expected_scores
     timing = {"images_per_s", "data_wait"}
@@ -111,6 +116,15 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, mon
     (a, position_a), (b, position_b) = (final_state(shrunk(), w) for w in (tmp_path, workdir))
     assert position_a == position_b
     jax.tree.map(np.testing.assert_array_equal, a, b)
+    events = read_events(tmp_path)
+    for name in log_of(tmp_path)[0].keys() - {"step"}:
+        written = [(line["step"], np.float32(line[name])) for line in log_of(tmp_path)]
+        assert scalars(events, name) == written
+    (score,) = scalars(events, "scores/teacher/sgd_50percent")
+    expected = scores["teacher"]["linear"]["sgd 50%"]["top1_mean"]
+    assert score == (4, np.float32(expected))
+    assert hyperparameters(events)["optim.lr"] == config.optim.lr
+    assert events.Tags()["images"] == ["neighbours"]
 
 
 def test_a_run_goes_on_on_other_devices(tmp_path):

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from dinotwins_jax.data.base import BadImage, canvas_for_photos, check_split, decode_image
 from dinotwins_jax.data.coco import dominant_categories
+from dinotwins_jax.terminal import image_bar
 
 DEFAULT_DIR = "~/tensorflow_datasets"  # where TFDS puts its data
 
@@ -116,8 +116,9 @@ class Tfds:
         return dominant_categories(*index, np.array(areas, np.float64), shape)
 
     def _all(self):
-        what = f"labels of {self._part}"
-        return (self._records[i] for i in tqdm(range(len(self)), what, unit="img", disable=None))
+        with image_bar() as bar:
+            for i in bar.track(range(len(self)), description=f"labels of {self._part}"):
+                yield self._records[i]
 
 
 def _version_dir(root: Path, name: str) -> Path:

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import sharedctypes
 from typing import Any
 
-from tqdm.auto import tqdm
+from dinotwins_jax.terminal import image_bar
 
 _POLL = 0.2  # seconds between two looks at the counters
 
@@ -62,7 +62,8 @@ def run(
         min(workers or num_cores(), len(tasks)), context, _start, (shared, counts, stop)
     )
     total = sum(len(items) for _, items in tasks)
-    with tqdm(total=total, unit="img", dynamic_ncols=True, mininterval=0.5, disable=None) as bar:
+    with image_bar() as bar:
+        counted = bar.add_task("", total=total)
         try:
             # The workers inherit the mask, so that Ctrl-C reaches this process alone.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -74,7 +75,7 @@ def run(
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             while todo:
                 done, todo = wait(todo, _POLL, FIRST_COMPLETED)
-                bar.update(sum(counts) - bar.n)
+                bar.update(counted, completed=sum(counts))
                 for future in done:
                     future.result()
         except BrokenProcessPool:

@@ -1,5 +1,7 @@
 """The scores that a table shows, and the table."""
 
+import re
+
 Value = tuple[float, float | None]  # in %, and its standard deviation where there are several draws
 
 # title, then where it is in a row's scores and what it is called there
@@ -34,6 +36,15 @@ def headline(scores: dict) -> dict[str, Value]:
         elif metric in part:
             found[title] = (part[metric], None)
     return found
+
+
+def figures(scores: dict[str, dict]) -> dict[str, float]:
+    """The means that the table shows, as "scores/teacher/k-NN_k_20": letters that any tracker takes."""
+    return {
+        "scores/" + re.sub(r"[^\w/.-]+", "_", f"{row}/{title}".replace("%", "percent")): mean
+        for row, of_row in scores.items()
+        for title, (mean, _) in headline(of_row).items()
+    }
 
 
 def summary(scores: dict[str, dict]) -> str:

@@ -1,0 +1,137 @@
+"""Where the log of a run goes: metrics.jsonl always, and the trackers that are asked for."""
+
+import contextlib
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dinotwins_jax.files import replace_text
+from dinotwins_jax.processes import say
+from dinotwins_jax.trackers import TRACKERS
+
+
+def check_writers(names: tuple[str, ...]) -> None:
+    """Raises ValueError for a tracker that is not installed, with the command that installs it."""
+    for name in names:
+        if name not in TRACKERS:
+            continue  # jsonl; what is no writer at all the ranges have refused
+        package, requirement = TRACKERS[name].package, TRACKERS[name].requirement
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:  # no origin: a folder of that name, such as ./wandb
+            raise ValueError(
+                f"config.log.writers has '{name}', which is not installed: pip install {requirement}"
+            )
+
+
+class Log:
+    """metrics.jsonl, and beside it the same scalars in every tracker.
+
+    A tracker goes on in the run that it had before a resume. One that fails is named once and left
+    out from there on; whatever it lacks it gets from metrics.jsonl at the next start.
+
+    TensorBoard forgets the lines after the checkpoint, as metrics.jsonl does. W&B and MLflow cannot
+    forget: they keep what they have, and what a resumed run computes again is not sent again (it is
+    the same numbers).
+    """
+
+    def __init__(self, workdir: Path, names: tuple[str, ...], project: str, config: dict):
+        """
+        Args:
+          names: of TRACKERS, and "jsonl", which is always on.
+          project: of W&B, and the name of MLflow's experiment.
+          config: of the run, nested.
+        """
+        self._workdir, self._project, self._config = Path(workdir), project, config
+        self._names = [name for name in names if name in TRACKERS]
+        self._trackers = {}
+        self._runs = {}  # tracker -> [its id of the run, last step that it has]
+        self._runs_file = self._workdir / "trackers.json"
+
+    def start(self, from_step: int) -> None:
+        """Forgets what comes after `from_step`, opens the trackers and sends what they lack."""
+        self._lines = JsonLines(self._workdir / "metrics.jsonl", from_step)
+        if from_step and self._runs_file.exists():  # from its beginning a run is another run
+            self._runs = json.loads(self._runs_file.read_text())
+        for name in self._names:
+            run_id, sent = self._runs.get(name, (None, 0))
+            with self._harmless(name):
+                tracker = TRACKERS[name](
+                    self._workdir, self._project, self._config, run_id, from_step
+                )
+                self._trackers[name] = tracker
+                sent = min(sent, from_step) if tracker.forgets else sent
+                self._runs[name] = [tracker.run_id, sent]
+                for line in self._lines.read():
+                    self._send(name, line.pop("step"), line)
+        self._remember()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._lines.write(step, values)
+        self._each(lambda name: self._send(name, step, values))
+        self._remember()
+
+    def results(self, step: int, scores: dict[str, float], pictures: dict[str, Path]) -> None:
+        """Scores and pictures of the trained weights, to the trackers alone."""
+        self._each(lambda name: self._trackers[name].results(step, scores, pictures))
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._each(lambda name: self._trackers[name].close(finished=kind is None))
+
+    def _send(self, name: str, step: int, values: dict[str, float]) -> None:
+        if step > self._runs[name][1]:
+            self._trackers[name].log(step, values)
+            self._runs[name][1] = step
+
+    def _each(self, call: Callable[[str], None]) -> None:
+        for name in list(self._trackers):
+            with self._harmless(name):
+                call(name)
+
+    @contextlib.contextmanager
+    def _harmless(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a library or a network, whatever it is: the run goes on
+            self._trackers.pop(name, None)
+            said = str(error).strip().partition("\n")[0]
+            say(
+                f"{name} failed ({type(error).__name__}: {said}): the run goes on without it, its next "
+                "start sends what is missing"
+            )
+
+    def _remember(self) -> None:
+        if self._runs:
+            replace_text(self._runs_file, json.dumps(self._runs))
+
+
+class JsonLines:
+    """Appends one JSON object a line; a resumed run forgets the lines after its checkpoint."""
+
+    def __init__(self, path: Path, from_step: int):
+        self._path = Path(path)
+        if self._path.exists():
+            lines = self._path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= from_step]
+            replace_text(self._path, "".join(kept))
+
+    def write(self, step: int, values: dict) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+    def read(self) -> list[dict]:
+        """All lines, each with its "step"."""
+        lines = self._path.read_text().splitlines() if self._path.exists() else ()
+        return [json.loads(line) for line in lines]
+
+
+def _step_of(line: str) -> float:
+    """Step of a log line; a line cut off by a crash counts as after everything."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf
