@@ -111,7 +111,7 @@ def documented_arguments(docstring: str) -> dict[str, str]:
             found |= dict.fromkeys(current, entry[2].strip())
         else:
             found |= {name: f"{found[name]} {line.strip()}" for name in current}
-    return found
+    return {name: re.split(r"[.;] (?=\w+: )", text)[0] for name, text in found.items()}
 
 
 def values_text(key: str) -> str:
@@ -181,11 +181,9 @@ def losses() -> str:
         shipped = {} if terms is None else terms().to_dict()
         documented = documented_arguments(inspect.getdoc(factory))
         rows = []
-        for argument, parameter in inspect.signature(factory).parameters.items():
-            default = parameter.default if parameter.default is not parameter.empty else ""
+        for argument, value in _keys_of_term(factory, shipped).items():
             key = f"loss.{name}.{argument}"
             about = said.get(name, {}).get(argument) or documented.get(argument, "")
-            value = shipped.get(argument, default)
             rows.append([code(key), code(repr(value)), values_text(key), about])
         weight = f"; `base.{name}_terms` has weight {shipped['weight']:g}" if shipped else ""
         first = inspect.getdoc(factory).splitlines()[0]
@@ -194,6 +192,16 @@ def losses() -> str:
         header = ["key", "default", "values", "meaning"]
         text.append(f"{title}\n\n{table(header, rows)}" if rows else title)
     return "\n\n".join(text)
+
+
+def _keys_of_term(factory, shipped: dict) -> dict:
+    """Argument -> default: those of base.py, then what else the factory takes; "…_epochs" of a config
+    are "…_steps" of a factory."""
+    keys = {name: value for name, value in shipped.items() if name not in COMMON}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if name not in keys and name.replace("_steps", "_epochs") not in keys:
+            keys[name] = parameter.default
+    return keys
 
 
 def methods() -> str:
