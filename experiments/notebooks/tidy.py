@@ -1,0 +1,34 @@
+"""Notebooks as they are committed: sources alone, a line a line, so that a diff shows what changed.
+
+python -m experiments.notebooks.tidy      # rewrites experiments/notebooks/*.ipynb
+"""
+
+import json
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def tidy(text: str) -> str:
+    """The JSON of a notebook without outputs, counts, cell ids and whatever editors leave in it."""
+    cells = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"]).strip("\n")
+        if not source:
+            continue
+        kept = {"cell_type": cell["cell_type"], "metadata": {}}
+        if cell["cell_type"] == "code":
+            kept |= {"execution_count": None, "outputs": []}
+        cells.append(kept | {"source": source.splitlines(keepends=True)})
+    # 4.4 is the last format without ids, which editors make at random.
+    notebook = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 4}
+    return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        path.write_text(tidy(path.read_text()))
