@@ -116,7 +116,7 @@ def _losses(s: Setting, c) -> Iterator[str]:
                 f"{key}.out_dim is {term.out_dim} prototypes for {s.images} images: more than there is "
                 "to tell apart; a tenth of the images"
             )
-        center = term.get("center_momentum", 0.9)
+        center = term.get("center_momentum", 0.9) if term.get("centering", "ema") == "ema" else 0.9
         if center > 0.999:
             yield (
                 f"{key}.center_momentum is {center:g}: a center that does not follow cannot keep one "

@@ -59,16 +59,24 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
 
 
 def start_from(state: TrainState, backbone: dict) -> TrainState:
-    """The state with student's and teacher's backbone replaced, where and how the state keeps its own."""
+    """The state with the backbones of student, teacher and anchor replaced, where and how the state keeps
+    its own."""
 
-    def part(network):
+    def instead(of):
         # A copy each: the step writes into the student's.
         def place(new, old):
             return jax.device_put(jnp.array(new, old.dtype), old.sharding)
 
-        return network | {"backbone": jax.tree.map(place, backbone, network["backbone"])}
+        return jax.tree.map(place, backbone, of)
 
-    return state.replace(params=part(state.params), teacher_params=part(state.teacher_params))
+    def part(network):
+        return network | {"backbone": instead(network["backbone"])}
+
+    return state.replace(
+        params=part(state.params),
+        teacher_params=part(state.teacher_params),
+        anchor_params=state.anchor_params and instead(state.anchor_params),
+    )
 
 
 def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:

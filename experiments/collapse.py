@@ -21,6 +21,7 @@ from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.train import fit
 from dinotwins_jax.workdir import claim_workdir
+from dinotwins_jax.writers import Log
 
 # What a run has: centering, a running mean of the teacher's logits that is taken from them; sharpening, a
 # teacher temperature below the student's.
@@ -59,7 +60,8 @@ def curves(out: Path, config_of) -> dict[str, dict[str, list[float]]]:
     for variant in VARIANTS:
         config, workdir = config_of(variant), out / variant.replace(" ", "_")
         claim_workdir(workdir, config.to_dict())
-        fit(build(config), config, workdir, workdir)
+        with Log(workdir, (), "", config.to_dict()) as log:
+            fit(build(config), config, workdir, log)
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         found[variant] = {"step": [row["step"] for row in rows]} | {
             metric: [row[f"dino/{metric}"] for row in rows] for metric in METRICS

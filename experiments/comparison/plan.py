@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dinotwins_jax.augment import IMAGENET_MEAN
 from dinotwins_jax.build import build
 from dinotwins_jax.evals.features import checksum
+from dinotwins_jax.fingerprint import paths
 from dinotwins_jax.models.vit import as_pair
 from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.recipe import open_keys
@@ -157,12 +158,15 @@ def check_equal_steps(steps: dict[str, int], batches: dict[str, int]) -> None:
 
 
 def check_equal_starts(configs: dict[str, ConfigDict]) -> None:
-    """Raises ValueError unless all methods start from the same weights of the backbone."""
+    """Raises ValueError unless all methods start from the same weights of the backbone, as far as they have
+    the same (registers and mask tokens are some methods' own)."""
 
     def start(run):
-        return checksum((run.trained_backbone or run.random_backbone)())
+        return dict(paths((run.trained_backbone or run.random_backbone)()))
 
-    starts = {method: start(build(config)) for method, config in configs.items()}
+    weights = {method: start(build(config)) for method, config in configs.items()}
+    common = sorted(set.intersection(*(set(of) for of in weights.values())))
+    starts = {m: checksum({path: of[path] for path in common}) for m, of in weights.items()}
     if len(set(starts.values())) > 1:
         found = ", ".join(f"{method} {start[:12]}" for method, start in starts.items())
         raise ValueError(f"the methods start from different backbones: {found}")
