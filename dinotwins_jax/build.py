@@ -221,8 +221,14 @@ def _terms(config: ConfigDict, total_steps: int) -> dict[str, dict]:
             )
         warmup = round(warmup / config.total_epochs * total_steps)
         for key in [key for key in term if key.endswith("_epochs")]:
-            steps = term.pop(key) / config.total_epochs * total_steps
-            term[key.removesuffix("epochs") + "steps"] = round(steps)
+            epochs = term.pop(key)
+            if not 0 <= epochs <= config.total_epochs:
+                raise ValueError(
+                    f"config.loss.{name}.{key} is {epochs:g}: it must lie in [0, total_epochs "
+                    f"{config.total_epochs:g}]"
+                )
+            steps = round(epochs / config.total_epochs * total_steps)
+            term[key.removesuffix("epochs") + "steps"] = steps
         term["weight"] = weight
         if final is not None or warmup:
             final = weight if final is None else final

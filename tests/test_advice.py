@@ -3,7 +3,17 @@
 import pytest
 from ml_collections import ConfigDict
 
-from configs import barlow_twins, dino, hybrid, presets
+from configs import (
+    barlow_twins,
+    byol,
+    dino,
+    dinov3,
+    hybrid,
+    hybrid_dinov2,
+    presets,
+    simclr,
+    vicreg,
+)
 from dinotwins_jax.advice import Setting, find
 from dinotwins_jax.build import build
 
@@ -22,7 +32,9 @@ def setting(config, images):
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS)
-@pytest.mark.parametrize("module", [hybrid, dino, barlow_twins])
+@pytest.mark.parametrize(
+    "module", [hybrid, dino, barlow_twins, byol, simclr, vicreg, dinov3, hybrid_dinov2]
+)
 def test_shipped_configs_need_none(module, preset):
     assert find(setting(module.get_config(preset), IMAGES[preset])) == []
 

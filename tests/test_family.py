@@ -215,10 +215,10 @@ def test_simclr_of_orthogonal_images_has_a_closed_form():
         ),
         ({"ibot": {"mask_ratio": (0.5, 0.1)}}, "mask_ratio"),
         ({"ibot": {"image_fraction": 0.0}}, "image_fraction 0.0"),
-        ({"ibot": {"shared_head": "dino"}}, "head 'ibot' shares 'dino', which no loss"),
+        ({"ibot": {"shared_head": "dino"}}, "ibot.shared_head is 'dino': no loss"),
         (
             {"dino": {"use_bn": True}, "ibot": {"shared_head": "dino"}},
-            "shares 'dino' with its batch norm",
+            "shared_head is 'dino', whose batch norm",
         ),
         ({"gram": {"level": "pixel"}}, "level is 'pixel': choose image or batch"),
         ({"simclr": {"temp": 0.0}}, "temp is 0.0"),

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from shrunk import shrunk
 
+from configs import byol, dinov3, hybrid, simclr, vicreg
 from dinotwins_jax.build import build
 from dinotwins_jax.memory import abstract_batch
 from dinotwins_jax.train import train
@@ -82,6 +83,7 @@ VALUES = {
     "loss.dino.student_temp": [0.1, 0.0, -1.0],
     "loss.dino.center_momentum": [0.9, 0.0, 1.5],
     "loss.dino.use_bn": [True, False],
+    "loss.dino.centering": ["ema", "sinkhorn_knopp", "sinkhorn"],
     "loss.barlow_twins.hidden_dims": [(32, 32, 32), (16,), (), (0,), (16, -1)],
     "loss.barlow_twins.lambd": [0.005, -1.0],
     "loss.barlow_twins.pair": ["student_student", "student_teacher", "students"],
@@ -128,6 +130,32 @@ VALUES = {
     "evals.pictures": [0, 2, -1],
 }
 
+# Those of the family's terms, in a config that has them.
+FAMILY = {
+    "loss.ibot.weight": [1.0, -1.0],
+    "loss.ibot.out_dim": [16, 0],
+    "loss.ibot.shared_head": ["", "dinosaur", "dino"],
+    "loss.ibot.student_temp": [0.1, 0.0],
+    "loss.ibot.centering": ["ema", "sinkhorn_knopp", "sinkhorn"],
+    "loss.ibot.center_momentum": [0.9, 2.0],
+    "loss.ibot.image_fraction": [0.5, 1.0, 0.0, 1.5],
+    "loss.ibot.mask_ratio": [(0.1, 0.5), (0.3, 0.3), (0.5, 0.1), (0.1,), (0.0, 1.0)],
+    "loss.ibot.min_patches": [1, 4, 0],
+    "loss.koleo.weight": [0.1, -0.1],
+    "loss.gram.start_epochs": [0.0, 7.0, -1.0, 20.0],
+    "loss.gram.refresh_epochs": [0.0, 1.0, -1.0],
+    "loss.gram.max_refreshes": [0, 3, -1],
+    "loss.gram.level": ["image", "batch", "pixel"],
+    "loss.byol.hidden_dim": [16, 0],
+    "loss.byol.out_dim": [16, 0],
+    "loss.simclr.hidden_dims": [(16, 8), (), (0,)],
+    "loss.simclr.temp": [0.1, 0.0],
+    "loss.vicreg.hidden_dims": [(16, 8), ()],
+    "loss.vicreg.similarity": [25.0, -1.0],
+    "loss.vicreg.variance": [25.0, -1.0],
+    "loss.vicreg.covariance": [1.0, -1.0],
+}
+
 
 @st.composite
 def changes(draw):
@@ -136,8 +164,8 @@ def changes(draw):
     return {key: draw(st.sampled_from(VALUES[key])) for key in keys}
 
 
-def config_of(changed):
-    config = shrunk(total_steps=2, evals__tasks=("knn",), evals__pictures=0)
+def config_of(changed, module=hybrid):
+    config = shrunk(module, total_steps=2, evals__tasks=("knn",), evals__pictures=0)
     config.update_from_flattened_dict(changed)
     return config
 
@@ -187,6 +215,22 @@ def test_every_value_alone_is_taken_or_named(key):
             build(config_of({key: value}))
         except (ValueError, OSError) as error:
             check_error(error, {key: value})
+
+
+@pytest.mark.parametrize("key", FAMILY)
+def test_every_value_of_the_family_is_taken_or_named(key):
+    """The first one is taken, the last one named."""
+    own = {"byol": byol, "simclr": simclr, "vicreg": vicreg}
+    module = own.get(key.split(".")[1], dinov3)
+    build(config_of({key: FAMILY[key][0]}, module))
+    for value in FAMILY[key][1:-1]:
+        try:
+            build(config_of({key: value}, module))
+        except (ValueError, OSError) as error:
+            check_error(error, {key: value})
+    with pytest.raises((ValueError, OSError)) as error:
+        build(config_of({key: FAMILY[key][-1]}, module))
+    check_error(error.value, {key: FAMILY[key][-1]})
 
 
 def test_odd_ones_train(tmp_path):

@@ -155,13 +155,13 @@ def _with_shared(heads: dict[str, HeadSpec], known: dict[str, HeadSpec]) -> dict
             return spec
         if spec.shares not in known or known[spec.shares].shares:
             raise ValueError(
-                f"head '{name}' shares '{spec.shares}', which no loss of the sum declares"
+                f"{name}.shared_head is '{spec.shares}': no loss of the sum declares such a head"
             )
         module = known[spec.shares].module
         if spec.input == "masked" and getattr(module, "use_bn", False):
             raise ValueError(
-                f"head '{name}' shares '{spec.shares}' with its batch norm (use_bn): masked patches come "
-                "with padding, which would be counted"
+                f"{name}.shared_head is '{spec.shares}', whose batch norm (use_bn) would count the padding "
+                "among the masked patches"
             )
         return spec._replace(module=module)
 
