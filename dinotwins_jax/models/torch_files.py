@@ -41,11 +41,10 @@ def load_vit(
     try:
         fields, params = vit_fields(weights), vit_from_torch(weights)
         stated, width = _stated(path, fields), fields["embed_dim"]
-        if stated:
-            fields |= stated
-        elif like is not None and like.embed_dim == width and "positions" not in fields:
+        if like is not None and like.embed_dim == width and "positions" not in fields:
             fields["num_heads"] = like.num_heads
-        elif not fields["num_heads"]:
+        fields |= stated
+        if not fields["num_heads"]:
             raise ValueError(f"width {width} is not a multiple of 64, the width of a head")
         vit = VisionTransformer(**fields)
         _check_shapes(vit, params)
