@@ -95,13 +95,11 @@ def _unknown_key(argv, error: Exception) -> str:
     return f"--config: {error}"
 
 
-def config_of(workdir: Path) -> ConfigDict:
-    """The config of a run, WORKDIR/config.json."""
+def config_of(workdir: Path, without: str = "") -> ConfigDict:
+    """The config of a run, WORKDIR/config.json; the end of the error says what to do without one."""
     path = workdir / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no run in {workdir}: it has no config.json; --config=… says what to do without one"
-        )
+        raise FileNotFoundError(f"no run in {workdir}: it has no config.json{without}")
     return ConfigDict(json.loads(path.read_text()))
 
 

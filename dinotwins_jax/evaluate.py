@@ -63,7 +63,7 @@ def evaluate_run(
     from dinotwins_jax.subject import from_checkpoint
 
     check_tasks(tasks or ())
-    config = config or config_of(workdir)
+    config = config or config_of(workdir, "; --config=… says what to do without one")
     try:
         run = build(for_evaluation(config))
     except AttributeError as error:  # a key of the config that is not there

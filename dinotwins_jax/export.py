@@ -25,7 +25,7 @@ def main(argv) -> int:
         return fail(f"unknown argument '{argv[1]}': options start with --")
     if _WORKDIR.value is None or _TO.value is None:
         return fail("which run, for whom? e.g. --workdir=runs/hybrid --to=timm")
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     workdir = Path(_WORKDIR.value)
     out = Path(_OUT.value) if _OUT.value else workdir / f"export_{_TO.value}"
     return exit_code(lambda: export_run(workdir, _TO.value, out, _CHECKPOINT.value))
@@ -51,10 +51,13 @@ def export_run(workdir: Path, target: str, out: Path, checkpoint: str = "latest"
 
     config = config_of(workdir)
     config.model.dtype, config.model.attention = "float32", "xla"  # of any machine
-    backbone = make_backbone(config)
+    try:
+        backbone = make_backbone(config)
+        best = config.checkpoint.best_metric, config.checkpoint.best_mode
+    except AttributeError as error:  # a key of the config that is not there
+        raise ValueError(f"{workdir / 'config.json'} is of another version ({error})") from None
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: the run has not come so far yet")
-    best = config.checkpoint.best_metric, config.checkpoint.best_mode
     with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:
         step = chosen_step(checkpoints, checkpoint) or checkpoints.latest()
         if step is None:

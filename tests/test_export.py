@@ -178,6 +178,25 @@ def test_tensors_that_do_not_fit_are_named():
         vit_from_torch({n: w for n, w in weights.items() if "periods" not in n})
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "there"),
+    [
+        ("plain", "dino", None),
+        ("plain", "hf", None),
+        ("scaled", "timm", None),
+        ("scaled", "dino", "mask_token"),
+        ("scaled", "hf", "embeddings.mask_token"),
+    ],
+)
+def test_a_mask_token_goes_where_there_is_a_place_for_it(name, target, there):
+    vit, params = model(name)
+    token = np.full((1, 48), 7.0, np.float32)
+    for given, value in ((params, 0.0), (params | {"mask_token": token}, 7.0)):
+        tensors, _ = exported(vit, given, target)
+        found = {n: float(w.mean()) for n, w in tensors.items() if "mask_token" in n}
+        assert found == ({there: value} if there else {})
+
+
 def test_heads_are_as_wide_as_dinov3s_periods_say(tmp_path):
     vit, params = model("rope", num_heads=2)
     np.savez(tmp_path / "vit.npz", **exported(vit, params, "dino")[0])

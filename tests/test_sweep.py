@@ -236,6 +236,9 @@ def test_every_value_of_the_family_is_taken_or_named(key):
 def test_odd_ones_train(tmp_path):
     odd = {
         "model.num_register_tokens": 2,
+        "model.ffn": "swiglu",
+        "model.positions": "rope",
+        "model.rope_rescale": 2.0,
         "model.remat": True,
         "views.global_size": 24,
         "views.num_local": 0,

@@ -121,6 +121,7 @@ def _dino(vit, weights) -> tuple[dict, dict]:
     config = {"class": f"{where}.{name}", "arguments": arguments}
     if code == "dino":
         config["norm_layer"] = "torch.nn.LayerNorm, eps=1e-6"  # an argument too, and in no JSON
+        weights = {name: value for name, value in weights.items() if name != "mask_token"}
     else:
         weights = {"mask_token": np.zeros((1, vit.embed_dim), np.float32)} | weights
     return to_dino(weights, vit.num_heads), config

@@ -41,11 +41,10 @@ def load_vit(
     try:
         fields, params = vit_fields(weights), vit_from_torch(weights)
         stated, width = _stated(path, fields), fields["embed_dim"]
-        if stated:
-            fields |= stated
-        elif like is not None and like.embed_dim == width:
+        if like is not None and like.embed_dim == width and "positions" not in fields:
             fields["num_heads"] = like.num_heads
-        elif fields["num_heads"] * 64 != width and width % 64:
+        fields |= stated
+        if not fields["num_heads"]:
             raise ValueError(f"width {width} is not a multiple of 64, the width of a head")
         vit = VisionTransformer(**fields)
         _check_shapes(vit, params)
@@ -116,8 +115,8 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """The fields of a VisionTransformer that the shapes of its weights say.
 
-    num_heads is that of heads 64 wide, with DINOv3's periods that of theirs; norm_eps that of the official
-    models. Raises ValueError for another architecture.
+    num_heads is that of heads 64 wide (0: they cannot be), with DINOv3's periods that of theirs; norm_eps
+    that of the official models. Raises ValueError for another architecture.
     """
     weights = common(weights)
     ffn = "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp"
@@ -140,7 +139,7 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     fields = {
         "embed_dim": D,
         "depth": len(blocks_of(weights)),
-        "num_heads": D // 64,
+        "num_heads": 0 if D % 64 else D // 64,
         "patch_size": patch_size,
         "image_size": 14 * patch_size,  # of rotary positions, which have none
         "mlp_ratio": ratio_of(hidden, D),
