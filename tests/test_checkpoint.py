@@ -25,6 +25,12 @@ class State:
     params: dict
 
 
+@flax.struct.dataclass
+class TeacherState:
+    step: jax.Array
+    teacher_params: dict
+
+
 def state(step, width=6):
     weights = jnp.arange(4.0 * width).reshape(4, width) + step
     return State(jnp.int32(step), {"a": weights, "b": jnp.full((3,), 1.5 * step)})
@@ -83,6 +89,31 @@ def truncate(path):
 def values_file(step_dir):
     """The file that holds most of the arrays' bytes."""
     return max((step_dir / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def test_a_teacher_is_read_without_its_model_from_the_last_that_is_whole(tmp_path, capfd):
+    def with_teacher(step):
+        backbone = {"block": {"kernel": jnp.full((64, 64), 1.0 * step)}, "norm": jnp.ones(3)}
+        return TeacherState(jnp.int32(step), {"backbone": backbone})
+
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(with_teacher(step), {"position": 0})
+            checkpoints.wait()
+
+    def teacher():
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            return checkpoints.restore_teacher()
+
+    found = teacher()
+    assert set(found) == {"block", "norm"} and np.all(found["block"]["kernel"] == 2.0)
+    flip(values_file(tmp_path / "checkpoints" / "2"))
+    assert np.all(teacher()["block"]["kernel"] == 1.0)
+    assert "WARNING checkpoint 2 in" in capfd.readouterr().err
+    assert (tmp_path / "checkpoints" / "2").is_dir()  # of another run: nothing is moved
+    truncate(values_file(tmp_path / "checkpoints" / "1"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+        teacher()
 
 
 @pytest.mark.parametrize(
