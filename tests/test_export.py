@@ -16,7 +16,7 @@ from shrunk import shrunk
 
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.export import export_run
+from dinotwins_jax.exporting import export_run
 from dinotwins_jax.models.torch_export import exported
 from dinotwins_jax.models.torch_files import load_vit
 from dinotwins_jax.models.torch_names import common
@@ -284,7 +284,7 @@ def workdir(tmp_path_factory):
 
 def test_the_teacher_of_a_run_is_exported(workdir, tmp_path):
     workdir, teacher = workdir
-    export_run(workdir, "dino", tmp_path)
+    export_run(workdir, shrunk(), "dino", tmp_path)
     vit, params = load_vit(tmp_path / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, params, teacher)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -296,7 +296,7 @@ def test_the_teacher_of_a_run_is_exported(workdir, tmp_path):
 
 def test_a_failed_export_leaves_the_earlier_one(workdir, tmp_path, monkeypatch):
     workdir, _ = workdir
-    export_run(workdir, "timm", tmp_path)
+    export_run(workdir, shrunk(), "timm", tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"model.safetensors", "config.json"}
 
@@ -305,7 +305,7 @@ def test_a_failed_export_leaves_the_earlier_one(workdir, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space"):
-        export_run(workdir, "hf", tmp_path)
+        export_run(workdir, shrunk(), "hf", tmp_path)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 

@@ -18,6 +18,7 @@ FORBIDDEN = {
     "evals": {"losses", "step", "build", "train", "state", "optim", "scoring", "subject"},
     "scoring": {"losses", "step", "train", "optim"},
     "subject": {"losses", "step", "train", "optim", "scoring"},
+    "exporting": {"losses", "data", "step", "train", "optim", "scoring"},
     "balance": {"data", "evals", "build", "train", "step", "models"},
     "augment": {"models", "losses", "data", "evals", "step", "build", "train", "state"},
     "forward": {"losses", "data", "evals", "build", "train", "step", "objective", "checkpoint"},
