@@ -101,7 +101,8 @@ def _watch(note, prefix: str, method, args, kwargs, context):
 
 
 def _finite(tree) -> jax.Array:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    arrays = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]  # a norm gives a function
+    leaves = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves] or [jnp.bool_(True)]))
 
 

@@ -116,8 +116,8 @@ def test_overrides_reach_every_config_that_has_the_key_with_its_type():
 def test_bad_overrides_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         make_configs("demo", METHODS, 0, overrides)
-    with pytest.raises(ValueError, match="unknown method 'byol'"):
-        make_configs("demo", ("byol",), 0, {})
+    with pytest.raises(ValueError, match="unknown method 'moco'"):
+        make_configs("demo", ("moco",), 0, {})
     with pytest.raises(ValueError, match="no methods: choose from dino"):
         make_configs("demo", (), 0, {})
 
@@ -334,7 +334,7 @@ def test_label_efficiency_says_one_line_and_exits_with_2():
     ("arguments", "message"),
     [
         (("--preset=imagenet",), "unknown preset 'imagenet'"),
-        (("--methods=byol",), "unknown method 'byol'"),
+        (("--methods=moco",), "unknown method 'moco'"),
         (("--config.optim.lrr=1",), "no config of dino, barlow_twins, hybrid has this key"),
         (("--budget=time",), "budget"),
         (("runs/a",), "unknown argument 'runs/a'"),

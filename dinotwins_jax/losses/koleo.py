@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from dinotwins_jax.losses.base import Loss, global_batch
 from dinotwins_jax.models.heads import l2_normalise
 
-# Two features whose cosine is above this are taken for the same image: float32 knows no nearer.
-_SAME = 1.0 - 1e-6
+# Unit features nearer than this, squared, are taken for the same image: float32 knows no nearer.
+_SAME = 1e-9
 
 
 def koleo_loss(x: jax.Array, axis_name: str | None = None, eps: float = 1e-8) -> jax.Array:
@@ -26,15 +26,23 @@ def koleo_loss(x: jax.Array, axis_name: str | None = None, eps: float = 1e-8) ->
         raise ValueError(f"x {x.shape} must be [B, D], one row an image")
     x = l2_normalise(x, eps)
     others, first = global_batch(x, axis_name)
-    cosine = jax.lax.stop_gradient(x) @ jax.lax.stop_gradient(others).T
+    apart = _squared_distances(jax.lax.stop_gradient(x), jax.lax.stop_gradient(others))
     myself = (first + jnp.arange(len(x)))[:, None] == jnp.arange(len(others))
-    near = jnp.where(myself | (cosine > _SAME), -2.0, cosine)
-    nearest = jnp.argmax(near, axis=1)
-    alone = jnp.max(near, axis=1) == -2.0
+    apart = jnp.where(myself | (apart < _SAME), jnp.inf, apart)
+    nearest = jnp.argmin(apart, axis=1)
+    alone = jnp.min(apart, axis=1) == jnp.inf
     difference = jnp.where(alone[:, None], 1.0, x - others[nearest] + eps)
     distance = jnp.sqrt(jnp.sum(difference**2, axis=1))
     loss = -jnp.mean(jnp.where(alone, 0.0, jnp.log(distance + eps)))
     return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
+
+
+def _squared_distances(x, others):
+    """f32[B, G] of x [B, D] and others [G, D]; from their mean, so that near features keep digits."""
+    mean = jnp.mean(others, axis=0)
+    x, others = x - mean, others - mean
+    products = jnp.matmul(x, others.T, precision="highest")
+    return jnp.sum(x * x, axis=1)[:, None] + jnp.sum(others * others, axis=1) - 2.0 * products
 
 
 def koleo() -> Loss:
