@@ -23,7 +23,7 @@ SWEEPS = {
     "batch size": ("batch_size", (1, 2, 4, 8, 16)),
     "local crops": ("num_local", (0, 2, 4, 8, 12)),
     "prototypes K": ("prototypes", (1024, 16384, 65536, 131072)),
-    "image size, pixels": ("global_size", (96, 160, 224, 320)),
+    "image size (pixels)": ("global_size", (96, 160, 224, 320)),
     "virtual devices": ("way", (1, 2, 4)),
 }
 
