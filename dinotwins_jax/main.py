@@ -16,6 +16,7 @@ from dinotwins_jax.cli import (
     fail,
     parse_flags,
 )
+from dinotwins_jax.huge_pages import restart_with_huge_pages
 from dinotwins_jax.timing import Phases
 
 _WORKDIR = flags.DEFINE_string(
@@ -107,4 +108,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     run()

@@ -7,7 +7,7 @@ import pytest
 import refs_backbone as refs
 from golden_files import assert_close, assert_trees_close
 
-from dinotwins_jax.models.block import SwiGLU, swiglu_width
+from dinotwins_jax.models.block import swiglu, swiglu_width
 from dinotwins_jax.models.layers import normalise
 from dinotwins_jax.models.positions import (
     RopeMoves,
@@ -62,7 +62,7 @@ def test_swiglu_and_its_gradient_equal_the_plain_loop():
     params = jax.tree.map(jnp.float32, params)
 
     def ours(x, params):
-        return SwiGLU(12).apply({"params": params}, x, lambda x: x)
+        return swiglu(12).apply({"params": params}, x, lambda x: x)
 
     def plain(x, *w):
         return np.sum(weight * refs.swiglu(x, *w))

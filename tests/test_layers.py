@@ -12,7 +12,7 @@ from dinotwins_jax.models.layers import Dense, attend, gelu, normalise, product
 
 
 def plain_attend(q, k, v):
-    y = jax.nn.softmax(jnp.einsum("bhtd,bhsd->bhts", q, k), axis=-1) @ v
+    y = jax.nn.softmax(jnp.einsum("bhtd,bhsd->bhts", q, k) / np.sqrt(q.shape[-1]), axis=-1) @ v
     return y.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)
 
 

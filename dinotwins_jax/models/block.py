@@ -5,6 +5,7 @@ Letters: B batch, T tokens, H heads, D embed.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +41,7 @@ def drop_path(x: jax.Array, key: jax.Array, rate: float, sample_ids: jax.Array) 
 def attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """`attend` by cuDNN's flash attention: bfloat16 or float16 on an NVIDIA GPU (Ampere or newer)."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, T, H, D]
-    y = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+    y = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     return y.reshape(*y.shape[:2], -1)
 
 
@@ -59,7 +60,6 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         D = x.shape[-1]
         init = nn.initializers.normal(self.init_std)
-        head_dim = D // self.num_heads
         qkv = Dense(3 * D, norm, dtype=self.dtype, kernel_init=init, name="qkv")
         if cls_only:
             queries, rest = qkv(x[:, :1], slice(D)), qkv(x, slice(D, None))
@@ -69,24 +69,10 @@ class Attention(nn.Module):
             q, k, v = rearrange(qkv(x), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
         if rope is not None:
             q, k = q if cls_only else rotate(q, rope), rotate(k, rope)  # a class token has no place
-        q = q * head_dim**-0.5
         y = ATTENTION[self.implementation](q, k, v)
         # The weights are made for those who look at them; where nobody does, they are never computed.
         y = Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y)
         return y, attention_weights(q, k)
-
-
-class Mlp(nn.Module):
-    hidden_dim: int
-    dtype: Any = jnp.float32
-    init_std: float = INIT_STD
-
-    @nn.compact
-    def __call__(self, x: jax.Array, norm: Callable) -> jax.Array:
-        D, init = x.shape[-1], nn.initializers.normal(self.init_std)
-        x = Dense(self.hidden_dim, norm, dtype=self.dtype, kernel_init=init, name="fc1")(x)
-        # PyTorch's default GELU is the exact one.
-        return Dense(D, gelu, dtype=self.dtype, kernel_init=init, name="fc2")(x)
 
 
 def swiglu_width(hidden_dim: int) -> int:
@@ -100,25 +86,37 @@ def ratio_of(hidden_dim: int, embed_dim: int) -> float:
     return ratio if int(embed_dim * ratio) == hidden_dim else math.nextafter(ratio, math.inf)
 
 
-class SwiGLU(nn.Module):
-    """Gated feed-forward network. Source: dinov2 layers/swiglu_ffn.py, SwiGLUFFNFused.
+class FeedForward(nn.Module):
+    """Linear - activation - Linear.
 
-    hidden_dim: that of the MLP in its place; its own is swiglu_width of it.
+    names: of the two layers; width: outputs of the first; activation: […, width] -> what the second gets.
     """
 
-    hidden_dim: int
+    names: tuple[str, str]
+    width: int
+    activation: Callable
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
 
     @nn.compact
     def __call__(self, x: jax.Array, norm: Callable) -> jax.Array:
-        D, init = x.shape[-1], nn.initializers.normal(self.init_std)
-        width = swiglu_width(self.hidden_dim)
-        x = Dense(2 * width, norm, dtype=self.dtype, kernel_init=init, name="w12")(x)
-        return Dense(D, silu_gate, dtype=self.dtype, kernel_init=init, name="w3")(x)
+        D, (first, second) = x.shape[-1], self.names
+        dense = partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(self.init_std))
+        x, bias = dense(self.width, norm, bias_apart=True, name=first)(x)
+        return dense(D, lambda x: self.activation(x + bias), name=second)(x)
 
 
-FFN = {"mlp": Mlp, "swiglu": SwiGLU}
+def mlp(hidden_dim: int, **options) -> FeedForward:
+    """PyTorch's default GELU, the exact one, in between."""
+    return FeedForward(("fc1", "fc2"), hidden_dim, gelu, **options)
+
+
+def swiglu(hidden_dim: int, **options) -> FeedForward:
+    """Gated; hidden_dim: that of the MLP in its place. Source: dinov2 swiglu_ffn.py, SwiGLUFFNFused."""
+    return FeedForward(("w12", "w3"), 2 * swiglu_width(hidden_dim), silu_gate, **options)
+
+
+FFN = {"mlp": mlp, "swiglu": swiglu}
 
 
 class Block(nn.Module):
@@ -156,6 +154,7 @@ class Block(nn.Module):
         y, attention = attn(x, LayerNorm(self.norm_eps, name="norm1")(D), cls_only, rope)
         x = x[:, :1] if cls_only else x
         x = in_memory(x + residual(y, "gamma1"))
-        ffn = FFN[self.ffn](int(D * self.mlp_ratio), self.dtype, self.init_std, name="mlp")
+        options = {"dtype": self.dtype, "init_std": self.init_std, "name": "mlp"}
+        ffn = FFN[self.ffn](int(D * self.mlp_ratio), **options)
         y = ffn(x, LayerNorm(self.norm_eps, name="norm2")(D))
         return x + residual(y, "gamma2"), attention

@@ -38,7 +38,7 @@ def _rows_product_cpu(x, g):
     cut = jax.lax.optimization_barrier
     if x.shape[1] <= g.shape[1]:
         return cut(cut(x).T) @ g
-    return cut(cut(cut(g).T) @ x).T
+    return cut(cut(cut(cut(g).T) @ x).T)
 
 
 product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
@@ -70,7 +70,7 @@ def silu_gate(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v of [B, H, T, D] each, q scaled already -> [B, T, H * D]; the softmax is float32.
+    """softmax(q k^T / sqrt(D)) v of [B, H, T, D] each -> [B, T, H * D]; the softmax is float32.
 
     The weights are kept for the backward pass; the gradient of the softmax needs the output alone to
     know its row sums (arXiv:2205.14135, appendix B.2).
@@ -95,7 +95,7 @@ def _attend_backward(kept, g):
     row_sums, g = row_sums.swapaxes(1, 2)[..., None], g.swapaxes(1, 2)
     dv = jnp.einsum("bhts,bhtd->bhsd", weights, g)
     dweights = jnp.einsum("bhtd,bhsd->bhts", g, v, preferred_element_type=jnp.float32)
-    dlogits = (weights * (dweights - row_sums)).astype(q.dtype)
+    dlogits = (weights * (dweights - row_sums) * q.shape[-1] ** -0.5).astype(q.dtype)
     dq = jnp.einsum("bhts,bhsd->bhtd", dlogits, k)
     dk = jnp.einsum("bhts,bhtd->bhsd", dlogits, q)
     return dq, dk, dv
@@ -105,9 +105,9 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    """softmax(q k^T) f32[B, H, T, T'] of q [B, H, T, D] and k [B, H, T', D]."""
-    logits = jnp.einsum("bhtd,bhsd->bhts", q, k)
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    """softmax(q k^T / sqrt(D)) f32[B, H, T, T'] of q [B, H, T, D] and k [B, H, T', D]."""
+    logits = jnp.einsum("bhtd,bhsd->bhts", q, k).astype(jnp.float32)
+    return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -141,12 +141,14 @@ class Dense(nn.Module):
 
     __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names. What
     `before` (an activation, a norm) makes of x goes in, perhaps narrower; the backward pass makes it again
-    instead of keeping it.
+    instead of keeping it. bias_apart: -> ([…, O] without the bias, the bias), for a next layer whose
+    `before` adds it: the sum is never written to memory.
     """
 
     features: int
     before: Callable | None = None
     use_bias: bool = True
+    bias_apart: bool = False
     dtype: Any = jnp.float32
     kernel_init: Callable = nn.initializers.lecun_normal()
 
@@ -161,10 +163,11 @@ class Dense(nn.Module):
             return product(x.astype(self.dtype), kernel)
 
         y = (from_input if self.before is None else jax.checkpoint(from_input))(x, kernel)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y += bias[columns].astype(self.dtype)
-        return y
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = bias[columns].astype(self.dtype)
+        return (y, bias) if self.bias_apart else y + bias
 
 
 class LayerNorm(nn.Module):

@@ -5,7 +5,10 @@
     python -m experiments.benchmark.train_step --methods=hybrid --models=vit_small,vit_base \\
         --batch_size=64 --dtype=bfloat16 --attention=cudnn --against=torch --cache=/tmp/compiled   # a GPU
 
-Every contestant is a process of its own; their rounds alternate, and tables show the median. Utilisation is
+Every contestant is a process of its own; their rounds alternate, and tables show the median. The first step
+of a round is not counted: memory that a process gave back may have gone to others while it waited, which
+does not happen between the steps of a training. Ours has large pages, as main.py has; PyTorch has its own
+defaults (with large pages its step took longer, not shorter). Utilisation is
 the step's FLOPs by formula (flops.py) over its time, as a share of what a large square matrix product of
 the same dtype reaches in the same run. Memory is the device's peak; on a CPU the process' largest resident
 size while it trains, framework included.
@@ -20,6 +23,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from dinotwins_jax import huge_pages
 from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
@@ -62,6 +66,7 @@ def measure(
         for number in range(rounds):
             order = list(runners) if number % 2 == 0 else list(runners)[::-1]
             for name in order:
+                runners[name].ask("steps", count=1)
                 taken = runners[name].ask("steps", count=counts[name])["seconds"]
                 times[name].append(taken / counts[name])
             ceilings.append(runners[OURS].ask("ceiling")["flop_per_s"])
@@ -85,7 +90,7 @@ def measure(
 
 def _ours(settings: Settings, cache: str | None) -> Contestant:
     # A GPU's memory is shared with the other contestants, and its peak counts.
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | huge_pages.environment()
     if cache:
         environment |= {
             "JAX_COMPILATION_CACHE_DIR": str(Path(cache) / "jax"),

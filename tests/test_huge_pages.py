@@ -1,0 +1,63 @@
+"""A training on a CPU starts itself anew with large pages: once, the same process, the same command."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dinotwins_jax import huge_pages
+
+_SCRIPT = """
+import os, sys
+from dinotwins_jax.huge_pages import restart_with_huge_pages
+restart_with_huge_pages()
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], sys.flags.dont_write_bytecode)
+"""
+
+
+def test_the_process_starts_anew_once(tmp_path):
+    wanted = huge_pages.environment()
+    if not wanted:
+        pytest.skip(
+            "nothing to gain here: tunables set, an accelerator, or another kernel's setting"
+        )
+    command = [sys.executable, "-B", "-c", _SCRIPT, "--config=a b", "x"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.split(maxsplit=2) == [
+        str(process.pid), "glibc.malloc.hugetlb=1", "['--config=a b', 'x'] 1\n",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tunables", "accelerator", "helps"),
+    [
+        ("always [madvise] never", None, False, True),
+        ("[always] madvise never", None, False, False),
+        ("always madvise [never]", None, False, False),
+        (None, None, False, False),
+        ("always [madvise] never", "glibc.malloc.arena_max=1", False, False),
+        ("always [madvise] never", None, True, False),
+    ],
+)
+def test_where_they_help(monkeypatch, tmp_path, kernel, tunables, accelerator, helps):
+    setting = tmp_path / "enabled"
+    if kernel is not None:
+        setting.write_text(f"{kernel}\n")
+    monkeypatch.setattr(huge_pages, "_KERNEL", setting)
+    monkeypatch.setattr(huge_pages, "_has_accelerator", lambda: accelerator)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    assert bool(huge_pages.environment()) == helps
+    assert os.environ.get("GLIBC_TUNABLES") == tunables
+
+
+def test_no_plugin_of_jax_no_accelerator(monkeypatch):
+    monkeypatch.setattr(huge_pages.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(huge_pages.util, "find_spec", lambda name: None)
+    assert not huge_pages._has_accelerator()
+    monkeypatch.setattr(huge_pages.util, "find_spec", lambda name: object())
+    assert huge_pages._has_accelerator()
