@@ -24,9 +24,8 @@ def get_config() -> ConfigDict:
     # Stop at the operation that makes the first NaN; slow, and needs more memory.
     c.debug_nans = False
     c.total_epochs = 100.0  # all durations below are parts of it
-    c.total_steps = (
-        0  # 0: from total_epochs; else the run's length, and every duration scales with it
-    )
+    # 0: from total_epochs; else the run's length, and every duration scales with it.
+    c.total_steps = 0
 
     c.model = ConfigDict()
     c.model.name = "vit_small"  # vit_tiny | vit_small | vit_base | vit_large
@@ -37,18 +36,16 @@ def get_config() -> ConfigDict:
     c.model.drop_path_rate = 0.1  # student only, linear over the blocks
     c.model.num_register_tokens = 0  # 4: no high-norm artefacts in attention (arXiv:2309.16588)
     c.model.layer_scale_init = config_dict.placeholder(float)  # e.g. 1e-5; unset: no LayerScale
-    c.model.ffn = (
-        "mlp"  # mlp | swiglu: gated, as many weights (DINOv2's and DINOv3's largest models)
-    )
+    # mlp | swiglu: gated, as many weights (DINOv2's and DINOv3's largest models).
+    c.model.ffn = "mlp"
     c.model.positions = "learned"  # learned | rope: rotary, any grid without interpolation (DINOv3)
     # Of rope, in training alone; unset: none. DINOv3 rescales by up to 2.
     c.model.rope_shift = config_dict.placeholder(float)  # of both axes, in halves of the image
     c.model.rope_jitter = config_dict.placeholder(float)  # largest stretch of each axis, at least 1
     c.model.rope_rescale = config_dict.placeholder(float)  # largest factor on both axes, at least 1
     c.model.norm_eps = 1e-6  # of all LayerNorms; DINO and DINOv2 1e-6, DINOv3 1e-5
-    c.model.init_std = (
-        0.02  # official; narrow networks (width ~100) start better at 1 / sqrt(width)
-    )
+    # Official; narrow networks (width ~100) start better at 1 / sqrt(width).
+    c.model.init_std = 0.02
     # Of compute: float32 | bfloat16; parameters, norms, softmax and losses stay float32.
     c.model.dtype = "float32"
     c.model.attention = "xla"  # cudnn: flash attention, bfloat16 on an NVIDIA GPU
@@ -129,9 +126,8 @@ def get_config() -> ConfigDict:
     c.optim.clip = 3.0  # largest gradient norm; 0: none
     c.optim.clip_mode = "per_parameter"  # per_parameter (DINO) | global
     c.optim.freeze_last_layer_epochs = 1.0  # the prototypes wait; helps DINO to get going
-    c.optim.freeze_backbone_epochs = (
-        0.0  # the backbone waits, while heads get used to its init_from
-    )
+    # The backbone waits, while heads get used to its init_from.
+    c.optim.freeze_backbone_epochs = 0.0
     # Learning rate of a block over that of the next one, 1.0: all alike (DINOv2 0.9); and of the patch
     # embedding, on top of that (DINOv2 0.2).
     c.optim.layer_decay = 1.0

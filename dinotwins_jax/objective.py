@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dinotwins_jax.balance import balance
 from dinotwins_jax.losses.base import HeadSpec, Loss, Masked, Weight, named, weight_at
+from dinotwins_jax.models.barriers import in_memory
 from dinotwins_jax.state import TrainState
 
 Terms = dict[str, tuple[Weight, Loss]]
@@ -74,7 +75,7 @@ def loss_gradients(terms: Terms, state: TrainState, features, teacher, hparams, 
     heads = {}
     for name, grads in head_grads.items():
         for head, grad in grads.items():
-            grad = jax.tree.map(partial(jnp.multiply, weights[name]), grad)
+            grad = jax.tree.map(lambda g, w=weights[name]: in_memory(w * g), grad)
             heads[head] = jax.tree.map(jnp.add, heads[head], grad) if head in heads else grad
     grads = {"features": features_grad, "heads": heads}
     return value, grads, (loss_state if "" not in terms else loss_state[""], batch_stats, metrics)

@@ -11,9 +11,9 @@ from golden_files import assert_close, load
 
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.losses.byol import byol_loss
+from dinotwins_jax.losses.dino import teacher_probabilities
 from dinotwins_jax.losses.gram import gram_loss
 from dinotwins_jax.losses.ibot import (
-    centered_softmax,
     ibot_patch_loss,
     masked_cross_entropy,
     update_center,
@@ -185,7 +185,7 @@ def test_ibot_in_rows_equals_the_plain_loop_and_ignores_padding():
     padded = np.concatenate([rows, np.zeros(3, int)])
     weight = np.concatenate([1 / masks.sum(1)[rows // 9], np.zeros(3)])
     s, t = (jnp.float32(x.reshape(-1, 7)[padded]) for x in (student, teacher))
-    targets = centered_softmax(t, jnp.float32(center), 0.05)
+    targets = teacher_probabilities(t, jnp.float32(center), 0.05)
     ours = masked_cross_entropy(s, targets, jnp.float32(weight), 4, 0.1)
     assert_close(ours, expected, 1e-5)
     new = update_center(jnp.float32(center), t, jnp.float32(weight), 0.9)

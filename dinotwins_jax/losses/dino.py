@@ -54,7 +54,7 @@ def cross_view_entropy(student_logits, teacher, student_temp, axis_name=None) ->
 
 
 def teacher_probabilities(teacher_logits, center, teacher_temp) -> jax.Array:
-    """Centered and sharpened teacher distribution f32[B, 2, K], without gradient."""
+    """Centered and sharpened teacher distributions f32[…, K], without gradient."""
     logits = (teacher_logits.astype(jnp.float32) - center) / teacher_temp
     return jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1))
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dinotwins_jax.losses.base import HeadSpec, Loss, Masks
-from dinotwins_jax.losses.dino import check_centering
+from dinotwins_jax.losses.dino import check_centering, teacher_probabilities
 from dinotwins_jax.losses.sinkhorn import sinkhorn_knopp
 from dinotwins_jax.models.heads import DINOHead
 
@@ -33,7 +33,7 @@ def ibot_patch_loss(
         )
     K = center.shape[0]
     weight = masks / jnp.maximum(jnp.sum(masks, axis=1, keepdims=True), 1)
-    targets = centered_softmax(teacher_logits.reshape(-1, K), center, teacher_temp)
+    targets = teacher_probabilities(teacher_logits.reshape(-1, K), center, teacher_temp)
     return masked_cross_entropy(
         student_logits.reshape(-1, K),
         targets,
@@ -42,11 +42,6 @@ def ibot_patch_loss(
         student_temp,
         axis_name,
     )
-
-
-def centered_softmax(logits, center, temp) -> jax.Array:
-    """softmax((logits - center) / temp) f32[M, K], without gradient."""
-    return jax.lax.stop_gradient(jax.nn.softmax((logits.astype(jnp.float32) - center) / temp))
 
 
 def masked_cross_entropy(student_logits, targets, weight, crops, student_temp, axis_name=None):
@@ -120,7 +115,7 @@ def ibot(
             )
         if centering == "ema":
             center = loss_state["center"]
-            targets = centered_softmax(teacher[head], center, temp)
+            targets = teacher_probabilities(teacher[head], center, temp)
             new = update_center(center, teacher[head], masked.weight, center_momentum, axis_name)
             loss_state = {"center": new}
         else:
