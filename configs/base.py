@@ -132,6 +132,9 @@ def get_config() -> ConfigDict:
     # embedding, on top of that (DINOv2 0.2).
     c.optim.layer_decay = 1.0
     c.optim.patch_embed_lr_mult = 1.0
+    # Rate of a predictor (BYOL's) over that of the rest. It has to be ahead of what it predicts from, or
+    # features fall onto one dimension: 10 in runs of some thousand steps (arXiv:2102.06810).
+    c.optim.predictor_lr_mult = 1.0
 
     c.log = ConfigDict()
     c.log.every_steps = 50
@@ -251,7 +254,15 @@ def gram_terms(weight: float = 2.0) -> ConfigDict:
 
 def byol_terms(hidden_dim: int = 4096, out_dim: int = 256) -> ConfigDict:
     """The BYOL term."""
-    return ConfigDict({**_weights(1.0), "hidden_dim": hidden_dim, "out_dim": out_dim})
+    return ConfigDict(
+        {
+            **_weights(1.0),
+            "hidden_dim": hidden_dim,
+            "out_dim": out_dim,
+            # Batch norm behind projector and predictor too: MoCo v3's heads for ViTs.
+            "norm_output": False,
+        }
+    )
 
 
 def simclr_terms(dim: int = 2048, out_dim: int = 128) -> ConfigDict:

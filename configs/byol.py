@@ -2,7 +2,7 @@
 
     python -m dinotwins_jax.main --config=configs/byol.py:demo      # also :coco, :cifar10
 
-Two global views of Barlow Twins' crops, which are BYOL's.
+Two global views of Barlow Twins' crops, which are BYOL's, and MoCo v3's batch norm behind both heads.
 """
 
 from configs import base, presets
@@ -12,5 +12,6 @@ from dinotwins_jax.augment_presets import BARLOW_TWINS
 def get_config(preset: str = "demo"):
     config = base.get_config()
     config.loss.byol = base.byol_terms()
+    config.loss.byol.norm_output = True
     config.views.update(BARLOW_TWINS)
     return presets.apply(config, preset)

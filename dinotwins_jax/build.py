@@ -99,6 +99,7 @@ def build(
         freeze_backbone_steps=steps["freeze_backbone"],
         layer_decay=config.optim.layer_decay,
         patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
+        predictor_lr_mult=config.optim.predictor_lr_mult,
     )
     parts = {
         "backbone": backbone,

@@ -37,12 +37,18 @@ def labels(params, waiting=("last_layer", "backbone")):
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def lr_scales(params, layer_decay: float = 1.0, patch_embed_lr_mult: float = 1.0):
+def lr_scales(
+    params,
+    layer_decay: float = 1.0,
+    patch_embed_lr_mult: float = 1.0,
+    predictor_lr_mult: float = 1.0,
+):
     """Factor of the learning rate of each parameter, a float a leaf.
 
     Of the backbone, block i of `depth` has layer_decay^(depth - i), patch embedding, positions and all
     tokens layer_decay^(depth + 1), the final norm 1; the patch embedding has patch_embed_lr_mult on top.
-    Heads have 1. Weight decay scales along, as in PyTorch, where it is multiplied by the rate.
+    Heads have 1, predictors ("heads", "<head>_predictor") predictor_lr_mult. Weight decay scales along, as
+    in PyTorch, where it is multiplied by the rate.
     Source: dinov2 utils/param_groups.py, get_vit_lr_decay_rate and get_params_groups_with_decay.
     """
     depth = sum(name.startswith("blocks_") for name in params.get("backbone", {}))
@@ -50,7 +56,8 @@ def lr_scales(params, layer_decay: float = 1.0, patch_embed_lr_mult: float = 1.0
     def scale(path, _):
         names = [str(p.key) for p in path]
         if names[0] != "backbone" or names[1] == "norm":
-            return 1.0
+            predictor = names[0] == "heads" and names[1].endswith("_predictor")
+            return predictor_lr_mult if predictor else 1.0
         block = names[1].startswith("blocks_")
         layer = int(names[1].removeprefix("blocks_")) + 1 if block else 0
         own = patch_embed_lr_mult if names[1] == "patch_embed" else 1.0
@@ -182,6 +189,7 @@ def make_optimizer(
     freeze_backbone_steps: int = 0,
     layer_decay: float = 1.0,
     patch_embed_lr_mult: float = 1.0,
+    predictor_lr_mult: float = 1.0,
     **options,
 ) -> optax.GradientTransformationExtraArgs:
     """Clip, then the optimiser; the prototypes wait, and the backbone where it is asked to.
@@ -193,7 +201,7 @@ def make_optimizer(
       freeze_last_layer_steps: for so many steps the prototypes are skipped wholly: no update, no
         decay, no moments, no step count, as PyTorch skips a parameter whose grad is None.
       freeze_backbone_steps: the same for the whole backbone, so that new heads learn before they move it.
-      layer_decay, patch_embed_lr_mult: see `lr_scales`.
+      layer_decay, patch_embed_lr_mult, predictor_lr_mult: see `lr_scales`.
     Raises:
       ValueError: unknown name or clip_mode.
     """
@@ -202,7 +210,12 @@ def make_optimizer(
     clippers = {"per_parameter": clip_per_parameter, "global": optax.clip_by_global_norm}
     if clip_mode not in clippers:
         raise ValueError(f"unknown clip_mode '{clip_mode}': choose one of {', '.join(clippers)}")
-    scales = partial(lr_scales, layer_decay=layer_decay, patch_embed_lr_mult=patch_embed_lr_mult)
+    scales = partial(
+        lr_scales,
+        layer_decay=layer_decay,
+        patch_embed_lr_mult=patch_embed_lr_mult,
+        predictor_lr_mult=predictor_lr_mult,
+    )
     make = partial(OPTIMIZERS[name], scales=scales, **options)
     tx = make()
     waits = {"last_layer": freeze_last_layer_steps, "backbone": freeze_backbone_steps}

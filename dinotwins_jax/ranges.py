@@ -47,7 +47,7 @@ RANGES = {
         for k in ("lr", "final_lr", "warmup_epochs", "weight_decay", "final_weight_decay", "clip")
     },
     **{"optim.freeze_backbone_epochs": NOT_NEGATIVE, "optim.layer_decay": "(0, 1]"},
-    **{"optim.patch_embed_lr_mult": NOT_NEGATIVE},
+    **{"optim.patch_embed_lr_mult": NOT_NEGATIVE, "optim.predictor_lr_mult": POSITIVE},
     **{"optim.freeze_last_layer_epochs": NOT_NEGATIVE, "log.every_steps": POSITIVE},
     **{"checkpoint.every_epochs": POSITIVE, "checkpoint.keep": POSITIVE},
     **{

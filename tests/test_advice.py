@@ -70,6 +70,7 @@ SAYS = [
     ({"optim.freeze_last_layer_epochs": 60.0}, "optim.freeze_last_layer_epochs is 60, most of 100"),
     ({"optim.freeze_backbone_epochs": 60.0, "init_from": "x"}, "freeze_backbone_epochs is 60, most of"),
     ({"optim.freeze_backbone_epochs": 5.0}, "optim.freeze_backbone_epochs is 5 without init_from"),
+    ({"optim.predictor_lr_mult": 10.0}, "optim.predictor_lr_mult is 10, and no term of loss has"),
     ({"checkpoint.every_epochs": 200.0}, "checkpoint.every_epochs is 200 of 100"),
     ({"evals.monitor_every_epochs": 200.0}, "evals.monitor_every_epochs is 200 of 100"),
 ]  # fmt: skip
@@ -97,6 +98,11 @@ def test_what_a_method_has_no_use_for_is_said():
     config = barlow_twins.get_config("coco")
     (line,) = find(changed(config, {"teacher.warmup_temp_epochs": 30.0}))
     assert "teacher.warmup_temp_epochs is 30, and no term of loss has a teacher's" in line
+    config = byol.get_config("demo")
+    (line,) = find(changed(config, {"optim.predictor_lr_mult": 1.0, "images": IMAGES["demo"]}))
+    assert "optim.predictor_lr_mult is 1 for byol in a run of 868 steps: the predictor lags" in line
+    config = barlow_twins.get_config("coco")
+    config.teacher.warmup_temp_epochs, config.optim.predictor_lr_mult = 30.0, 10.0
     config.loss = ConfigDict({"mine": {"fn": "mine:with_a_temperature"}})
     assert find(setting(config, 9_000)) == []
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from golden_files import assert_close
 
 from dinotwins_jax.losses import make_loss
@@ -112,11 +113,14 @@ def test_a_shared_head_has_one_set_of_parameters():
     assert np.isfinite(metrics["ibot/loss"])
 
 
-def test_byol_s_predictor_sits_on_the_student_s_projector():
-    (state, _), (_, metrics) = trained({"byol": {"hidden_dim": 16, "out_dim": 8}}, steps=1)
+@pytest.mark.parametrize("norm_output", [False, True])
+def test_byol_s_predictor_sits_on_the_student_s_projector(norm_output):
+    term = {"hidden_dim": 16, "out_dim": 8, "norm_output": norm_output}
+    (state, _), (_, metrics) = trained({"byol": term}, steps=1)
     assert set(state.params["heads"]) == {"byol", "byol_predictor"}
     assert set(state.teacher_params["heads"]) == {"byol"}
-    mlp = make_loss({"byol": {"hidden_dim": 16, "out_dim": 8}}).heads["byol"].module
+    mlp = make_loss({"byol": term}).heads["byol"].module
+    assert mlp.norm_output == norm_output
 
     def run(head, params, x):
         variables = {"params": params["heads"][head], "batch_stats": state.batch_stats[head]}

@@ -123,6 +123,29 @@ def test_dino_head_with_batch_norm_equals_a_plain_reference():
     assert set(updated["batch_stats"]) == {"bn_0", "bn_1"}
 
 
+def test_a_projector_with_normed_output_is_the_plain_one_standardised_view_by_view():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5)) + jnp.arange(2.0)[:, None, None]
+    plain, normed = BarlowProjector((16, 8)), BarlowProjector((16, 8), norm_output=True)
+    variables = normed.init(jax.random.key(1), x)
+    assert jax.tree.structure(variables["params"]) == jax.tree.structure(
+        plain.init(jax.random.key(1), x)["params"]
+    )
+    z = plain.apply(variables, x, mutable=["batch_stats"])[0]
+    ours, stats = normed.apply(variables, x, mutable=["batch_stats"])
+    z = np.float64(z)
+    expected = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + 1e-5)
+    assert_close(ours, expected, 1e-5)
+    running = np.zeros(8)
+    for view in z:
+        running = 0.9 * running + 0.1 * view.mean(0)
+    assert_close(stats["batch_stats"]["bn_1"]["mean"], running, 1e-5)
+    variables = variables | stats
+    z = np.float64(plain.apply(variables, x, train=False, mutable=["batch_stats"])[0])
+    last = stats["batch_stats"]["bn_1"]
+    expected = (z - last["mean"]) / np.sqrt(last["var"] + 1e-5)
+    assert_close(normed.apply(variables, x, train=False), expected, 1e-5)
+
+
 def test_barlow_projector_equals_official():
     golden = load("barlow_projector")
     params, stats = barlow_projector_from_torch(subset(golden, "w:"))

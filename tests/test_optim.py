@@ -211,6 +211,25 @@ def test_lars_scales_its_steps_by_layer():
 
 
 @pytest.mark.parametrize("name", ["adamw", "lars"])
+def test_a_predictor_has_its_own_rate(name):
+    """The first step of each tensor, decay included, times its factor; projector and backbone have 1."""
+    params = vit_and_head()
+    params["heads"] = {
+        head: random_tree(i)["head"] for i, head in enumerate(("byol", "byol_predictor"))
+    }
+    grads, scalars = jax.tree.map(jnp.cos, params), {"lr": 0.2, "weight_decay": 0.1}
+    steps = []
+    for options in ({}, {"predictor_lr_mult": 10.0}):
+        tx = make_optimizer(name, clip=0.0, **options)
+        steps.append(tx.update(grads, tx.init(params), params, **scalars)[0])
+    plain, ours = steps
+    plain["heads"]["byol_predictor"] = jax.tree.map(
+        lambda x: 10.0 * x, plain["heads"]["byol_predictor"]
+    )
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), ours, plain)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars"])
 def test_a_frozen_backbone_is_skipped_wholly(name):
     """For two steps not a bit changes, though it decays; then its own first step. Heads move at once."""
     params = vit_and_head()

@@ -27,17 +27,21 @@ def byol_loss(predictions: jax.Array, targets: jax.Array, axis_name: str | None 
     return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
 
 
-def byol(*, hidden_dim: int = 4096, out_dim: int = 256, head: str = "byol") -> Loss:
+def byol(
+    *, hidden_dim: int = 4096, out_dim: int = 256, norm_output: bool = False, head: str = "byol"
+) -> Loss:
     """BYOL behind the contract: a projector with a teacher, and the student's predictor on it.
 
     Args:
       hidden_dim, out_dim: widths of both MLPs (Linear, batch norm, ReLU, Linear).
+      norm_output: and a batch norm without parameters behind each, as MoCo v3 has it for a ViT, which has
+        none of its own (arXiv:2104.02057).
       head: name of the projector; the predictor is "<head>_predictor".
     Differs: the hidden layer's Linear has no bias, which the batch norm behind it would take out; the
       teacher's temperature and the loss on local crops do not exist here: views are the two global crops.
     """
     predictor = f"{head}_predictor"
-    mlp = BarlowProjector((hidden_dim, out_dim))
+    mlp = BarlowProjector((hidden_dim, out_dim), norm_output)
     heads = {
         head: HeadSpec(mlp, crops="global", per_view=True),
         predictor: HeadSpec(mlp, input=head, teacher=False, per_view=True),

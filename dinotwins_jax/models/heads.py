@@ -114,14 +114,17 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9  # kept fraction; PyTorch calls 0.1 what is new
     epsilon: float = 1e-5
+    affine: bool = True  # a learned scale and bias
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = x.astype(jnp.float32)  # [N, D], or [V, N, D] of which each [N, D] is a batch by itself
         D = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (D,))
-        bias = self.param("bias", nn.initializers.zeros, (D,))
+        scale, bias = 1.0, 0.0
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (D,))
+            bias = self.param("bias", nn.initializers.zeros, (D,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (D,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (D,))
         if not train:
@@ -151,10 +154,12 @@ class BarlowProjector(nn.Module):
     __call__: x [N, D], train -> z f32[N, hidden_dims[-1]], not normalised (the cross-correlation does
     that). Statistics are those of the rows passed in one call: the official code calls it once a view.
     x [V, N, D] is V such calls in one: the same numbers, and the weights are read once.
+    norm_output: a batch norm without parameters after the last layer too (MoCo v3, arXiv:2104.02057).
     Source: Barlow Twins, arXiv:2103.03230, section 3; barlowtwins main.py, projector.
     """
 
     hidden_dims: tuple[int, ...] = (8192, 8192, 8192)
+    norm_output: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -167,6 +172,8 @@ class BarlowProjector(nn.Module):
             x = Dense(
                 width, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"dense_{layer}"
             )(x)
-            if layer < len(self.hidden_dims) - 1:
-                x = nn.relu(BatchNorm(axis_name=self.axis_name, name=f"bn_{layer}")(x, train))
+            last = layer == len(self.hidden_dims) - 1
+            if not last or self.norm_output:
+                norm = BatchNorm(affine=not last, axis_name=self.axis_name, name=f"bn_{layer}")
+                x = norm(x, train) if last else nn.relu(norm(x, train))
         return x.astype(jnp.float32)
