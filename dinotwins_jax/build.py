@@ -213,14 +213,6 @@ def _terms(config: ConfigDict, total_steps: int) -> dict[str, dict]:
     "…_epochs" as "…_steps"."""
     terms = {name: term.to_dict() for name, term in config.loss.items()}
     for name, term in terms.items():
-        weight = float(term.get("weight", 1.0))
-        final, warmup = term.pop("final_weight", None), term.pop("weight_warmup_epochs", 0.0)
-        if not 0 <= warmup <= config.total_epochs:
-            raise ValueError(
-                f"config.loss.{name}.weight_warmup_epochs is {warmup:g}: it must lie in "
-                f"[0, total_epochs {config.total_epochs:g}]"
-            )
-        warmup = round(warmup / config.total_epochs * total_steps)
         for key in [key for key in term if key.endswith("_epochs")]:
             epochs = term.pop(key)
             if not 0 <= epochs <= config.total_epochs:
@@ -230,6 +222,8 @@ def _terms(config: ConfigDict, total_steps: int) -> dict[str, dict]:
                 )
             steps = round(epochs / config.total_epochs * total_steps)
             term[key.removesuffix("epochs") + "steps"] = steps
+        weight, warmup = float(term.get("weight", 1.0)), term.pop("weight_warmup_steps", 0)
+        final = term.pop("final_weight", None)
         term["weight"] = weight
         if final is not None or warmup:
             final = weight if final is None else final

@@ -52,7 +52,8 @@ _COLLAPSE = [
     (
         "dimensional collapse: the backbone's features lie on a line",
         [("effective_rank", "<", 1.1)],
-        "lower optim.lr or lengthen optim.warmup_epochs; with Barlow Twins raise its weight",
+        "lower optim.lr or lengthen optim.warmup_epochs; with Barlow Twins raise its weight, with BYOL "
+        "optim.predictor_lr_mult",
     ),
     (
         "constant features: all images have nearly the same feature",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from golden_files import assert_close, assert_trees_close
 from ml_collections import ConfigDict
+from small_steps import step_on_crops
 
 from configs import hybrid
 from dinotwins_jax.balance import balance
@@ -19,7 +20,6 @@ from dinotwins_jax.objective import loss_gradients, project, teacher_outputs
 from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.schedules import cosine_schedule
 from dinotwins_jax.state import create_state
-from dinotwins_jax.step import make_train_step
 
 VIT = VisionTransformer(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=16)
 TERMS = {
@@ -123,16 +123,7 @@ def test_weights_follow_their_schedules_in_the_step():
     terms = TERMS | {"barlow_twins": TERMS["barlow_twins"] | {"weight": weight}}
     loss, tx = make_loss(terms), make_optimizer()
     values = {"lr": 0.0, "weight_decay": 0.0, "teacher_momentum": 0.9, "teacher_temp": 0.05}
-    step = jax.jit(
-        make_train_step(
-            backbone=VIT,
-            loss=loss,
-            views=lambda batch, key: batch,
-            tx=tx,
-            schedules={k: lambda step, v=v: jnp.float32(v) for k, v in values.items()},
-            seed=0,
-        )
-    )
+    step = jax.jit(step_on_crops(VIT, loss, tx, values))
     _, state, crops = setting()
     state = state.replace(opt_state=tx.init(state.params))
     for expected in (0.0, 0.2, 0.2, 0.1):

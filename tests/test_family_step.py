@@ -1,12 +1,11 @@
 """What the family asks of the step: hidden patches, an anchor, heads on heads, shared heads."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import assert_close
+from small_steps import step_on_crops
 
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.losses.byol import byol_loss
@@ -16,7 +15,7 @@ from dinotwins_jax.masks import draw_masks
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.state import create_state
-from dinotwins_jax.step import MASKS, make_train_step
+from dinotwins_jax.step import MASKS
 
 VIT = VisionTransformer(
     embed_dim=48, depth=2, num_heads=3, patch_size=4, image_size=16, mask_token=True,
@@ -38,17 +37,7 @@ def trained(terms, steps):
     """[(state, metrics) before any step and after each] of a training on `crops`."""
     loss, tx = make_loss(terms), make_optimizer()
     values = {"lr": 1e-2, "weight_decay": 0.0, "teacher_momentum": 0.5, "teacher_temp": TEMP}
-    schedules = {k: functools.partial(lambda v, step: jnp.float32(v), v) for k, v in values.items()}
-    step = jax.jit(
-        make_train_step(
-            backbone=VIT,
-            loss=loss,
-            views=lambda batch, key: batch,
-            tx=tx,
-            schedules=schedules,
-            seed=5,
-        )
-    )
+    step = jax.jit(step_on_crops(VIT, loss, tx, values, seed=5))
     found = [(create_state(VIT, loss, tx, jax.random.key(0)), {})]
     for number in range(steps):
         found.append(step(found[-1][0], crops(number)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import assert_close, load, relative_error, subset
+from small_steps import step_on_crops
 
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.torch_weights import (
@@ -17,7 +18,6 @@ from dinotwins_jax.models.torch_weights import (
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.state import create_state, ema_update, teacher_part
-from dinotwins_jax.step import make_train_step
 
 VIT = VisionTransformer(embed_dim=48, depth=2, num_heads=3, patch_size=4, image_size=16)
 
@@ -73,16 +73,7 @@ def trajectory(name):
         "teacher_momentum": table(golden["momentum"]),
         "teacher_temp": table(golden["teacher_temp"]),
     }
-    step = jax.jit(
-        make_train_step(
-            backbone=VIT,
-            loss=loss,
-            views=lambda batch, key: batch,
-            tx=tx,
-            schedules=schedules,
-            seed=0,
-        )
-    )
+    step = jax.jit(step_on_crops(VIT, loss, tx, schedules))
     state = create_state(VIT, loss, tx, jax.random.key(0))
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
     state = state.replace(
@@ -152,10 +143,7 @@ def small_step(golden, momentum):
     loss = make_loss({"dino": {"out_dim": 96, "hidden_dim": 64, "bottleneck_dim": 32}})
     tx = make_optimizer()
     values = {"lr": 1e-2, "weight_decay": 0.04, "teacher_momentum": momentum, "teacher_temp": 0.04}
-    schedules = {k: functools.partial(lambda v, step: jnp.float32(v), v) for k, v in values.items()}
-    step = make_train_step(
-        backbone=VIT, loss=loss, views=lambda batch, key: batch, tx=tx, schedules=schedules, seed=0
-    )
+    step = step_on_crops(VIT, loss, tx, values)
     before = create_state(VIT, loss, tx, jax.random.key(0))
     crops = {"global_crops": golden["global_0"], "local_crops": golden["local_0"]}
     after, metrics = jax.jit(step)(
