@@ -132,8 +132,8 @@ def get_config() -> ConfigDict:
     # embedding, on top of that (DINOv2 0.2).
     c.optim.layer_decay = 1.0
     c.optim.patch_embed_lr_mult = 1.0
-    # Rate of a predictor (BYOL's) over that of the rest. It has to be ahead of what it predicts from, or
-    # features fall onto one dimension: 10 in runs of some thousand steps (arXiv:2102.06810).
+    # Rate of heads named "<head>_predictor" (BYOL's) over that of the rest. A predictor has to be ahead of
+    # what it predicts from (arXiv:2102.06810), or features fall onto one dimension; 30 in a thousand steps.
     c.optim.predictor_lr_mult = 1.0
 
     c.log = ConfigDict()
@@ -259,7 +259,7 @@ def byol_terms(hidden_dim: int = 4096, out_dim: int = 256) -> ConfigDict:
             **_weights(1.0),
             "hidden_dim": hidden_dim,
             "out_dim": out_dim,
-            # Batch norm behind projector and predictor too: MoCo v3's heads for ViTs.
+            # Batch norm behind projector and predictor too, as in MoCo v3.
             "norm_output": False,
         }
     )

@@ -126,10 +126,10 @@ def _thousand_steps(c):
     _small_heads(c, prototypes=1024, width=256, bottleneck=256)
     if "dino" in c.loss:
         c.loss.dino.use_bn, c.loss.dino.center_momentum = True, 0.0
-    if "byol" in c.loss:
-        # Its only hold against collapse is a predictor ahead of what it predicts from.
-        c.optim.predictor_lr_mult, c.optim.lr = 30.0, 1e-3
-        c.teacher.momentum, c.teacher.final_momentum = 0.9, 0.97
+    if "byol" in c.loss:  # features are held apart by a predictor ahead of what it predicts from
+        c.optim.predictor_lr_mult = 30.0
+        if len(c.loss) == 1:
+            c.optim.lr, c.teacher.momentum, c.teacher.final_momentum = 1e-3, 0.9, 0.97
     if "gram" in c.loss:
         c.loss.gram.start_epochs, c.loss.gram.refresh_epochs = (
             c.total_epochs / 2,

@@ -170,20 +170,15 @@ def _optimiser(s: Setting, c) -> Iterator[str]:
             f"optim.lr is {lr:g} with lars, whose steps are a thousandth of it times the weights: "
             "hardly anything moves; 0.2"
         )
-    faster, predicts = c.optim.predictor_lr_mult, _has_predictor(c.loss)
-    if predicts and faster < 5 and s.steps < 5_000:
+    faster = c.optim.predictor_lr_mult
+    functions = [term.get("fn", name) for name, term in c.loss.items()]
+    if "byol" in functions and faster < 5 and s.steps < 5_000:
         yield (
             f"optim.predictor_lr_mult is {faster:g} for byol in a run of {s.steps:,} steps: the "
             "predictor lags behind, and features fall onto one dimension; 10 to 30"
         )
-    if not predicts and faster != 1:
+    if faster != 1 and not any(fn == "byol" or ":" in fn for fn in functions):
         yield f"optim.predictor_lr_mult is {faster:g}, and no term of loss has a predictor: no effect"
-
-
-def _has_predictor(loss) -> bool:
-    """Whether a term is BYOL's, or comes from outside and may have one."""
-    names = [term.get("fn", name) for name, term in loss.items()]
-    return any(name == "byol" or ":" in name for name in names)
 
 
 def _freezing(s: Setting, c) -> Iterator[str]:

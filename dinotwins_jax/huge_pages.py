@@ -5,29 +5,35 @@ that is 190,000 faults a step of ViT-S/16, and more misses of the address cache 
 the step takes 1.1 times as long.
 """
 
+import contextlib
 import os
 import sys
 from importlib import metadata, util
 from pathlib import Path
 
 _GLIBC = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # 2.35 and newer; older ones pass over it
+_STARTED = "DINOTWINS_HUGE_PAGES"  # so that a loader that drops the first one is asked once
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def environment() -> dict[str, str]:
     """What to start a process with so that malloc asks for large pages; {} where that changes nothing:
-    another system, an accelerator, a kernel that gives none or gives them unasked, tunables set already.
+    another system, an accelerator, a kernel that gives none or gives them unasked, tunables set already
+    (GLIBC_TUNABLES= in the environment, empty or not: the way to do without).
     """
     if "GLIBC_TUNABLES" in os.environ or _has_accelerator() or not _KERNEL.exists():
         return {}
-    return dict(_GLIBC) if "[madvise]" in _KERNEL.read_text() else {}
+    return _GLIBC | {_STARTED: "1"} if "[madvise]" in _KERNEL.read_text() else {}
 
 
 def restart_with_huge_pages() -> None:
-    """This process anew, same command, same number, before it has done anything."""
-    wanted = environment()
-    if wanted and sys.executable:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
+    """This process anew, same command, same number, before it has done anything; at most once, and not
+    where the process is a notebook's."""
+    if os.environ.pop(_STARTED, None) or "IPython" in sys.modules or not sys.executable:
+        return
+    if wanted := environment():
+        with contextlib.suppress(OSError):  # then with small pages
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
 
 
 def _has_accelerator() -> bool:

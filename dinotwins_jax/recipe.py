@@ -42,15 +42,16 @@ def open_keys(config: Mapping) -> list[str]:
 
 
 def known_keys(config: Mapping) -> list[str]:
-    """Keys of the config that this file has a rule for; those of distillation, where a term of the loss
-    is one: it has a student_temp."""
+    """Keys of the config that this file has a rule for; those of distillation where a term of the loss
+    is one (it has a student_temp), that of a predictor where a term is BYOL's."""
     distilling = [name for name, term in config["loss"].items() if "student_temp" in term]
+    predicts = "byol" in [term.get("fn", name) for name, term in config["loss"].items()]
     keys = []
     for rule in RULES:
         section, _, name = rule.partition(".")
         if section == "term":
             keys += [f"loss.{term}.{name}" for term in distilling if name in config["loss"][term]]
-        elif distilling or "temp" not in name:
+        elif (distilling or "temp" not in name) and (predicts or "predictor" not in name):
             keys.append(rule)
     return keys
 
@@ -158,6 +159,10 @@ def _freeze_backbone_epochs(facts: Facts) -> Choice:
     return _share(0.1, 12_500, "as long as the warm-up: new heads learn before they move it", facts)
 
 
+def _predictor_lr_mult(facts: Facts) -> Choice:
+    return _interpolated(30.0, 1.0, "BYOL", facts)
+
+
 # "term": of every term of the loss that distils and has the key.
 RULES = {
     "term.out_dim": _prototypes,
@@ -173,6 +178,7 @@ RULES = {
     "optim.final_weight_decay": _final_weight_decay,
     "optim.freeze_last_layer_epochs": _freeze_last_layer_epochs,
     "optim.freeze_backbone_epochs": _freeze_backbone_epochs,
+    "optim.predictor_lr_mult": _predictor_lr_mult,
 }
 
 

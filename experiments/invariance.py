@@ -56,7 +56,7 @@ TERMS = {
         "gram": {"weight": 2.0, "level": "batch", "start_steps": 1},
     },
     "two views": {
-        "byol": {"hidden_dim": 16, "out_dim": 8},
+        "byol": {"hidden_dim": 16, "out_dim": 8, "norm_output": True},
         "simclr": {"hidden_dims": (16, 8)},
         "vicreg": {"hidden_dims": (16, 16), "weight": 0.1},
     },

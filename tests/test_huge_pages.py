@@ -55,9 +55,49 @@ def test_where_they_help(monkeypatch, tmp_path, kernel, tunables, accelerator, h
     assert os.environ.get("GLIBC_TUNABLES") == tunables
 
 
-def test_no_plugin_of_jax_no_accelerator(monkeypatch):
-    monkeypatch.setattr(huge_pages.metadata, "entry_points", lambda group: [])
-    monkeypatch.setattr(huge_pages.util, "find_spec", lambda name: None)
-    assert not huge_pages._has_accelerator()
-    monkeypatch.setattr(huge_pages.util, "find_spec", lambda name: object())
-    assert huge_pages._has_accelerator()
+@pytest.mark.parametrize(("plugins", "libtpu"), [([], None), (["cuda"], None), ([], object())])
+def test_no_plugin_of_jax_no_accelerator(monkeypatch, plugins, libtpu):
+    monkeypatch.setattr(huge_pages.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(huge_pages.util, "find_spec", lambda name: libtpu)
+    assert huge_pages._has_accelerator() == bool(plugins or libtpu)
+
+
+_MAIN = """
+import os, runpy, sys
+from dinotwins_jax import huge_pages
+
+def execve(path, arguments, environment):
+    sys.exit(f"{path} {arguments[1:]} {environment['GLIBC_TUNABLES']}")
+
+huge_pages.environment = lambda: {"GLIBC_TUNABLES": "wanted"}
+os.execve = execve
+sys.orig_argv = ["python", "-m", "dinotwins_jax.main", "--config=none.py"]
+runpy.run_module("dinotwins_jax.main", run_name="__main__")
+"""
+
+
+def test_a_training_starts_anew_before_it_does_anything():
+    process = subprocess.run([sys.executable, "-c", _MAIN], capture_output=True, text=True)
+    command = "['-m', 'dinotwins_jax.main', '--config=none.py'] wanted"
+    assert process.stderr.strip() == f"{sys.executable} {command}"
+
+
+def test_not_twice_not_in_a_notebook_and_not_at_any_price(monkeypatch):
+    calls = []
+    monkeypatch.setattr(huge_pages, "environment", lambda: {"GLIBC_TUNABLES": "x"})
+    monkeypatch.setattr(os, "execve", lambda *arguments: calls.append(arguments))
+    monkeypatch.setenv("DINOTWINS_HUGE_PAGES", "1")
+    huge_pages.restart_with_huge_pages()
+    assert calls == [] and "DINOTWINS_HUGE_PAGES" not in os.environ
+    monkeypatch.setitem(sys.modules, "IPython", object())
+    huge_pages.restart_with_huge_pages()
+    assert calls == []
+    monkeypatch.delitem(sys.modules, "IPython")
+    huge_pages.restart_with_huge_pages()
+    assert len(calls) == 1
+
+    def refuse(*_):
+        raise OSError("Argument list too long")
+
+    monkeypatch.setattr(os, "execve", refuse)
+    huge_pages.restart_with_huge_pages()  # goes on, with small pages

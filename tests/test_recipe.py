@@ -7,7 +7,7 @@ from operator import attrgetter
 import pytest
 from shrunk import shrunk
 
-from configs import barlow_twins, dino, hybrid, presets
+from configs import barlow_twins, byol, dino, hybrid, presets
 from dinotwins_jax.advice import Setting, find
 from dinotwins_jax.build import build, for_evaluation
 from dinotwins_jax.recipe import Facts, half_life, known_keys, open_keys, resolve
@@ -86,6 +86,14 @@ def test_trained_weights_and_lars_have_other_rates():
     assert lars["optim.weight_decay"] == lars["optim.final_weight_decay"] == 1e-6
 
 
+def test_a_predictor_is_as_fast_as_by_hand_in_short_runs_and_as_the_rest_in_long_ones():
+    (key,) = set(known_keys(byol.get_config().to_dict())) - set(KEYS)
+    by_hand = byol.get_config("demo").optim.predictor_lr_mult
+    for steps, expected in ((500, by_hand), (1_000, by_hand), (125_000, 1.0), (11_180, 5.48)):
+        found = resolve([key], IMAGENET._replace(steps=steps))[key].value
+        assert found == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.mark.parametrize("images", [3, 60, 3_000, 10**6])
 @pytest.mark.parametrize("batch_size", [2, 256])
 @pytest.mark.parametrize("epochs", [1.0, 300.0])
@@ -104,14 +112,15 @@ def test_any_run_gets_a_config_that_builds_without_advice(images, batch_size, ep
     assert steps < 8 or left == []
 
 
-@pytest.mark.parametrize("module", [hybrid, dino, barlow_twins])
+@pytest.mark.parametrize("module", [hybrid, dino, barlow_twins, byol])
 def test_auto_leaves_the_known_keys_open_and_nothing_else(module):
     config, plain = (
         module.get_config(p).to_dict() for p in ("demo+auto+dinov2_as_written", "demo")
     )
     assert open_keys(config) == known_keys(config) and open_keys(plain) == []
     temperatures = {"teacher.temp", "teacher.warmup_temp", "teacher.warmup_temp_epochs"}
-    assert temperatures.isdisjoint(known_keys(config)) == (module is barlow_twins)
+    assert temperatures.isdisjoint(known_keys(config)) == (module in (barlow_twins, byol))
+    assert ("optim.predictor_lr_mult" in known_keys(config)) == (module is byol)
     assert config["loss"].keys() == plain["loss"].keys() and config["views"]["blur_kernel"] == 9
     with pytest.raises(ValueError, match=r"unknown preset 'auto'.*\(as in demo\+auto\)"):
         presets.apply(module.get_config(), "auto")

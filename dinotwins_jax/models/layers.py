@@ -141,8 +141,8 @@ class Dense(nn.Module):
 
     __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names. What
     `before` (an activation, a norm) makes of x goes in, perhaps narrower; the backward pass makes it again
-    instead of keeping it. bias_apart: -> ([…, O] without the bias, the bias), for a next layer whose
-    `before` adds it: the sum is never written to memory.
+    instead of keeping it. bias_apart, with use_bias: -> ([…, O] without the bias, the bias), for a next
+    layer whose `before` adds it: the sum is never written to memory.
     """
 
     features: int
@@ -153,7 +153,9 @@ class Dense(nn.Module):
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, columns: slice = slice(None)
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         enters = x if self.before is None else jax.eval_shape(self.before, x)
         kernel = self.param("kernel", self.kernel_init, (enters.shape[-1], self.features))
         kernel = kernel[:, columns].astype(self.dtype)

@@ -206,14 +206,18 @@ def _keys_of_term(factory, shipped: dict) -> dict:
 
 def methods() -> str:
     """What each file in configs/ changes."""
-    folder, plain, rows = Path(base.__file__).parent, flatten(base.get_config().to_dict()), []
+    folder, rows = Path(base.__file__).parent, []
     for path in sorted(folder.glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         if not hasattr(module, "get_config") or module is base:
             continue
         config = module.get_config("coco").to_dict()
-        terms = ", ".join(f"`{name}` × {of['weight']:g}" for name, of in config.pop("loss").items())
-        changed = [f"`{k}={v!r}`" for k, v in flatten(config).items() if plain.get(k, v) != v]
+        losses = config.pop("loss")
+        terms = ", ".join(f"`{name}` × {of.pop('weight'):g}" for name, of in losses.items())
+        usual = {name: getattr(base, f"{name}_terms")().to_dict() for name in losses}
+        plain = flatten(base.get_config().to_dict() | {"loss": usual})
+        given = flatten({"loss": losses} | config)
+        changed = [f"`{k}={v!r}`" for k, v in given.items() if plain.get(k, v) != v]
         link = f"[{path.name}](../configs/{path.name})"
         rows.append([link, terms, ", ".join(changed)])
     header = ["config", "terms and weights", "other differences to base.py"]
