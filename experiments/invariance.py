@@ -5,10 +5,10 @@
 Each row trains the same two steps (plain SGD, so that every difference of a gradient stays visible) on
 virtual CPU devices: jit over a mesh, pmap, a state split over devices (fsdp), two processes that talk
 over loopback, and batches that go through the backbone in parts. A number is the largest difference of
-any value of an array over the array's largest value, and of all arrays the largest. Left out are arrays
-whose true gradient is zero, where there is only rounding: the keys' bias, and biases before a batch
-norm. Images are cut; with --real_crops they go through the multi-crop of training, which takes longer
-to compile. Exits with 1 above LIMIT.
+any value of an array over the array's largest value, and of all arrays the largest. Left out is what is
+truly zero, where there is only rounding: the gradients of the keys' bias and of biases before a batch norm,
+and the mean that BYOL's predictor sees of standardised projections. Images are cut; with --real_crops they
+go through the multi-crop of training, which takes longer to compile. Exits with 1 above LIMIT.
 """
 
 import json
@@ -196,8 +196,8 @@ def _views(real: bool, in_loop: bool):
     return views
 
 
-# Biases of which a batch norm or the softmax takes no notice.
-_ROUNDING = re.compile(r"heads/dino/mlp_[01]/bias$|backbone/norm/bias$")
+# Biases of which a batch norm or the softmax takes no notice; means of what has none.
+_ROUNDING = re.compile(r"heads/dino/mlp_[01]/bias$|backbone/norm/bias$|byol_predictor/bn_0/mean$")
 
 
 def _arrays(tree) -> dict[str, np.ndarray]:

@@ -149,7 +149,6 @@ FAMILY = {
     "loss.gram.level": ["image", "batch", "pixel"],
     "loss.byol.hidden_dim": [16, 0],
     "loss.byol.out_dim": [16, 0],
-    "loss.byol.norm_output": [False, True],
     "loss.simclr.hidden_dims": [(16, 8), (), (0,)],
     "loss.simclr.temp": [0.1, 0.0],
     "loss.vicreg.hidden_dims": [(16, 8), ()],
