@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
     """
     if "GLIBC_TUNABLES" in os.environ or _has_accelerator() or not _KERNEL.exists():
         return {}
-    return _GLIBC | {_STARTED: "1"} if "[madvise]" in _KERNEL.read_text() else {}
+    return dict(_GLIBC) if "[madvise]" in _KERNEL.read_text() else {}
 
 
 def restart_with_huge_pages() -> None:
@@ -32,8 +32,9 @@ def restart_with_huge_pages() -> None:
     if os.environ.pop(_STARTED, None) or "IPython" in sys.modules or not sys.executable:
         return
     if wanted := environment():
+        command, wanted = [sys.executable, *sys.orig_argv[1:]], wanted | {_STARTED: "1"}
         with contextlib.suppress(OSError):  # then with small pages
-            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
+            os.execve(sys.executable, command, os.environ | wanted)
 
 
 def _has_accelerator() -> bool:

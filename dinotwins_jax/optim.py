@@ -55,9 +55,10 @@ def lr_scales(
 
     def scale(path, _):
         names = [str(p.key) for p in path]
+        if names[0] == "heads" and names[1].endswith("_predictor"):
+            return predictor_lr_mult
         if names[0] != "backbone" or names[1] == "norm":
-            predictor = names[0] == "heads" and names[1].endswith("_predictor")
-            return predictor_lr_mult if predictor else 1.0
+            return 1.0
         block = names[1].startswith("blocks_")
         layer = int(names[1].removeprefix("blocks_")) + 1 if block else 0
         own = patch_embed_lr_mult if names[1] == "patch_embed" else 1.0
