@@ -7,8 +7,8 @@ what is evaluated. The official optimiser, for ResNets: --config.optim.name=lars
 --config.optim.clip=0 --config.optim.weight_decay=1e-6 --config.optim.final_weight_decay=1e-6
 """
 
-from configs import base, presets
-from dinotwins_jax.augment_presets import BARLOW_TWINS
+from dinotwins_jax.augment.presets import BARLOW_TWINS
+from dinotwins_jax.configs import base, presets
 
 
 def get_config(preset: str = "demo"):

@@ -50,6 +50,8 @@ def get_config() -> ConfigDict:
     c.model.dtype = "float32"
     c.model.attention = "xla"  # cudnn: flash attention, bfloat16 on an NVIDIA GPU
     c.model.remat = False  # compute blocks again on the way back instead of keeping their insides
+    # JAX's own gradients instead of hand-written ones: slower, and jax.jvp works (Hessian-vector products).
+    c.model.plain_gradients = False
 
     c.data = ConfigDict()
     # scenes | coco | folder | cifar10 | array_record (prepared data) | tfds | "pkg.module:factory"

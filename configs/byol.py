@@ -5,8 +5,8 @@
 Two global views of Barlow Twins' crops, which are BYOL's, and MoCo v3's batch norm behind both heads.
 """
 
-from configs import base, presets
-from dinotwins_jax.augment_presets import BARLOW_TWINS
+from dinotwins_jax.augment.presets import BARLOW_TWINS
+from dinotwins_jax.configs import base, presets
 
 
 def get_config(preset: str = "demo"):

@@ -3,7 +3,7 @@
 python -m dinotwins_jax.main --config=configs/dino.py:demo      # also :coco, :cifar10
 """
 
-from configs import base, presets
+from dinotwins_jax.configs import base, presets
 
 
 def get_config(preset: str = "demo"):

@@ -6,14 +6,14 @@ The student's global crops are masked in all losses. One head for DINO and iBOT,
 recipe: --config.loss.ibot.shared_head=dino
 """
 
-from configs import base, presets
+from dinotwins_jax.configs import base, presets
 
 
 def get_config(preset: str = "demo"):
-    return presets.apply(recipe(base.get_config()), preset)
+    return presets.apply(add_terms(base.get_config()), preset)
 
 
-def recipe(config):
+def add_terms(config):
     """The config with DINOv2's terms and schedules."""
     config.loss.dino = base.dino_terms()
     config.loss.dino.centering = "sinkhorn_knopp"

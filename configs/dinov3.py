@@ -5,10 +5,10 @@
 Patch features keep the similarities that the teacher of an earlier time gave them.
 """
 
-from configs import base, dinov2, presets
+from dinotwins_jax.configs import base, dinov2, presets
 
 
 def get_config(preset: str = "demo"):
-    config = dinov2.recipe(base.get_config())
+    config = dinov2.add_terms(base.get_config())
     config.loss.gram = base.gram_terms()
     return presets.apply(config, preset)

@@ -10,7 +10,7 @@ end. So here its gradient at the class tokens is held at weight times DINO's in 
 weight, as papers have it: --config.match_gradients_to= --config.loss.barlow_twins.weight=0.003
 """
 
-from configs import base, presets
+from dinotwins_jax.configs import base, presets
 
 
 def get_config(preset: str = "demo"):

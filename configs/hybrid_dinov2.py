@@ -6,11 +6,11 @@ As in hybrid.py, gradients at the class tokens are held at their weight times DI
 which does not reach the class tokens, keeps its weight.
 """
 
-from configs import base, dinov2, presets
+from dinotwins_jax.configs import base, dinov2, presets
 
 
 def get_config(preset: str = "demo"):
-    config = dinov2.recipe(base.get_config())
+    config = dinov2.add_terms(base.get_config())
     config.loss.barlow_twins = base.barlow_twins_terms(weight=0.3)
     config.match_gradients_to = "dino"
     return presets.apply(config, preset)

@@ -1,15 +1,16 @@
-"""Presets of every method: where it runs, and how its views are drawn. Differences to base.py only.
+"""Presets of every method: place and size of a run, and crops of papers, as differences to base.py.
 
-After the colon comes the place, then augmentations of papers, joined with "+" and applied from left
-to right: configs/hybrid.py:coco+dinov2_as_trained. The word "auto" among them leaves what depends on the
-data set's size, batch and number of steps to dinotwins_jax/recipe.py. Keys given on the command line come
-last and win.
+After the colon comes the place, then crops of papers, joined with "+" and applied from left to right:
+configs/hybrid.py:coco+dinov2_as_trained. The word "auto" among them leaves the keys that depend on the
+number of images, the batch and the steps open for dinotwins_jax/settings/auto.py. Keys given on the
+command line are applied last.
 """
 
 from ml_collections import config_dict
 
-from dinotwins_jax.augment_presets import PRESETS as VIEWS
-from dinotwins_jax.recipe import known_keys
+from dinotwins_jax.augment.presets import PRESETS as VIEWS
+from dinotwins_jax.settings.auto import known_keys
+from dinotwins_jax.settings.keys import LOSSES, terms_of
 
 PRESETS = ("demo", "coco", "cifar10", "coco_cpu", "cifar10_cpu")
 
@@ -124,21 +125,19 @@ def _thousand_steps(c):
     c.optim.final_weight_decay = 0.04
     c.evals.n_last_blocks = 1
     _small_heads(c, prototypes=1024, width=256, bottleneck=256)
-    if "dino" in c.loss:
-        c.loss.dino.use_bn, c.loss.dino.center_momentum = True, 0.0
-    if "byol" in c.loss:  # features are held apart by a predictor ahead of what it predicts from
+    for _, dino in terms_of(c, "dino"):
+        dino.use_bn, dino.center_momentum = True, 0.0
+    for _ in terms_of(c, "byol"):  # features are held apart by a predictor ahead of its input
         c.optim.predictor_lr_mult = 30.0
         if len(c.loss) == 1:
             c.optim.lr, c.teacher.momentum, c.teacher.final_momentum = 1e-3, 0.9, 0.97
-    if "gram" in c.loss:
-        c.loss.gram.start_epochs, c.loss.gram.refresh_epochs = (
-            c.total_epochs / 2,
-            c.total_epochs / 8,
-        )
+    for _, gram in terms_of(c, "gram"):
+        gram.start_epochs, gram.refresh_epochs = c.total_epochs / 2, c.total_epochs / 8
 
 
 def _small_heads(c, prototypes: int, width: int, bottleneck: int):
-    for term in c.loss.values():
+    """Narrow heads of the package's own terms; those of a fork's losses are left alone."""
+    for _, term in terms_of(c, *LOSSES):
         if "out_dim" in term:
             term.out_dim = prototypes if "bottleneck_dim" in term else width // 2
         if "hidden_dim" in term:

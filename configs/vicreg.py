@@ -6,8 +6,8 @@ Two global views of Barlow Twins' crops, which are VICReg's. It reads no teacher
 is what is evaluated.
 """
 
-from configs import base, presets
-from dinotwins_jax.augment_presets import BARLOW_TWINS
+from dinotwins_jax.augment.presets import BARLOW_TWINS
+from dinotwins_jax.configs import base, presets
 
 
 def get_config(preset: str = "demo"):

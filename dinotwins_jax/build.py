@@ -13,45 +13,47 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dinotwins_jax import advice, recipe
-from dinotwins_jax.augment import image_keys, make_multi_crop
+from dinotwins_jax.augment.multi_crop import seeded_multi_crop
 from dinotwins_jax.data import open_source
-from dinotwins_jax.diagnosis import make_diagnosis
+from dinotwins_jax.devices.placement import Placement, make_placement
+from dinotwins_jax.durations import durations, terms_in_steps, total_steps
+from dinotwins_jax.evals import check_tasks
 from dinotwins_jax.evals.features import check_last_blocks
-from dinotwins_jax.evals.tasks import check_tasks
-from dinotwins_jax.losses import Loss, make_loss
+from dinotwins_jax.losses import WeightedSum, make_loss
 from dinotwins_jax.models import create_vit
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
-from dinotwins_jax.optim import make_optimizer
-from dinotwins_jax.parallel import Placement, make_placement
-from dinotwins_jax.ranges import check_ranges
+from dinotwins_jax.pretrained import read_backbone
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
-from dinotwins_jax.start import read_backbone
-from dinotwins_jax.state import create_state, init_backbone
-from dinotwins_jax.step import INIT, make_train_step
+from dinotwins_jax.settings import advice, auto
+from dinotwins_jax.settings.ranges import check_ranges
+from dinotwins_jax.streams import INIT, stream
+from dinotwins_jax.training.diagnosis import make_diagnosis
+from dinotwins_jax.training.optim import make_optimizer
+from dinotwins_jax.training.state import create_state, init_backbone
+from dinotwins_jax.training.step import make_train_step
 
 
 class Run(NamedTuple):
     """All parts of a run, built and checked, before anything is compiled or written."""
 
-    config: ConfigDict  # with a value for every key that the recipe has found one for
-    recipe: list[str]  # lines: which, and why; none where everything was given
-    advice: list[str]  # lines: settings that run and are no good
+    config: ConfigDict  # with a value for every key
+    recipe: list[str]  # lines: the values that `auto` chose, and why; none where all were given
+    advice: list[str]  # lines: settings that run and are known to work badly
     source: object  # of training
     probe_sources: tuple  # (train, test) of the probes
     canvas_size: int
     backbone: VisionTransformer
-    loss: Loss
+    loss: WeightedSum
     placement: Placement
     total_steps: int
     warmup_steps: int
     checkpoint_steps: int
     monitor_steps: int  # 0: never
-    train_step: object
-    diagnose: object  # (state, batch) -> where the step is not finite
-    fresh_state: object  # () -> TrainState
-    random_backbone: object  # () -> the backbone's parameters in fresh_state
-    trained_backbone: object  # () -> those of config.init_from, read and checked; None without
+    train_step: Callable  # (state, batch) -> (state, metrics)
+    diagnose: Callable  # (state, batch) -> where the step is not finite
+    fresh_state: Callable  # () -> TrainState
+    random_backbone: Callable  # () -> the backbone's parameters in fresh_state
+    trained_backbone: Callable | None  # () -> those of config.init_from, read and checked
 
 
 def build(
@@ -61,8 +63,7 @@ def build(
 
     Args:
       devices: all there are by default.
-      make_crops: what the step does with a batch, as `views` of make_train_step, instead of the
-        multi-crop of config.views.
+      make_crops: batch -> crops, instead of the multi-crop of config.views.
     """
     check_ranges(config)
     views, data = config.views.to_dict(), config.data.to_dict()
@@ -80,11 +81,10 @@ def build(
             _check_crop(name, views[name], backbone.patch_size)
     _check_evals(config, backbone)
     source, probe_sources = open_source(data, "pretrain"), _probe_sources(data)
-    total_steps = _total_steps(config, len(source))
-    config, found = _resolved(config, len(source))
-    # Every duration is stated in epochs of total_epochs, and keeps its share when total_steps is set.
-    steps = _durations(config, total_steps)
-    loss = make_loss(_terms(config, total_steps))
+    config, recipe = _resolved(config, len(source))
+    num_steps = total_steps(config, len(source))
+    steps = durations(config, num_steps)
+    loss = make_loss(_terms(config, num_steps))
     backbone = backbone.clone(mask_token=loss.masks is not None)
     if config.match_gradients_to not in ("", *config.loss):
         raise ValueError(
@@ -95,8 +95,8 @@ def build(
         config.optim.name,
         clip=config.optim.clip,
         clip_mode=config.optim.clip_mode,
-        freeze_last_layer_steps=steps["freeze_last_layer"],
-        freeze_backbone_steps=steps["freeze_backbone"],
+        freeze_last_layer_steps=steps["optim.freeze_last_layer_epochs"],
+        freeze_backbone_steps=steps["optim.freeze_backbone_epochs"],
         layer_decay=config.optim.layer_decay,
         patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
         predictor_lr_mult=config.optim.predictor_lr_mult,
@@ -104,8 +104,8 @@ def build(
     parts = {
         "backbone": backbone,
         "loss": loss,
-        "views": make_crops or _make_views(views, placement),
-        "schedules": make_schedules(config, total_steps, steps),
+        "make_crops": make_crops or _make_crops(views, placement, config.seed),
+        "schedules": make_schedules(config, num_steps, steps),
         "seed": config.seed,
         "match_gradients_to": config.match_gradients_to,
     }
@@ -116,13 +116,13 @@ def build(
         micro_batches=config.micro_batches,
         gather=placement.gather,
     )
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT)
+    key, monitored = stream(config.seed, INIT), config.evals.monitor_every_epochs > 0
     jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # shapes that do not fit
     start = partial(read_backbone, config.init_from, backbone, key) if config.init_from else None
     return Run(
         config=config,
-        recipe=found,
-        advice=advice.find(advice.Setting(config, len(source), total_steps)),
+        recipe=recipe,
+        advice=advice.find(advice.Setting(config, len(source), num_steps)),
         source=source,
         probe_sources=probe_sources,
         canvas_size=config.data.canvas_size
@@ -130,10 +130,10 @@ def build(
         backbone=backbone,
         loss=loss,
         placement=placement,
-        total_steps=total_steps,
-        warmup_steps=steps["warmup"],
-        checkpoint_steps=max(steps["checkpoint"], 1),
-        monitor_steps=max(steps["monitor"], 1) if config.evals.monitor_every_epochs else 0,
+        total_steps=num_steps,
+        warmup_steps=steps["optim.warmup_epochs"],
+        checkpoint_steps=max(steps["checkpoint.every_epochs"], 1),
+        monitor_steps=max(steps["evals.monitor_every_epochs"], 1) if monitored else 0,
         train_step=train_step,
         diagnose=make_diagnosis(**parts),
         fresh_state=lambda: create_state(backbone, loss, tx, key),
@@ -145,35 +145,30 @@ def build(
 def for_evaluation(config: ConfigDict) -> ConfigDict:
     """The config for the devices that are here, which need not be those of the training."""
     here = copy.deepcopy(config)
-    if recipe.open_keys(config.to_dict()):  # before the batch is another one
+    if auto.open_keys(config.to_dict()):  # before the batch is another one
         here, _ = _resolved(here, len(open_source(config.data.to_dict(), "pretrain")))
     here.parallel, here.micro_batches, here.batch_size = "jit", 1, jax.local_device_count()
     here.mesh.data, here.mesh.fsdp = 0, 1
     return here
 
 
-def _total_steps(config: ConfigDict, images: int) -> int:
-    steps_per_epoch = max(images // config.batch_size, 1)
-    return config.total_steps or round(config.total_epochs * steps_per_epoch)
-
-
 def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
     """The config with values for the keys that it leaves open, and the recipe as lines."""
-    keys = recipe.open_keys(config.to_dict())
+    keys = auto.open_keys(config.to_dict())
     if not keys:
         return config, []
-    facts = recipe.Facts(
+    facts = auto.Facts(
         images=images,
         batch_size=config.batch_size,
-        steps=_total_steps(config, images),
+        steps=total_steps(config, images),
         epochs=config.total_epochs,
         embed_dim=make_backbone(config).embed_dim,
         optimizer=config.optim.name,
         has_weights=bool(config.init_from),
     )
-    chosen, config = recipe.resolve(keys, facts), copy.deepcopy(config)
+    chosen, config = auto.resolve(keys, facts), copy.deepcopy(config)
     config.update_from_flattened_dict({key: choice.value for key, choice in chosen.items()})
-    return config, recipe.table(config.to_dict(), chosen, facts)
+    return config, auto.table(config.to_dict(), chosen, facts)
 
 
 def make_backbone(config: ConfigDict) -> VisionTransformer:
@@ -191,7 +186,7 @@ def make_backbone(config: ConfigDict) -> VisionTransformer:
         return create_vit(fields.pop("name"), image_size=config.views.global_size, **fields)
 
 
-def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) -> dict:
+def make_schedules(config: ConfigDict, num_steps: int, steps: dict[str, int]) -> dict:
     """lr, weight_decay, teacher_momentum and teacher_temp, each step -> f32[].
 
     Differs: the teacher's temperature warms up step by step as in DINOv2, not epoch by epoch.
@@ -199,35 +194,25 @@ def make_schedules(config: ConfigDict, total_steps: int, steps: dict[str, int]) 
     optim, teacher = config.optim, config.teacher
     peak = optim.lr * config.batch_size / 256
     return {
-        "lr": cosine_schedule(peak, optim.final_lr, total_steps, steps["warmup"]),
-        "weight_decay": cosine_schedule(optim.weight_decay, optim.final_weight_decay, total_steps),
-        "teacher_momentum": cosine_schedule(teacher.momentum, teacher.final_momentum, total_steps),
+        "lr": cosine_schedule(peak, optim.final_lr, num_steps, steps["optim.warmup_epochs"]),
+        "weight_decay": cosine_schedule(optim.weight_decay, optim.final_weight_decay, num_steps),
+        "teacher_momentum": cosine_schedule(teacher.momentum, teacher.final_momentum, num_steps),
         "teacher_temp": teacher_temp_schedule(
-            teacher.warmup_temp, teacher.temp, steps["warmup_temp"]
+            teacher.warmup_temp, teacher.temp, steps["teacher.warmup_temp_epochs"]
         ),
     }
 
 
-def _terms(config: ConfigDict, total_steps: int) -> dict[str, dict]:
-    """The terms of config.loss, with a schedule for a weight that is not one number, and arguments
-    "…_epochs" as "…_steps"."""
-    terms = {name: term.to_dict() for name, term in config.loss.items()}
-    for name, term in terms.items():
-        for key in [key for key in term if key.endswith("_epochs")]:
-            epochs = term.pop(key)
-            if not 0 <= epochs <= config.total_epochs:
-                raise ValueError(
-                    f"config.loss.{name}.{key} is {epochs:g}: it must lie in [0, total_epochs "
-                    f"{config.total_epochs:g}]"
-                )
-            steps = round(epochs / config.total_epochs * total_steps)
-            term[key.removesuffix("epochs") + "steps"] = steps
+def _terms(config: ConfigDict, num_steps: int) -> dict[str, dict]:
+    """The terms of config.loss for `make_loss`, with a schedule for a weight that moves."""
+    terms = terms_in_steps(config, num_steps)
+    for term in terms.values():
         weight, warmup = float(term.get("weight", 1.0)), term.pop("weight_warmup_steps", 0)
         final = term.pop("final_weight", None)
         term["weight"] = weight
         if final is not None or warmup:
             final = weight if final is None else final
-            term["weight"] = cosine_schedule(weight, final, total_steps, warmup)
+            term["weight"] = cosine_schedule(weight, final, num_steps, warmup)
     return terms
 
 
@@ -253,38 +238,10 @@ def _key(key: str):
         raise ValueError(f"{key}: {error}") from error
 
 
-def _durations(config: ConfigDict, total_steps: int) -> dict[str, int]:
-    epochs = {
-        "warmup": config.optim.warmup_epochs,
-        "warmup_temp": config.teacher.warmup_temp_epochs,
-        "freeze_last_layer": config.optim.freeze_last_layer_epochs,
-        "freeze_backbone": config.optim.freeze_backbone_epochs,
-        "checkpoint": config.checkpoint.every_epochs,
-        "monitor": config.evals.monitor_every_epochs,
-    }
-    parts = ("warmup", "warmup_temp", "freeze_last_layer", "freeze_backbone")
-    if max(epochs[part] for part in parts) > config.total_epochs:
-        raise ValueError(
-            f"config.total_epochs is {config.total_epochs:g}, shorter than one of its parts: optim."
-            f"warmup_epochs {epochs['warmup']:g}, teacher.warmup_temp_epochs "
-            f"{epochs['warmup_temp']:g}, optim.freeze_last_layer_epochs "
-            f"{epochs['freeze_last_layer']:g}, optim.freeze_backbone_epochs "
-            f"{epochs['freeze_backbone']:g}"
-        )
-    return {
-        name: round(value / config.total_epochs * total_steps) for name, value in epochs.items()
-    }
-
-
-def _make_views(recipe: dict, placement: Placement):
+def _make_crops(views: dict, placement: Placement, seed: int) -> Callable:
     # A loop over images that are split over devices would gather them all on each device.
     split = placement.axis_name is None and placement.num_devices > 1
-    multi_crop = make_multi_crop(**recipe, one_by_one=False if split else None)
-
-    def views(batch, key):
-        return multi_crop(batch["image"], batch["size"], image_keys(key, batch["place"]))
-
-    return views
+    return seeded_multi_crop(seed, **views, one_by_one=False if split else None)
 
 
 def _check_crop(name: str, size, patch_size: int) -> None:

@@ -9,12 +9,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from jax.experimental import multihost_utils
 
-from dinotwins_jax.fingerprint import fingerprint, paths
-from dinotwins_jax.processes import say
-from dinotwins_jax.state import TrainState
+from dinotwins_jax.damage import (
+    changed,
+    check_index,
+    check_shapes,
+    damage,
+    fingerprint,
+    first_line,
+    paths,
+)
+from dinotwins_jax.devices.processes import warn
+from dinotwins_jax.training.state import TrainState
 
 
 class CheckpointError(OSError):
@@ -64,7 +71,7 @@ class Checkpoints:
 
     def _clean_up(self) -> None:
         for unfinished in sorted(self.path.glob("*.orbax-checkpoint-tmp*")):  # Orbax removes them
-            say(
+            warn(
                 f"checkpoint {unfinished.name.split('.')[0]} in {self.path} was never finished: dropped"
             )
         # Without its metric a checkpoint is as good as before; with a broken one Orbax cannot start.
@@ -73,7 +80,7 @@ class Checkpoints:
                 json.loads(file.read_text())
             except (OSError, ValueError) as error:
                 step = file.parts[-3]
-                say(f"the metric of checkpoint {step} in {self.path} is broken ({error}): dropped")
+                warn(f"the metric of checkpoint {step} in {self.path} is broken ({error}): dropped")
                 if jax.process_index() == 0:
                     shutil.rmtree(file.parent, ignore_errors=True)
 
@@ -153,7 +160,7 @@ class Checkpoints:
           CheckpointError: there is none, or the one of this step is damaged.
         """
         for candidate in reversed(self.steps()) if step is None else [step]:
-            with _damage() as found:
+            with damage() as found:
                 metadata = self._manager.item_metadata(candidate)
                 there = metadata["state"]["teacher_params"]["backbone"]
                 part = {"teacher_params": {"backbone": there}}
@@ -164,40 +171,37 @@ class Checkpoints:
                         args=ocp.args.PyTreeRestore(part, restore_args=how, partial_restore=True),
                     )
                 data = json.loads((self.path / str(candidate) / "data" / "metadata").read_text())
-                changed = _changed(part, data["fingerprint"])
-                if changed:
-                    raise ValueError(f"{changed[0]} is not what was saved")
+                if differ := changed(part, data["fingerprint"]):
+                    raise ValueError(f"{differ[0]} is not what was saved")
                 return part["teacher_params"]["backbone"]
-            damage = f"checkpoint {candidate} in {self.path} is damaged ({found[0]})"
+            reason = f"checkpoint {candidate} in {self.path} is damaged ({found[0]})"
             if step is not None:
-                raise CheckpointError(damage)
-            say(damage)
+                raise CheckpointError(reason)
+            warn(reason)
         raise CheckpointError(f"no checkpoint in {self.path} is whole")
 
     def _restore_one(self, step: int, abstract) -> tuple[TrainState, dict]:
         """What all processes find out alike is a CheckpointError in all of them."""
         shapes = {}
-        with _damage() as found:
+        with damage() as found:
             shapes = {
                 p: tuple(x.shape) for p, x in paths(self._manager.item_metadata(step)["state"])
             }
             if not shapes:
                 raise ValueError("it has no description of its arrays")
-            _check_index(self.path / str(step) / "state")
+            check_index(self.path / str(step) / "state")
             json.loads((self.path / str(step) / "data" / "metadata").read_text())
         if not _all_processes(not found):
             raise CheckpointError(found[0] if found else "another process cannot read it")
-        _check_shapes(step, shapes, {p: tuple(leaf.shape) for p, leaf in paths(abstract)})
+        check_shapes(step, shapes, {p: tuple(leaf.shape) for p, leaf in paths(abstract)})
         items = {"state": ocp.args.StandardRestore(abstract), "data": ocp.args.JsonRestore()}
-        with _damage() as found:
+        with damage() as found:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         if found:
             self._cannot_read(step, found[0])
         state, data = restored["state"], restored["data"]
-        expected = data.pop("fingerprint")
-        changed = _changed(state, expected)
-        if changed:
-            raise CheckpointError(f"{changed[0]} is not what was saved")
+        if differ := changed(state, data.pop("fingerprint")):
+            raise CheckpointError(f"{differ[0]} is not what was saved")
         return state, data
 
     def _cannot_read(self, step: int, reason: str):
@@ -211,9 +215,9 @@ class Checkpoints:
 
     def _put_aside(self, step: int, reason: str) -> None:
         if self._read_only:
-            say(f"checkpoint {step} in {self.path} is damaged ({reason})")
+            warn(f"checkpoint {step} in {self.path} is damaged ({reason})")
             return
-        say(f"checkpoint {step} in {self.path} is damaged ({reason}): moved to {self.damaged}")
+        warn(f"checkpoint {step} in {self.path} is damaged ({reason}): moved to {self.damaged}")
         self.damaged.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):  # another process may have been quicker
             shutil.rmtree(self.damaged / str(step), ignore_errors=True)
@@ -234,7 +238,7 @@ class Checkpoints:
         whole = [int(p.name) for p in self.path.glob("*") if p.name.isdigit()]
         left = f"the one of step {max(whole)} is intact" if whole else "there is none before it"
         return CheckpointError(
-            f"a checkpoint could not be written to {self.path} ({_first_line(error)}); {left}: when there "
+            f"a checkpoint could not be written to {self.path} ({first_line(error)}); {left}: when there "
             "is room, the same command goes on"
         )
 
@@ -252,32 +256,20 @@ class Checkpoints:
         except CheckpointError as error:
             if kind is None:
                 raise
-            say(str(error))  # what stopped the run comes first
+            warn(str(error))  # what stopped the run comes first
 
 
-# Errors of the machine, not of the file: the checkpoint may be whole.
-_NOT_DAMAGE = (
-    *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE", "Permission denied"),
-    *("Input/output error", "Stale file handle", "Too many open files", "Cannot allocate memory"),
-)
-
-
-@contextlib.contextmanager
-def _damage():
-    """Collects what tells that a file is damaged; everything else is raised, and touches no file."""
-    found: list[str] = []
-    try:
-        yield found
-    except Exception as error:
-        chain, cause = [], error
-        while cause is not None:
-            chain.append(str(cause))
-            cause = cause.__cause__ or cause.__context__
-        text = "\n".join(chain)
-        machine = isinstance(error, MemoryError | PermissionError | jax.errors.JaxRuntimeError)
-        if machine or any(word in text for word in _NOT_DAMAGE):
-            raise OSError(f"a checkpoint cannot be read now: {_first_line(error)}") from error
-        found.append(_first_line(error))
+def chosen_step(checkpoints: Checkpoints, which: str) -> int | None:
+    """The step that is meant, None for the latest that is whole."""
+    if which == "latest":
+        return None
+    step = checkpoints.best() if which == "best" else int(which) if which.isdigit() else None
+    if step not in checkpoints.steps():
+        raise ValueError(
+            f"--checkpoint is '{which}': choose latest, best (of those with the metric "
+            f"config.checkpoint.best_metric) or one of the steps {checkpoints.steps()}"
+        )
+    return step
 
 
 def _last_and_best(keep: int, metric: str, mode: str):
@@ -295,40 +287,7 @@ def _last_and_best(keep: int, metric: str, mode: str):
     return managers.AnyPreservationPolicy(policies)
 
 
-def _changed(tree, expected: dict[str, int]) -> list[str]:
-    """Paths of the arrays that do not have the fingerprints with which they were saved."""
-    return [path for path, value in fingerprint(tree).items() if expected.get(path) != value]
-
-
-def _check_index(path: Path) -> None:
-    """Raises ValueError unless the index of the arrays can be read.
-
-    Orbax finds that out too, array by array, and prints a traceback for each.
-    """
-    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
-    if not tensorstore.KvStore.open(spec).result().list().result():
-        raise ValueError("the index of its arrays is empty")
-
-
-def _check_shapes(step: int, saved: dict, wanted: dict) -> None:
-    differ = [p for p in saved.keys() | wanted.keys() if saved.get(p) != wanted.get(p)]
-    if differ:
-        path = min(differ)
-        raise ValueError(
-            f"the checkpoint of step {step} is of another model or optimiser: {path} has shape "
-            f"{saved.get(path, 'none')} there and {wanted.get(path, 'none')} by this config "
-            f"({len(differ)} arrays differ)"
-        )
-
-
 def _all_processes(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
-
-
-def _first_line(error: Exception) -> str:
-    if "No space left on device" in str(error):  # at the end of a long line
-        return "No space left on device"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

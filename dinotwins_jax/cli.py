@@ -1,28 +1,75 @@
-"""What the commands share: the flag --config, and errors as one line."""
+"""What the commands share: how they start, the flag --config, errors as one line."""
 
+import contextlib
 import difflib
 import json
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dinotwins_jax.stops import Halt
+from dinotwins_jax.stopping import Halt
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file, and presets after a colon: configs/hybrid.py:coco, …:coco+dinov2_as_trained",
-    lock_config=True,
-)
-
-COMPILED = ".compiled"  # beside the workdirs: programs of all their runs
-
+COMPILED = ".compiled"  # directory beside the workdirs: the compiled programs of all their runs
 USAGE_ERROR, INTERRUPTED = 2, 130  # exit codes; a Halt (3 not finite, 75 stopped) has its own
+SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to ../configs
+
+
+def command(
+    program: str,
+    description: str,
+    define: Callable[[flags.FlagValues], None],
+    work: Callable[[flags.FlagValues], int],
+    argv: Sequence[str] | None = None,
+    *,
+    config_required: bool = True,
+) -> int:
+    """Runs a command: parses its flags, then calls work(flags).
+
+    The flags are the command's own, so that two commands can run in one process.
+
+    Args:
+      program: how it is started, for --help, such as "python -m dinotwins_jax.main".
+      description: what it does, for --help.
+      define: adds the command's flags to those given; --config is among them already.
+      argv: the arguments; None: those of this process.
+      config_required: whether --config has to be given.
+    Returns:
+      the exit code; errors are one line on stderr.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    values = flags.FlagValues()
+    try:
+        wants_help = {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(arguments)
+        arguments = [] if wants_help else _with_config_path(arguments)
+        config_flags.DEFINE_config_file(
+            "config",
+            None,
+            "a shipped config (hybrid, dino, …) or the path of one, with presets after a colon: "
+            "hybrid:coco, configs/hybrid.py:coco+auto. --config.KEY=VALUE sets a key",
+            flag_values=values,
+            sys_argv=[program, *arguments],
+        )
+        define(values)
+        if wants_help:
+            print(_help(program, description, values))
+            return 0
+        _parse(values, [program, *arguments], config_required)
+    except UsageError as error:
+        return fail(str(error))
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    with contextlib.suppress(AttributeError, ValueError):  # not a text file, as in a notebook
+        sys.stdout.reconfigure(line_buffering=True)
+    return work(values)
+
+
+class UsageError(ValueError):
+    """Arguments that a command does not understand; the message is one line."""
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:
@@ -45,37 +92,67 @@ def exit_code(work: Callable[[], object]) -> int:
     return 0
 
 
-def parse_flags(argv, config_required: bool = True):
-    """absl's parser, with one clear line where ml_collections gives a traceback."""
-    config_file = _given_config(argv)
-    if config_file and not Path(config_file.partition(":")[0]).is_file():
-        sys.exit(fail(f"no such config file: {config_file.partition(':')[0]}"))
+def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> None:
+    """Parses argv into `values`; every error is a UsageError of one line."""
+    given = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), None)
     try:
-        rest = flags.FLAGS(argv)
+        rest = values(argv)
     except flags.Error as error:
         message = str(error).strip()
         if "Traceback" in message:  # of the config file: its last line is "ValueError: …"
-            message = f"{config_file or '--config'}: {message.splitlines()[-1].partition(': ')[2]}"
-        sys.exit(fail(message))
+            message = f"{given or '--config'}: {message.splitlines()[-1].partition(': ')[2]}"
+        raise UsageError(message) from None
     except (AttributeError, KeyError) as error:
-        sys.exit(fail(_unknown_key(argv, error)))
+        raise UsageError(_unknown_key(argv, given, error)) from None
     except (ValueError, TypeError) as error:
-        sys.exit(fail(f"--config: {error}"))
-    if CONFIG.value is None and config_required:
-        sys.exit(fail("which config? e.g. --config=configs/hybrid.py"))
-    return rest
+        raise UsageError(f"--config: {error}") from None
+    if rest[1:]:
+        raise UsageError(f"unknown argument '{rest[1]}': options start with --")
+    if values["config"].value is None and config_required:
+        raise UsageError(
+            f"no config given: --config=hybrid:demo, or another of {', '.join(_shipped())}"
+        )
 
 
-def _given_config(argv) -> str | None:
-    return next((a.partition("=")[2] for a in argv if a.startswith("--config=")), None)
+def _with_config_path(arguments: list[str]) -> list[str]:
+    """The arguments with --config=PATH in front of all others, where it is given."""
+    found, rest, values = "", [], iter(arguments)
+    for argument in values:
+        name, equals, text = argument.partition("=")
+        if name in ("--config", "-config"):
+            found = text if equals else next(values, "")
+        else:
+            rest.append(argument)
+    return [f"--config={config_path(found)}", *rest] if found else rest
 
 
-def _unknown_key(argv, error: Exception) -> str:
+def config_path(text: str) -> str:
+    """The path of a config, with its presets: "hybrid:coco" -> "…/configs/hybrid.py:coco".
+
+    Raises:
+      UsageError: there is no such file and no shipped config of that name.
+    """
+    name, colon, presets = text.partition(":")
+    if Path(name).is_file():
+        return text
+    shipped = _shipped()
+    if name in shipped:
+        return f"{SHIPPED / name}.py{colon}{presets}"
+    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
+    hint = f"did you mean --config={near[0]}{colon}{presets}?" if near else "give a path, or one of"
+    names = "" if near else f" {', '.join(shipped)}"
+    raise UsageError(f"no such config file: {name}; {hint}{names}")
+
+
+def _shipped() -> list[str]:
+    """The names of the shipped configs."""
+    helpers = {"__init__", "base", "presets"}
+    return sorted({path.stem for path in SHIPPED.glob("*.py")} - helpers)
+
+
+def _unknown_key(argv: list[str], config_file: str | None, error: Exception) -> str:
     """Names the --config.… key that does not exist, and its neighbours."""
-    config_file = _given_config(argv)
-    given = [
-        a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")
-    ]
+    given = [a.removeprefix("--config.").partition("=")[0] for a in argv if "--config." in a[:9]]
     if config_file is None or not given:
         return f"--config: {error}"
     config = load_config(config_file)
@@ -95,15 +172,32 @@ def _unknown_key(argv, error: Exception) -> str:
     return f"--config: {error}"
 
 
+def _help(program: str, description: str, values: flags.FlagValues) -> str:
+    """The text of --help: what the command does, then its flags in the order of their definition."""
+    lines = [f"usage: {program} [flags]", "", description.strip(), "", "flags:"]
+    for flag in (flag for of in values.flags_by_module_dict().values() for flag in of):
+        choices = "|".join(getattr(flag.parser, "enum_values", None) or [])
+        value = "" if flag.boolean else f"={choices or flag.name.upper()}"
+        default = "" if flag.default in (None, False) else f" (default {flag.default})"
+        lines += [f"  --{flag.name}{value}", f"      {flag.help}{default}"]
+    return "\n".join([*lines, "", f"shipped configs: {', '.join(_shipped())}"])
+
+
 def config_of(workdir: Path, without: str = "") -> ConfigDict:
-    """The config of a run, WORKDIR/config.json; the end of the error says what to do without one."""
+    """The config of a run, WORKDIR/config.json.
+
+    Args:
+      without: end of the error message where there is none.
+    Raises:
+      FileNotFoundError: there is none.
+    """
     path = workdir / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no run in {workdir}: it has no config.json{without}")
     return ConfigDict(json.loads(path.read_text()))
 
 
-def load_config(config_file: str):
+def load_config(config_file: str) -> ConfigDict:
     """The config of "path.py" or "path.py:preset", as the flag reads it."""
     path, colon, preset = config_file.partition(":")
     get_config = runpy.run_path(path)["get_config"]

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD, image_keys, make_multi_crop
+from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD, seeded_multi_crop
 from dinotwins_jax.data.base import Source
 from dinotwins_jax.data.pipeline import train_batches
-from dinotwins_jax.step import AUGMENT
 
 _GAP = 4  # pixels between pictures
 
@@ -28,14 +27,13 @@ def draw_crop_sheet(
     Raises:
       ValueError: an empty source or bad views. BadImage: nothing readable.
     """
-    multi_crop = jax.jit(make_multi_crop(**views))
+    make_crops = jax.jit(seeded_multi_crop(seed, **views))
     height, width = np.broadcast_to(views["global_size"], 2)
     canvas_size = canvas_size or source.default_canvas(int(max(height, width)))
     batches = train_batches(source, batch_size=count, canvas_size=canvas_size, seed=seed)
     batch = next(batches)
     batches.close()
-    keys = image_keys(jax.random.fold_in(jax.random.key(seed), AUGMENT), batch["place"])
-    crops = multi_crop(batch["image"], batch["size"], keys)
+    crops = make_crops({name: batch[name] for name in ("image", "size", "place")})
     rows = []
     for k, (h, w) in enumerate(batch["size"]):
         picture = Image.fromarray(batch["image"][k, :h, :w])

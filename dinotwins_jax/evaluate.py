@@ -1,40 +1,19 @@
-"""Entry point: python -m dinotwins_jax.evaluate --workdir=RUN [--tasks=linear,knn,…]
+"""Scores the teacher of a run: python -m dinotwins_jax.evaluate --workdir=RUN [--tasks=linear,knn,…]
 
-Scores the teacher of a run as the run's own config says. Weights in PyTorch names are scored with
+Data and options are those of the run's own config, WORKDIR/config.json. Weights with the names of
+PyTorch code are scored with
 
-    python -m dinotwins_jax.evaluate --workdir=OUT --config=configs/dino.py:coco \\
-        --config.data.dir=/data/coco --torch_weights=dino_deitsmall16_pretrain.pth
+    python -m dinotwins_jax.evaluate --workdir=OUT --config=dino:coco --config.data.dir=/data/coco \\
+        --torch_weights=dino_deitsmall16_pretrain.pth
 """
 
+import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import COMPILED, CONFIG, config_of, exit_code, fail, parse_flags
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run, or with --torch_weights where to write")
-_TASKS = flags.DEFINE_list("tasks", None, "Default: all that the data can serve")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best or a step")
-_TORCH_WEIGHTS = flags.DEFINE_string(
-    "torch_weights",
-    None,
-    "File of a ViT with DINO's, timm's or HF's names: .safetensors, .npz, .pth",
-)
-
-
-def main(argv) -> int:
-    """Evaluates what the flags describe; returns the exit code, errors are one line on stderr."""
-    if len(argv) > 1:
-        return fail(f"unknown argument '{argv[1]}': options start with --")
-    if _WORKDIR.value is None:
-        return fail("which run? e.g. --workdir=runs/hybrid")
-    logging.set_verbosity(logging.WARNING)
-    from dinotwins_jax.compilation import remember_compilations
-
-    remember_compilations(Path(_WORKDIR.value).parent / COMPILED)
-    chosen = (CONFIG.value, _TASKS.value, _TORCH_WEIGHTS.value, _CHECKPOINT.value)
-    return exit_code(lambda: evaluate_run(Path(_WORKDIR.value), *chosen))
+from dinotwins_jax.cli import COMPILED, command, config_of, exit_code, fail
 
 
 def evaluate_run(
@@ -57,13 +36,12 @@ def evaluate_run(
       ValueError, OSError: no such run, bad config, data or weights; the message is one line.
     """
     from dinotwins_jax.build import build, for_evaluation
+    from dinotwins_jax.evals import TASKS, check_tasks
     from dinotwins_jax.evals.table import summary
-    from dinotwins_jax.evals.tasks import TASKS, check_tasks
-    from dinotwins_jax.scoring import evaluate
-    from dinotwins_jax.subject import from_checkpoint
+    from dinotwins_jax.evaluation import evaluate, from_checkpoint
 
     check_tasks(tasks or ())
-    config = config or config_of(workdir, "; --config=… says what to do without one")
+    config = config or config_of(workdir, "; to score weights of a file give --config too")
     try:
         run = build(for_evaluation(config))
     except AttributeError as error:  # a key of the config that is not there
@@ -71,11 +49,11 @@ def evaluate_run(
             f"{workdir / 'config.json'} is of another version ({error}); give the run's --config=…"
         ) from None
     if torch_weights:
-        run, subject = _from_torch(run, config, torch_weights)
+        run, weights = _from_torch(run, config, torch_weights)
     else:
-        subject = from_checkpoint(run, config, workdir, checkpoint)
+        weights = from_checkpoint(run, config, workdir, checkpoint)
     workdir.mkdir(parents=True, exist_ok=True)
-    scores = evaluate(run, config, subject, workdir, tasks or TASKS)
+    scores = evaluate(run, config, weights, workdir, tasks or TASKS)
     print(summary(scores))
     print(
         f"in {workdir}: report.html shows curves, scores and pictures; scores.json has all scores"
@@ -88,23 +66,48 @@ def _from_torch(run, config, path: str):
     import jax
 
     from dinotwins_jax.evals.features import check_last_blocks
+    from dinotwins_jax.evaluation import EvalWeights
     from dinotwins_jax.models.torch_files import load_vit
-    from dinotwins_jax.state import init_backbone
-    from dinotwins_jax.subject import Subject
+    from dinotwins_jax.training.state import init_backbone
 
     backbone, params = load_vit(path, like=run.backbone)
     backbone = backbone.clone(dtype=run.backbone.dtype)
-    if backbone.positions == "rope":  # no weight of it says a size: that of the images to come
+    if backbone.positions == "rope":  # no weight tells the size: it is that of the images to come
         backbone = backbone.clone(image_size=run.backbone.image_size)
     check_last_blocks(backbone, config.evals.n_last_blocks)
     random = init_backbone(backbone, jax.random.key(config.seed))
-    return run._replace(backbone=backbone), Subject(params, random, step=0)
+    return run._replace(backbone=backbone), EvalWeights(params, random, step=0)
 
 
-def run() -> None:
-    """Console entry."""
-    app.run(main, flags_parser=lambda argv: parse_flags(argv, config_required=False))
+def _define(values: flags.FlagValues) -> None:
+    options = {"flag_values": values}
+    flags.DEFINE_string("workdir", None, "a run, or with --torch_weights where to write", **options)
+    flags.DEFINE_list("tasks", None, "all that the data has labels and masks for", **options)
+    flags.DEFINE_string("checkpoint", "latest", "latest, best or a step", **options)
+    flags.DEFINE_string(
+        "torch_weights",
+        None,
+        "file of a ViT with the names of DINO, timm or transformers: .safetensors, .npz, .pth",
+        **options,
+    )
+
+
+def _evaluate(values: flags.FlagValues) -> int:
+    if values.workdir is None:
+        return fail("--workdir is required, such as --workdir=runs/hybrid")
+    from dinotwins_jax.devices.compilation import remember_compilations
+
+    workdir = Path(values.workdir)
+    remember_compilations(workdir.parent / COMPILED)
+    chosen = (values.config, values.tasks, values.torch_weights, values.checkpoint)
+    return exit_code(lambda: evaluate_run(workdir, *chosen))
+
+
+def run(argv=None) -> int:
+    """The command; returns the exit code, errors are one line on stderr."""
+    program = "python -m dinotwins_jax.evaluate"
+    return command(program, __doc__, _define, _evaluate, argv, config_required=False)
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

@@ -1,50 +1,68 @@
-"""Entry point: python -m dinotwins_jax.main --config=configs/hybrid.py --workdir=runs/hybrid"""
+"""Trains and evaluates a run: python -m dinotwins_jax.main --config=configs/hybrid.py --workdir=runs/hybrid
+
+A second start of the same command goes on from the last checkpoint.
+"""
 
 import os
 import sys
 import traceback
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 
 from dinotwins_jax.cli import (
     COMPILED,
-    CONFIG,
     INTERRUPTED,
     USAGE_ERROR,
+    command,
     exit_code,
     fail,
-    parse_flags,
 )
-from dinotwins_jax.huge_pages import restart_with_huge_pages
-from dinotwins_jax.timing import Phases
-
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where everything goes; default runs/<config>-<preset>"
-)
-_RESUME = flags.DEFINE_enum(
-    "resume", "auto", ["auto", "force"], "force: go on in a workdir whose config was another one"
-)
-_DRY_RUN = flags.DEFINE_boolean(
-    "dry_run",
-    False,
-    "Print recipe and memory on each device instead of training; on a CPU for any mesh",
-)
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "on", "off"], "Several processes; on: JAX finds out which"
-)
-_ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of process 0")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is", lower_bound=0)
+from dinotwins_jax.devices.huge_pages import restart_with_huge_pages
+from dinotwins_jax.logs.timing import Phases
 
 
-def main(argv) -> int:
-    """Trains the run that the flags describe; returns the exit code, errors are one line on stderr."""
-    if len(argv) > 1:
-        return fail(f"unknown argument '{argv[1]}': options start with --")
-    logging.set_verbosity(logging.WARNING)
+def default_workdir(config_file: str) -> Path:
+    """runs/hybrid-demo for configs/hybrid.py or configs/hybrid.py:demo."""
+    path, _, preset = config_file.partition(":")
+    return Path("runs") / f"{Path(path).stem}-{preset or 'demo'}"
+
+
+def _define(values: flags.FlagValues) -> None:
+    options = {"flag_values": values}
+    flags.DEFINE_string(
+        "workdir", None, "where the run is kept; runs/<config>-<preset> if not given", **options
+    )
+    flags.DEFINE_enum(
+        "resume",
+        "auto",
+        ["auto", "force"],
+        "force: continue in a workdir that holds a run of another config",
+        **options,
+    )
+    flags.DEFINE_boolean(
+        "dry_run",
+        False,
+        "print the recipe and the memory on each device, and do not train; a CPU can print it for any "
+        "mesh",
+        **options,
+    )
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "on", "off"],
+        "several processes; on: JAX detects the cluster",
+        **options,
+    )
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0", **options)
+    flags.DEFINE_integer("num_processes", None, "processes in all", lower_bound=1, **options)
+    flags.DEFINE_integer("process_id", None, "number of this process", lower_bound=0, **options)
+
+
+def _main(values: flags.FlagValues) -> int:
+    work = _dry_run if values.dry_run else _train
     try:
-        code = exit_code(_dry_run if _DRY_RUN.value else _train)
+        code = exit_code(lambda: work(values))
     except KeyboardInterrupt:
         code = fail("interrupted: the same command goes on from the last checkpoint", INTERRUPTED)
     except Exception:
@@ -54,7 +72,8 @@ def main(argv) -> int:
 
 
 def _leave(code: int) -> int:
-    """Of several processes, one with an error of its own must not wait for the others: they wait for it."""
+    """Of several processes, one with an error of its own exits at once: the others wait for it, and it
+    must not wait for them."""
     alone = code in (1, USAGE_ERROR, INTERRUPTED) and "jax" in sys.modules
     if alone and sys.modules["jax"].distributed.is_initialized():
         sys.stdout.flush()
@@ -62,27 +81,27 @@ def _leave(code: int) -> int:
     return code
 
 
-def _train() -> None:
+def _train(values: flags.FlagValues) -> None:
     phases = Phases()
     with phases("import"):
-        from dinotwins_jax.compilation import remember_compilations
-        from dinotwins_jax.processes import join
+        from dinotwins_jax.devices.compilation import remember_compilations
+        from dinotwins_jax.devices.processes import join
         from dinotwins_jax.train import train
 
-    join(_DISTRIBUTED.value, _ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
+    join(values.distributed, values.coordinator_address, values.num_processes, values.process_id)
+    workdir = Path(values.workdir or default_workdir(values["config"].config_filename))
     remember_compilations(workdir.parent / COMPILED)
-    train(CONFIG.value, workdir, resume=_RESUME.value, phases=phases)
+    train(values.config, workdir, resume=values.resume, phases=phases)
 
 
-def _dry_run() -> None:
+def _dry_run(values: flags.FlagValues) -> None:
     import jax
 
     from dinotwins_jax.build import build
+    from dinotwins_jax.devices.processes import warn
     from dinotwins_jax.memory import memory_table, step_memory
-    from dinotwins_jax.processes import say
 
-    config = CONFIG.value
+    config = values.config
     wanted = max(config.mesh.data, 1) * config.mesh.fsdp
     if wanted > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_num_cpu_devices", wanted)
@@ -90,23 +109,17 @@ def _dry_run() -> None:
     if run.trained_backbone is not None:
         run.trained_backbone()
     for line in run.advice:
-        say(line)
+        warn(line)
     for line in run.recipe:
         print(line)
     print(memory_table(step_memory(run, config.batch_size), run))
 
 
-def default_workdir(config_file: str) -> Path:
-    """runs/hybrid-demo for configs/hybrid.py or configs/hybrid.py:demo."""
-    path, _, preset = config_file.partition(":")
-    return Path("runs") / f"{Path(path).stem}-{preset or 'demo'}"
-
-
-def run() -> None:
-    """Console entry."""
-    app.run(main, flags_parser=parse_flags)
+def run(argv=None) -> int:
+    """The command; returns the exit code, errors are one line on stderr."""
+    return command("python -m dinotwins_jax.main", __doc__, _define, _main, argv)
 
 
 if __name__ == "__main__":
     restart_with_huge_pages()
-    run()
+    sys.exit(run())

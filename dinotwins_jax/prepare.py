@@ -1,11 +1,11 @@
-"""Entry point: makes training data of a source once, small and in few files.
+"""Converts the images of a source to small JPEGs in a few large files, once, for training.
 
     python -m dinotwins_jax.prepare --config=configs/hybrid.py:coco --config.data.dir=/data/coco \\
         --out=/data/coco256
 
 Then train with --config.data.source=array_record --config.data.dir=/data/coco256. A second start of
-the same command goes on where the first was stopped. --dry_run only says what would be done, and
---crop_sheet=crops.png shows what training will see.
+the same command continues where the first one stopped. --dry_run only prints what would be done, and
+--crop_sheet=crops.png draws the views that training will see.
 """
 
 import shlex
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
-from dinotwins_jax.cli import CONFIG, INTERRUPTED, exit_code, fail, parse_flags
+from dinotwins_jax.cli import INTERRUPTED, command, exit_code, fail
 from dinotwins_jax.data import make_source, open_source, shards, source_options, workers
 from dinotwins_jax.data.base import SPLITS, BadImage
 from dinotwins_jax.data.records import image_record
@@ -30,58 +30,34 @@ from dinotwins_jax.data.store import (
     union,
 )
 
-_DEFAULT = Settings()
-_OUT = flags.DEFINE_string("out", None, "Directory to write")
-_SHORT_SIDE = flags.DEFINE_integer(
-    "short_side", _DEFAULT.short_side, "Pixels that larger images are shrunk to; 0: keep all sizes"
-)
-_QUALITY = flags.DEFINE_integer("quality", _DEFAULT.quality, "Of the JPEGs, 1 to 95")
-_MASKS = flags.DEFINE_list(
-    "masks", list(_DEFAULT.masks), "Splits whose masks are stored, if the source has any"
-)
-_PER_SHARD = flags.DEFINE_integer("images_per_shard", _DEFAULT.images_per_shard, "At most")
-_WORKERS = flags.DEFINE_integer("workers", 0, "Processes; 0: one a core", lower_bound=0)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would be done, write nothing")
-_CROP_SHEET = flags.DEFINE_string("crop_sheet", None, "PNG to draw training's views of 8 images in")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier start wrote to --out")
-
 SAMPLE = 64  # images that the estimate encodes
 
 
-def main(argv) -> int:
-    """Prepares what the flags describe; returns the exit code, errors are one line on stderr."""
-    if len(argv) > 1:
-        return fail(f"unknown argument '{argv[1]}': options start with --")
-    if not (_OUT.value or _DRY_RUN.value or _CROP_SHEET.value):
-        return fail("where to? give --out=DIRECTORY, --dry_run or --crop_sheet=FILE.png")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        return exit_code(lambda: prepare(CONFIG.value))
-    except KeyboardInterrupt:
-        return fail("interrupted: the same command goes on from here", INTERRUPTED)
-
-
-def prepare(config) -> None:
-    """Dry run or the work itself, then the crop sheet; see the flags."""
+def prepare(values: flags.FlagValues) -> None:
+    """Prints the dry run or does the work, then draws the crop sheet; see the flags."""
+    config = values.config
     settings = Settings(
-        _SHORT_SIDE.value, _QUALITY.value, tuple(filter(None, _MASKS.value)), _PER_SHARD.value
+        values.short_side,
+        values.quality,
+        tuple(filter(None, values.masks)),
+        values.images_per_shard,
     )
     check_settings(settings)
-    out = Path(_OUT.value).expanduser() if _OUT.value else None
-    sheet = Path(_CROP_SHEET.value).expanduser() if _CROP_SHEET.value else None
+    out = Path(values.out).expanduser() if values.out else None
+    sheet = Path(values.crop_sheet).expanduser() if values.crop_sheet else None
     if sheet and not sheet.parent.is_dir():
         raise FileNotFoundError(f"--crop_sheet: no such directory: {sheet.parent}")
-    if _DRY_RUN.value or out:
+    if values.dry_run or out:
         store = union({split: open_source(config.data.to_dict(), split) for split in SPLITS})
         print(summary(store))
-    if _DRY_RUN.value:
-        print(forecast(store, settings, out))
+    if values.dry_run:
+        print(forecast(store, settings, out, values.workers, values.overwrite))
     elif out:
-        write(store, settings, out, config)
+        write(store, settings, out, values)
     if sheet:
         from dinotwins_jax.crop_sheet import draw_crop_sheet  # needs JAX, which nothing else does
 
-        prepared = out is not None and not _DRY_RUN.value
+        prepared = out is not None and not values.dry_run
         source = make_source("array_record", "pretrain", dir=out) if prepared else None
         source = source or open_source(config.data.to_dict(), "pretrain")
         draw_crop_sheet(
@@ -91,11 +67,12 @@ def prepare(config) -> None:
             canvas_size=config.data.canvas_size,
             seed=config.seed,
         )
-        print(f"{sheet}: an image a row, then its global and local views")
+        print(f"{sheet}: one image a row, then its global and local views")
 
 
-def write(store: Store, settings: Settings, out: Path, config) -> None:
-    """Writes `out` and says what became of it."""
+def write(store: Store, settings: Settings, out: Path, values: flags.FlagValues) -> None:
+    """Writes `out` and prints what was written and left out."""
+    config = values.config
     options = source_options(config.data.to_dict())
     description = {"name": config.data.source, "dir": str(config.data.dir), **options}
     manifest = shards.write(
@@ -104,8 +81,8 @@ def write(store: Store, settings: Settings, out: Path, config) -> None:
         settings,
         description=description,
         command=f"python -m dinotwins_jax.prepare {shlex.join(sys.argv[1:])}",
-        workers=_WORKERS.value,
-        overwrite=_OVERWRITE.value,
+        workers=values.workers,
+        overwrite=values.overwrite,
     )
     kept, skipped = manifest["verbatim"], manifest["skipped"]
     print(
@@ -119,7 +96,7 @@ def write(store: Store, settings: Settings, out: Path, config) -> None:
         print(f"  and {len(skipped) - 5} more, all in {out / 'manifest.json'}")
     masks = [split for split, part in manifest["splits"].items() if part["masks"]]
     print(f"masks: {', '.join(masks) or 'none'}")
-    config_file = flags.FLAGS["config"].config_filename
+    config_file = values["config"].config_filename
     print(
         f"to train: python -m dinotwins_jax.main --config={config_file} "
         f"--config.data.source=array_record --config.data.dir={shlex.quote(str(out))}"
@@ -138,11 +115,17 @@ def summary(store: Store) -> str:
     return "\n".join([*lines, f"in all: {len(store.names):,} images, each stored once"])
 
 
-def forecast(store: Store, settings: Settings, out: Path | None) -> str:
+def forecast(
+    store: Store,
+    settings: Settings,
+    out: Path | None,
+    num_workers: int = 0,
+    overwrite: bool = False,
+) -> str:
     """Lines: shards, how many are there already, and a size from SAMPLE images."""
     names = shard_names("images", len(store.names), settings.images_per_shard)
     done = 0
-    if out is not None and not _OVERWRITE.value:
+    if out is not None and not overwrite:
         complete = check_begun(out, identify(store, settings)) is not None
         done = len(names) if complete else sum(is_done(out / name) for name in names)
     count = min(SAMPLE, len(store.names))
@@ -164,7 +147,7 @@ def forecast(store: Store, settings: Settings, out: Path | None) -> str:
         f"shards: {len(names)}, {done} of them done",
         f"of a sample of {count}: {verbatim} kept as they are, {len(bad)} unreadable",
         f"size: about {_size(total)} of {_size(before)}, masks not counted",
-        f"processes: {min(_WORKERS.value or workers.num_cores(), len(names))}, a shard at a time each",
+        f"processes: {min(num_workers or workers.num_cores(), len(names))}, a shard at a time each",
     ]
     return "\n".join([*lines, *bad])
 
@@ -177,10 +160,41 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def run() -> None:
-    """Console entry."""
-    app.run(main, flags_parser=parse_flags)
+def _define(values: flags.FlagValues) -> None:
+    default, options = Settings(), {"flag_values": values}
+    flags.DEFINE_string("out", None, "directory to write", **options)
+    flags.DEFINE_integer(
+        "short_side",
+        default.short_side,
+        "pixels that larger images are shrunk to; 0: keep all sizes",
+        **options,
+    )
+    flags.DEFINE_integer("quality", default.quality, "of the JPEGs, 1 to 95", **options)
+    flags.DEFINE_list(
+        "masks", list(default.masks), "splits whose masks are stored, if there are any", **options
+    )
+    flags.DEFINE_integer(
+        "images_per_shard", default.images_per_shard, "largest number in one file", **options
+    )
+    flags.DEFINE_integer("workers", 0, "processes; 0: one a core", lower_bound=0, **options)
+    flags.DEFINE_bool("dry_run", False, "print what would be done, write nothing", **options)
+    flags.DEFINE_string("crop_sheet", None, "PNG file for training's views of 8 images", **options)
+    flags.DEFINE_bool("overwrite", False, "remove what an earlier start wrote to --out", **options)
+
+
+def _prepare(values: flags.FlagValues) -> int:
+    if not (values.out or values.dry_run or values.crop_sheet):
+        return fail("nothing to do: give --out=DIRECTORY, --dry_run or --crop_sheet=FILE.png")
+    try:
+        return exit_code(lambda: prepare(values))
+    except KeyboardInterrupt:
+        return fail("interrupted: the same command goes on from here", INTERRUPTED)
+
+
+def run(argv=None) -> int:
+    """The command; returns the exit code, errors are one line on stderr."""
+    return command("python -m dinotwins_jax.prepare", __doc__, _define, _prepare, argv)
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

@@ -12,21 +12,20 @@ from ml_collections import ConfigDict
 from dinotwins_jax.build import Run, build
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
+from dinotwins_jax.devices.processes import only_first_writes, warn
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.table import figures, summary
+from dinotwins_jax.evaluation import EvalWeights, eval_view, evaluate, pictures
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.guard import check_finite, check_row, debugging_nans
-from dinotwins_jax.metrics import CollapseWatch, Interval
-from dinotwins_jax.processes import only_first_writes, say
-from dinotwins_jax.progress import Progress
-from dinotwins_jax.scoring import evaluate, pictures
-from dinotwins_jax.start import start_from
-from dinotwins_jax.state import TrainState
-from dinotwins_jax.stops import Stopped, StopSignals
-from dinotwins_jax.subject import Subject, eval_view
-from dinotwins_jax.timing import Phases
+from dinotwins_jax.logs.metrics import CollapseWatch, Interval
+from dinotwins_jax.logs.progress import Progress
+from dinotwins_jax.logs.timing import Phases
+from dinotwins_jax.logs.writers import Log, check_writers
+from dinotwins_jax.nonfinite import check_finite, check_row, debugging_nans
+from dinotwins_jax.pretrained import start_from
+from dinotwins_jax.stopping import Stopped, StopSignals
+from dinotwins_jax.training.state import TrainState
 from dinotwins_jax.workdir import claim_workdir, has_checkpoints
-from dinotwins_jax.writers import Log, check_writers
 
 
 def train(
@@ -66,7 +65,7 @@ def train(
         backbone = run.trained_backbone() if fresh else None
     claim_workdir(workdir, config.to_dict(), force)
     for line in run.advice:
-        say(line)
+        warn(line)
     trackers = config.log.writers if jax.process_index() == 0 else ()
     with (
         only_first_writes(workdir) as out,
@@ -78,8 +77,8 @@ def train(
         state = fit(run, config, workdir, log, monitor, force, phases, backbone)
         with phases("evaluation"):
             teacher = run.placement.whole(state.teacher_params["backbone"])
-            subject = Subject(teacher, run.random_backbone(), int(state.step))
-            scores = evaluate(run, config, subject, out, config.evals.tasks, cache)
+            weights = EvalWeights(teacher, run.random_backbone(), int(state.step))
+            scores = evaluate(run, config, weights, out, config.evals.tasks, cache)
         log.results(int(state.step), figures(scores), pictures(out))
         if scores:
             print(summary(scores))
@@ -165,7 +164,7 @@ def _loop(
     log.start(from_step=first)
     bad_images, watch = BadImageLog(run.source), CollapseWatch(run.warmup_steps)
     progress, interval = Progress(run.total_steps, first), Interval()
-    told = False  # about a metric that is not there
+    checked = False  # whether the log has the metric of the best checkpoint
     running = deque(maxlen=2)  # (step, its batch on the host, its metrics on the device)
     with StopSignals(jax.process_count()) as stop, progress, phases("steps"):
         while step < run.total_steps:
@@ -195,12 +194,12 @@ def _loop(
             interval.add(metrics, config.batch_size, waited)
             progress.advance(step)
             last, signal = step == run.total_steps, stop.requested(step)
-            due = last or step % run.checkpoint_steps == 0
-            looks = monitor is not None and (due or step % run.monitor_steps == 0)
+            saves = last or step % run.checkpoint_steps == 0
+            monitors = monitor is not None and (saves or step % run.monitor_steps == 0)
             means = {}
-            if due or looks or step % config.log.every_steps == 0:
+            if saves or monitors or step % config.log.every_steps == 0:
                 means = interval.fetch()
-                if looks:
+                if monitors:
                     with phases.within("steps", "monitor"):
                         teacher = run.placement.whole(state.teacher_params["backbone"])
                         means |= monitor(teacher)
@@ -209,19 +208,19 @@ def _loop(
                 progress.show(step, means)
                 if config.log.collapse_warnings:
                     for warning in watch.check(step, means):
-                        progress.say(f"WARNING {warning}")
-            if due or signal:
+                        progress.print(f"WARNING {warning}")
+            if saves or signal:
                 check_row(run, workdir, state, running[-1], checkpoints)
-            if due:
+            if saves:
                 with phases.within("steps", "checkpoints"):
                     check_finite(state, step, workdir, checkpoints)
                     checkpoints.save(state, batches.get_state(), means)
-                if not told and _lacks_best_metric(config, means, monitor):
-                    progress.say(
+                if not checked and _lacks_best_metric(config, means, monitor):
+                    progress.print(
                         f"WARNING no best checkpoint is kept: checkpoint.best_metric "
                         f"'{config.checkpoint.best_metric}' is not among the metrics: {', '.join(means)}"
                     )
-                told = True
+                checked = True
             if signal:
                 _stop(run, workdir, state, batches, checkpoints, signal)
     return state

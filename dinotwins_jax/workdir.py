@@ -5,13 +5,15 @@ from pathlib import Path
 
 import jax
 
+from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.processes import say
+from dinotwins_jax.settings.keys import flatten
 
 # Keys that may differ between two starts of one run: they change no weight, but for rounding.
 _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
+    "model.plain_gradients",
 )
 _ABSENT = object()
 
@@ -34,7 +36,7 @@ def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
                 f"--resume=force; differs in {differ}"
             )
         if differ:
-            say(f"{workdir} goes on with another config: {differ}")
+            warn(f"{workdir} goes on with another config: {differ}")
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -54,14 +56,3 @@ def _differences(theirs: dict, ours: dict) -> str:
         if (theirs.get(key, _ABSENT) != ours.get(key, _ABSENT)) and not key.startswith(_FREE)
     ]
     return ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """{"a.b": value} of {"a": {"b": value}}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

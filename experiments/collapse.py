@@ -19,9 +19,9 @@ from configs import dino
 from dinotwins_jax.build import build
 from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
+from dinotwins_jax.logs.writers import Log
 from dinotwins_jax.train import fit
 from dinotwins_jax.workdir import claim_workdir
-from dinotwins_jax.writers import Log
 
 # What a run has: centering, a running mean of the teacher's logits that is taken from them; sharpening, a
 # teacher temperature below the student's.

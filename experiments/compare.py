@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from dinotwins_jax.build import build
 from dinotwins_jax.cli import COMPILED, exit_code, fail
-from dinotwins_jax.compilation import remember_compilations
+from dinotwins_jax.devices.compilation import remember_compilations
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.train import train
 from experiments.comparison.outcome import (

@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 from dinotwins_jax.build import build, for_evaluation
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.cli import exit_code
+from dinotwins_jax.damage import paths
 from dinotwins_jax.evals.table import markdown
-from dinotwins_jax.fingerprint import paths
 
 DEMO = (
     "--config.checkpoint.every_epochs=0.25",

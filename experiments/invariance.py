@@ -28,18 +28,18 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 
-from dinotwins_jax.augment import image_keys, make_multi_crop
+from dinotwins_jax.augment.multi_crop import seeded_multi_crop
+from dinotwins_jax.damage import paths
+from dinotwins_jax.devices.placement import make_placement
+from dinotwins_jax.devices.processes import join
 from dinotwins_jax.evals.table import markdown
-from dinotwins_jax.fingerprint import paths
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.parallel import make_placement
-from dinotwins_jax.processes import join
-from dinotwins_jax.state import create_state
-from dinotwins_jax.step import make_train_step
+from dinotwins_jax.training.state import create_state
+from dinotwins_jax.training.step import make_train_step
 
 LIMIT = 2e-4
-BATCH, STEPS, DEVICES = 16, 2, 8
+BATCH, STEPS, DEVICES, SEED = 16, 2, 8, 3
 VIT = VisionTransformer(
     embed_dim=48, depth=2, num_heads=3, patch_size=4, image_size=16, drop_path_rate=0.2
 )
@@ -139,10 +139,10 @@ def run_case(case: Case, real_crops: bool = True) -> dict[str, dict[str, np.ndar
     step = make_train_step(
         backbone=backbone,
         loss=loss,
-        views=_views(real_crops, in_loop=case.mode == "pmap" or case.devices == 1),
+        make_crops=_make_crops(real_crops, in_loop=case.mode == "pmap" or case.devices == 1),
         tx=tx,
         schedules={k: lambda step, v=v: jnp.float32(v) for k, v in CONSTANTS.items()},
-        seed=3,
+        seed=SEED,
         axis_name=placement.axis_name,
         micro_batches=case.micro_batches,
         gather=placement.gather,
@@ -180,20 +180,17 @@ def sgd() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda p: jax.tree.map(jnp.zeros_like, p), update)
 
 
-def _views(real: bool, in_loop: bool):
-    multi_crop = make_multi_crop(global_size=16, local_size=8, num_local=1, one_by_one=in_loop)
+def _make_crops(real: bool, in_loop: bool):
 
     def cuts(image):
         image = image / 255.0 - 0.5
         views = jnp.stack([image[:, :16, :16], image[:, 8:, 8:, ::-1]], axis=1)
         return {"global_crops": views, "local_crops": image[:, None, 4:12, 4:12]}
 
-    def views(batch, key):
-        if not real:
-            return cuts(batch["image"])
-        return multi_crop(batch["image"], batch["size"], image_keys(key, batch["place"]))
-
-    return views
+    if not real:
+        return lambda batch: cuts(batch["image"])
+    sizes = {"global_size": 16, "local_size": 8, "num_local": 1}
+    return seeded_multi_crop(SEED, **sizes, one_by_one=in_loop)
 
 
 # Biases of which a batch norm or the softmax takes no notice; means of what has none.

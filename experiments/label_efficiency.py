@@ -81,7 +81,7 @@ def _features(workdir: Path):
     """The run's cached features, and the options that the probes need."""
     from dinotwins_jax.build import build
     from dinotwins_jax.evals.features import source_checksum
-    from dinotwins_jax.subject import Features, from_checkpoint
+    from dinotwins_jax.evaluation import from_checkpoint, frozen_features
 
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     try:
@@ -92,8 +92,8 @@ def _features(workdir: Path):
             "give its config.json the missing key"
         ) from None
     data = [source_checksum(source, config.data.to_dict()) for source in run.probe_sources]
-    subject = from_checkpoint(run, config, workdir)
-    features = Features(run, config, subject, workdir.parent / "features", data)
+    weights = from_checkpoint(run, config, workdir)
+    features = frozen_features(run, config, weights, workdir.parent / "features", data)
     options = ConfigDict(
         {
             "num_classes": len(run.probe_sources[0].class_names),

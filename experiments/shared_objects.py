@@ -6,13 +6,14 @@
 Looks at the images with masks of the split "train". Crops of a paper: configs/hybrid.py:coco+barlow_twins
 """
 
+import sys
 import time
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
-from dinotwins_jax.augment_recipe import make_recipes
-from dinotwins_jax.cli import fail, parse_flags
+from dinotwins_jax.augment.views import make_view_specs
+from dinotwins_jax.cli import command, exit_code
 from dinotwins_jax.data import open_source
 from dinotwins_jax.evals.shared_objects import (
     MIN_FILL,
@@ -23,50 +24,44 @@ from dinotwins_jax.evals.shared_objects import (
 
 OVERLAPS = (0.25, 0.5, 0.75, 1.0)
 
-_IMAGES = flags.DEFINE_integer("images", 200, "Images to look at, chosen by config.seed", 1)
-_DRAWS = flags.DEFINE_integer("draws", 20, "Times that the views of each image are drawn", 1)
-_MIN_VISIBLE = flags.DEFINE_float(
-    "min_visible", MIN_VISIBLE, "An object is in a view with this part of its area, …"
-)
-_MIN_FILL = flags.DEFINE_float("min_fill", MIN_FILL, "… or when it fills this part of the view")
+
+def _define(values: flags.FlagValues) -> None:
+    options = {"flag_values": values}
+    flags.DEFINE_integer("images", 200, "images, drawn by config.seed", 1, **options)
+    flags.DEFINE_integer("draws", 20, "draws of the views of each image", 1, **options)
+    flags.DEFINE_float(
+        "min_visible",
+        MIN_VISIBLE,
+        "an object is in a view with this part of its area, …",
+        **options,
+    )
+    flags.DEFINE_float("min_fill", MIN_FILL, "… or if it fills this part of the view", **options)
 
 
-def main(argv) -> int:
-    """Prints the table; returns the exit code, errors are one line on stderr."""
-    if len(argv) > 1:
-        return fail(f"unknown argument '{argv[1]}': options start with --")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        measure(flags.FLAGS.config)
-    except (ValueError, OSError) as error:
-        return fail(str(error))
-    return 0
-
-
-def measure(config) -> None:
+def measure(values: flags.FlagValues) -> None:
     """Raises ValueError for a source without masks, and what the source and the recipe raise."""
-    started = time.perf_counter()
+    started, config = time.perf_counter(), values.config
     views, source = config.views.to_dict(), open_source(config.data.to_dict(), "train")
     if not hasattr(source, "masks"):
         raise ValueError(
             f"config.data.source '{config.data.source}' has no masks of split 'train': scenes and "
             "coco do, and data prepared with --masks=train,test"
         )
-    recipes = {"as configured": make_recipes(**views)}
+    recipes = {"as configured": make_view_specs(**views)}
     if views["num_local"]:
         for overlap in OVERLAPS:
             name = f"local_overlap={overlap:g}"
-            recipes[name] = make_recipes(**views | {"local_overlap": overlap})
+            recipes[name] = make_view_specs(**views | {"local_overlap": overlap})
     rng = np.random.default_rng(config.seed)
-    indices = rng.choice(len(source), min(_IMAGES.value, len(source)), replace=False)
+    indices = rng.choice(len(source), min(values.images, len(source)), replace=False)
     rates = shared_object_rates(
         source.masks,
         indices.tolist(),
         recipes,
-        draws=_DRAWS.value,
+        draws=values.draws,
         seed=config.seed,
-        min_visible=_MIN_VISIBLE.value,
-        min_fill=_MIN_FILL.value,
+        min_visible=values.min_visible,
+        min_fill=values.min_fill,
     )
     images = len(rates["as configured"].get("globals", ()))
     if not images:
@@ -74,9 +69,17 @@ def measure(config) -> None:
     print(rate_table(rates))
     print(
         f"\nPercent, mean and standard error of {images} images with objects out of {len(indices)}, "
-        f"each drawn {_DRAWS.value} times; {time.perf_counter() - started:.0f} s."
+        f"each drawn {values.draws} times; {time.perf_counter() - started:.0f} s."
+    )
+
+
+def run(argv=None) -> int:
+    """The command; returns the exit code, errors are one line on stderr."""
+    program = "python -m experiments.shared_objects"
+    return command(
+        program, __doc__, _define, lambda values: exit_code(lambda: measure(values)), argv
     )
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(run())

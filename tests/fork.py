@@ -17,7 +17,16 @@ def alignment(*, scale: float = 1.0, nan_from_step: int = -1) -> Loss:
     return Loss({}, lambda: {"calls": jnp.zeros((), jnp.int32)}, apply)
 
 
-def patchwise() -> Loss:
+def late(*, start_steps: int = 0) -> Loss:
+    """Nothing; keeps when it would start."""
+
+    def apply(loss_state, student, teacher, hparams):
+        return 0.0 * jnp.sum(student["cls"]), loss_state, {}
+
+    return Loss({}, lambda: {"start_steps": jnp.int32(start_steps)}, apply)
+
+
+def patchwise(*, patches: tuple[str, ...] = ("student", "teacher")) -> Loss:
     """Every patch of the student's first view against the teacher's, within the batch: no images apart."""
 
     def apply(loss_state, student, teacher, hparams):
@@ -26,7 +35,7 @@ def patchwise() -> Loss:
         loss = jnp.mean((ours - theirs) ** 2) + jnp.mean(mean**2)
         return loss, loss_state, {}
 
-    return Loss({}, dict, apply)
+    return Loss({}, dict, apply, patches=patches)
 
 
 def infinite_gradient() -> Loss:

@@ -98,3 +98,12 @@ def truncated_gaussian_blur(planes, radius, taps):
         for j in range(taps):
             result += kernel[i] * kernel[j] * padded[:, i : i + height, j : j + width]
     return result
+
+
+def weighted_sum(loss, loss_state, student, teacher, hparams):
+    """(sum of weight x loss, {term: unweighted loss}, {term: its metrics}) of a losses.WeightedSum."""
+    total, values, metrics = 0.0, {}, {}
+    for name, (weight, term) in loss.terms.items():
+        values[name], _, metrics[name] = term.apply(loss_state[name], student, teacher, hparams)
+        total = total + weight * values[name]
+    return total, values, metrics

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from dinotwins_jax.step import make_train_step
+from dinotwins_jax.training.step import make_train_step
 
 
 def step_on_crops(backbone, loss, tx, schedules, seed=0):
@@ -14,7 +14,7 @@ def step_on_crops(backbone, loss, tx, schedules, seed=0):
     return make_train_step(
         backbone=backbone,
         loss=loss,
-        views=lambda batch, key: batch,
+        make_crops=lambda batch: batch,
         tx=tx,
         schedules=schedules,
         seed=seed,

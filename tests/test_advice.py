@@ -14,8 +14,8 @@ from configs import (
     simclr,
     vicreg,
 )
-from dinotwins_jax.advice import Setting, find
 from dinotwins_jax.build import build
+from dinotwins_jax.settings.advice import Setting, find
 
 IMAGES = {
     "demo": 8_000,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from dinotwins_jax import augment, augment_draws
-from dinotwins_jax import augment_ops as ops
+from dinotwins_jax.augment import draws as augment_draws
+from dinotwins_jax.augment import multi_crop as augment
+from dinotwins_jax.augment import ops
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "views.npz")
 IMAGE = GOLDEN["image"].astype(np.float32) / 255
@@ -27,7 +28,7 @@ PLAIN = {
     "std": (1.0, 1.0, 1.0),
 }
 TINY = {"global_size": 8, "local_size": 4, "num_local": 2}
-RECIPE = augment_draws.ViewRecipe(
+SPEC = augment_draws.ViewSpec(
     out=(8, 8),
     scale=(0.4, 1.0),
     ratio=(3 / 4, 4 / 3),
@@ -62,9 +63,9 @@ def random_images(count, side, seed=0):
     return jnp.asarray(pixels)
 
 
-def draw_many(count, size=(48, 64), recipe=RECIPE):
+def draw_many(count, size=(48, 64), spec=SPEC):
     def draw(key):
-        return augment_draws.draw_view(key, size, 0.5, 0.2, recipe=recipe)
+        return augment_draws.draw_view(key, size, 0.5, 0.2, spec=spec)
 
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(keys_of(count)))
 
@@ -226,16 +227,16 @@ def pillow_view(pixels, draw, out):
 
 
 def test_composition_equals_pillow():
-    recipe = RECIPE._replace(out=(24, 20))
+    spec = SPEC._replace(out=(24, 20))
     smooth = Image.fromarray(GOLDEN["image"]).filter(ImageFilter.GaussianBlur(2))
     pixels = np.asarray(smooth)
     rows = jnp.asarray(pixels.transpose(0, 2, 1), jnp.float32) / 255
-    draws = draw_many(48, recipe=recipe)
-    render = jax.jit(jax.vmap(lambda draw: augment.render_view(rows, draw, recipe=recipe)))
+    draws = draw_many(48, spec=spec)
+    render = jax.jit(jax.vmap(lambda draw: augment.render_view(rows, draw, spec=spec)))
     planes = np.asarray(render(draws))
     for number in range(48):
         draw = jax.tree.map(lambda leaf, n=number: leaf[n], draws)
-        error = levels(planes[number], pillow_view(pixels, draw, recipe.out))
+        error = levels(planes[number], pillow_view(pixels, draw, spec.out))
         # A dozen 8-bit roundings; about its threshold solarize turns one into up to 255 levels.
         assert np.median(error) < 2.5 and np.quantile(error, 0.97) < 8, (number, draw)
 

@@ -16,10 +16,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import barlow_twins, base, hybrid
-from dinotwins_jax import augment_draws
-from dinotwins_jax.augment import make_multi_crop
-from dinotwins_jax.augment_presets import PRESETS
-from dinotwins_jax.augment_recipe import make_recipes
+from dinotwins_jax.augment import draws as augment_draws
+from dinotwins_jax.augment.multi_crop import make_multi_crop
+from dinotwins_jax.augment.presets import PRESETS
+from dinotwins_jax.augment.views import make_view_specs
 
 DRAWS = 20_000
 ERRORS = 5.0  # standard errors, about 1 in 2 million for one comparison
@@ -48,10 +48,8 @@ VIEWS = [
 
 def draw_images(count, recipes, size=SIZE, seed=0):
     """(globals, locals): ViewDraw of arrays [count, views, ...]."""
-    global_recipe, local_recipe = recipes
-    draw = partial(
-        augment_draws.draw_image_views, global_recipe=global_recipe, local_recipe=local_recipe
-    )
+    global_spec, local_spec = recipes
+    draw = partial(augment_draws.draw_image_views, global_spec=global_spec, local_spec=local_spec)
     keys = jax.random.split(jax.random.key(seed), count)
     sizes = jnp.broadcast_to(jnp.array(size, jnp.int32), (count, 2))
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(keys, sizes))
@@ -65,7 +63,7 @@ def drawn():
     def of(preset):
         if preset not in memory:
             few = {"num_local": min(PRESETS[preset]["num_local"], LOCALS)}
-            memory[preset] = draw_images(DRAWS, make_recipes(**PRESETS[preset] | few))
+            memory[preset] = draw_images(DRAWS, make_view_specs(**PRESETS[preset] | few))
         return memory[preset]
 
     return of
@@ -175,7 +173,7 @@ def test_boxes_are_torchvisions(drawn, preset, view):
 
 def test_boxes_are_uniform_where_every_draw_fits():
     """Square picture, small boxes: area, log ratio and place are uniform up to whole pixels."""
-    _, recipe = make_recipes(local_scale=(0.1, 0.5), num_local=1)
+    _, recipe = make_view_specs(local_scale=(0.1, 0.5), num_local=1)
     _, draws = draw_images(DRAWS, (recipe, recipe), size=(2000, 2000))
     top, left, height, width = (side[:, 0].astype(float) for side in draws.box)
     assert min(top.min(), left.min()) >= 0
@@ -188,7 +186,7 @@ def test_boxes_are_uniform_where_every_draw_fits():
 
 def test_every_place_is_equally_likely_to_the_pixel():
     """3 x 3 boxes in 5 x 7 pixels have 3 x 5 places."""
-    recipe, _ = make_recipes(global_scale=(0.25, 0.25), ratio=(1.0, 1.0))
+    recipe, _ = make_view_specs(global_scale=(0.25, 0.25), ratio=(1.0, 1.0))
     draws, _ = draw_images(DRAWS, (recipe, recipe), size=(5, 7))
     assert (draws.box[2] == 3).all() and (draws.box[3] == 3).all()
     places, counts = np.unique(np.stack(draws.box[:2]).reshape(2, -1), axis=1, return_counts=True)
@@ -206,13 +204,13 @@ def test_box_falls_back_to_the_central_crop():
 
 def test_view_is_drawn_from_its_key_alone():
     """View v of an image: fold_in(key, v), whatever else is drawn."""
-    recipes = make_recipes(num_local=3)
+    recipes = make_view_specs(num_local=3)
     groups = draw_images(5, recipes)
     key = jax.random.split(jax.random.key(0), 5)[4]
     for view in range(5):
         recipe, number = (recipes[0], view) if view < 2 else (recipes[1], view - 2)
         probabilities = (recipe.blur_probs[number], recipe.solarize_probs[number])
-        draw = jax.jit(partial(augment_draws.draw_view, recipe=recipe))
+        draw = jax.jit(partial(augment_draws.draw_view, spec=recipe))
         alone = draw(jax.random.fold_in(key, view), jnp.array(SIZE), *probabilities)
         together = jax.tree.map(lambda leaf, n=number: leaf[4, n], groups[view >= 2])
         for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
@@ -243,7 +241,7 @@ EXTREME = {"global_scale": (0.05, 0.3), "local_scale": (0.05, 0.6), "ratio": (1 
 def test_local_boxes_keep_their_overlap(overlap, size, recipe):
     count = 5_000
     globals_, locals_ = draw_images(
-        count, make_recipes(num_local=LOCALS, local_overlap=overlap, **recipe), size=size
+        count, make_view_specs(num_local=LOCALS, local_overlap=overlap, **recipe), size=size
     )
     assert shares(globals_, locals_).min() >= overlap
     top, left, height, width = locals_.box
@@ -253,8 +251,8 @@ def test_local_boxes_keep_their_overlap(overlap, size, recipe):
 
 def test_overlap_moves_only_the_boxes_that_lack_it():
     """All else stays as drawn, sizes included; a box is cut only where no global one can hold it."""
-    free = draw_images(DRAWS, make_recipes(num_local=LOCALS))
-    held = draw_images(DRAWS, make_recipes(num_local=LOCALS, local_overlap=1.0))
+    free = draw_images(DRAWS, make_view_specs(num_local=LOCALS))
+    held = draw_images(DRAWS, make_view_specs(num_local=LOCALS, local_overlap=1.0))
     for a, b in zip(jax.tree.leaves(free[0]), jax.tree.leaves(held[0]), strict=True):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(free[1][1:], held[1][1:], strict=True):
@@ -338,19 +336,19 @@ def test_overlap_reaches_the_pixels():
 @pytest.mark.parametrize("preset", OFFICIAL)
 def test_presets_are_the_official_recipes(preset):
     global_scale, local_scale, num_local, blur_kernel, _ = OFFICIAL[preset]
-    global_recipe, local_recipe = make_recipes(**PRESETS[preset])
-    assert global_recipe.scale == global_scale and global_recipe.ratio == RATIO
-    assert len(local_recipe.blur_probs) == num_local
-    assert num_local == 0 or local_recipe.scale == local_scale
-    assert global_recipe.blur_kernel == local_recipe.blur_kernel == blur_kernel
-    assert local_recipe.overlap == 0.0
+    global_spec, local_spec = make_view_specs(**PRESETS[preset])
+    assert global_spec.scale == global_scale and global_spec.ratio == RATIO
+    assert len(local_spec.blur_probs) == num_local
+    assert num_local == 0 or local_spec.scale == local_scale
+    assert global_spec.blur_kernel == local_spec.blur_kernel == blur_kernel
+    assert local_spec.overlap == 0.0
     assert hybrid.get_config(f"coco+{preset}").views.to_dict() == (
         base.get_config().views.to_dict() | PRESETS[preset]
     )
 
 
 def test_defaults_configs_and_the_preset_of_dino_agree():
-    defaults = {k: v.default for k, v in inspect.signature(make_recipes).parameters.items()}
+    defaults = {k: v.default for k, v in inspect.signature(make_view_specs).parameters.items()}
     sizes = {name: defaults[name] for name in ("global_size", "local_size")}
     assert PRESETS["dino"] | sizes == defaults == base.get_config().views.to_dict()
     views = barlow_twins.get_config("coco").views.to_dict()
@@ -403,4 +401,4 @@ def test_unknown_presets_are_one_line(preset, message):
 )
 def test_recipes_that_cannot_be_drawn_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        make_recipes(**options)
+        make_view_specs(**options)

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from refs import truncated_gaussian_blur
 
-from dinotwins_jax import augment_ops as ops
-from dinotwins_jax.augment import make_multi_crop
-from dinotwins_jax.augment_draws import random_box
-from dinotwins_jax.augment_recipe import largest_box, make_recipes
+from dinotwins_jax.augment import ops
+from dinotwins_jax.augment.draws import random_box
+from dinotwins_jax.augment.multi_crop import make_multi_crop
+from dinotwins_jax.augment.views import largest_box, make_view_specs
 
 SIDE = 160
 PIXELS = np.random.default_rng(0).integers(64, 192, (SIDE, SIDE, 3), np.uint8)
@@ -72,7 +72,7 @@ def test_bands_are_narrow():
 )
 @pytest.mark.parametrize("scale", [(0.05, 0.4), (0.4, 1.0), (0.3, 0.6), (0.02, 0.05)])
 def test_no_box_exceeds_the_largest_box(size, scale):
-    recipe, _ = make_recipes(global_scale=scale)
+    recipe, _ = make_view_specs(global_scale=scale)
     keys = jax.random.split(jax.random.key(0), 3000)
     boxes = jax.vmap(lambda key: random_box(key, size, recipe.scale, recipe.ratio))(keys)
     height, width = largest_box(recipe, max(size))

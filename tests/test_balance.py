@@ -6,20 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import refs
 from golden_files import assert_close, assert_trees_close
 from ml_collections import ConfigDict
 from small_steps import step_on_crops
 
 from configs import hybrid
-from dinotwins_jax.balance import balance
 from dinotwins_jax.build import build
-from dinotwins_jax.forward import student_features, teacher_features
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.objective import loss_gradients, project, teacher_outputs
-from dinotwins_jax.optim import make_optimizer
 from dinotwins_jax.schedules import cosine_schedule
-from dinotwins_jax.state import create_state
+from dinotwins_jax.training.balance import balance
+from dinotwins_jax.training.forward import student_features, teacher_features
+from dinotwins_jax.training.objective import loss_gradients, project, teacher_outputs
+from dinotwins_jax.training.optim import make_optimizer
+from dinotwins_jax.training.state import create_state
 
 VIT = VisionTransformer(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=16)
 TERMS = {
@@ -54,8 +55,8 @@ def plain(loss, state, crops):
         x = student_features(VIT, params["backbone"], crops, jax.random.key(0), jnp.arange(6))
         x = x if cls is None else x | {"cls": cls}
         heads, _ = project(loss.heads, params["heads"], state.batch_stats, x, None)
-        value, _, metrics = loss.apply(state.loss_state, x | heads, teacher, HPARAMS)
-        return value if term is None else metrics[f"{term}/loss"]
+        value, of_terms, _ = refs.weighted_sum(loss, state.loss_state, x | heads, teacher, HPARAMS)
+        return value if term is None else of_terms[term]
 
     value, grads = jax.value_and_grad(total)(state.params)
     at_cls = {

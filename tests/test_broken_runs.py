@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shrunk import SHRUNK, shrunk
 
-from dinotwins_jax.stops import Stopped, StopSignals
+from dinotwins_jax.stopping import Stopped, StopSignals
 from dinotwins_jax.train import train
 from experiments.faults import break_run, final_arrays, table
 

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dinotwins_jax.checkpoint import CheckpointError, Checkpoints
-from dinotwins_jax.fingerprint import fingerprint
+from dinotwins_jax.damage import fingerprint
 
 ROOT = Path(__file__).parent.parent
 

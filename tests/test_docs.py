@@ -10,7 +10,8 @@ import pytest
 
 from configs import base
 from dinotwins_jax.data import make_source
-from experiments.docs.configs import document, flatten
+from dinotwins_jax.settings.keys import flatten
+from experiments.docs.configs import document
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -13,15 +13,14 @@ from shrunk import shrunk
 
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.evals import features
+from dinotwins_jax.evals import TASKS, features
 from dinotwins_jax.evals.knn import knn_classify
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.scores import top_k_accuracy
 from dinotwins_jax.evals.splits import holdout, stratified_indices
-from dinotwins_jax.evals.tasks import TASKS
 from dinotwins_jax.evaluate import evaluate_run
+from dinotwins_jax.evaluation import eval_view, from_checkpoint
 from dinotwins_jax.models.torch_weights import vit_to_torch
-from dinotwins_jax.subject import eval_view, from_checkpoint
 from dinotwins_jax.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -182,7 +181,7 @@ def command_line(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "which run?"),
+        ((), "--workdir is required"),
         (("--workdir=nowhere",), "no run in nowhere"),
         (("--workdir=nowhere", "--config=configs/dino.py"), "no checkpoints in nowhere"),
         (("--workdir=nowhere", "--config=configs/dino.py", "--tasks=knm"), "unknown task 'knm'"),

@@ -16,7 +16,7 @@ from shrunk import shrunk
 
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.exporting import export_run
+from dinotwins_jax.export import export_run
 from dinotwins_jax.models.torch_export import exported
 from dinotwins_jax.models.torch_files import load_vit
 from dinotwins_jax.models.torch_names import common

@@ -11,11 +11,11 @@ from dinotwins_jax.losses import make_loss
 from dinotwins_jax.losses.byol import byol_loss
 from dinotwins_jax.losses.dino import teacher_probabilities
 from dinotwins_jax.losses.ibot import masked_cross_entropy
-from dinotwins_jax.masks import draw_masks
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.optim import make_optimizer
-from dinotwins_jax.state import create_state
-from dinotwins_jax.step import MASKS
+from dinotwins_jax.streams import MASKS
+from dinotwins_jax.training.masks import draw_masks
+from dinotwins_jax.training.optim import make_optimizer
+from dinotwins_jax.training.state import create_state
 
 VIT = VisionTransformer(
     embed_dim=48, depth=2, num_heads=3, patch_size=4, image_size=16, mask_token=True,

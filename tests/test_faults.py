@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinotwins_jax.augment import image_keys, make_multi_crop
+from dinotwins_jax.augment.multi_crop import image_keys, make_multi_crop
 from dinotwins_jax.data import make_source
 from dinotwins_jax.data.base import BadImage
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from dinotwins_jax import huge_pages
+from dinotwins_jax.devices import huge_pages
 
 _SCRIPT = """
 import os, sys
-from dinotwins_jax.huge_pages import restart_with_huge_pages
+from dinotwins_jax.devices.huge_pages import restart_with_huge_pages
 restart_with_huge_pages()
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], sys.flags.dont_write_bytecode)
 """
@@ -64,7 +64,7 @@ def test_no_plugin_of_jax_no_accelerator(monkeypatch, plugins, libtpu):
 
 _MAIN = """
 import os, runpy, sys
-from dinotwins_jax import huge_pages
+from dinotwins_jax.devices import huge_pages
 
 def execve(path, arguments, environment):
     sys.exit(f"{path} {arguments[1:]} {environment['GLIBC_TUNABLES']}")

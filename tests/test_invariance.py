@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinotwins_jax.parallel import make_placement
+from dinotwins_jax.devices.placement import make_placement
 from experiments import invariance
 from experiments.invariance import LIMIT, Case, difference, differences, run_case, table
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import refs_attention as refs
 
-from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD, center_view
+from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD, center_view
 from dinotwins_jax.data.coco import Coco
 from dinotwins_jax.evals import localisation, object_masks
 from dinotwins_jax.evals.attention import cls_attention, mass_mask

@@ -7,7 +7,7 @@ import pytest
 import refs
 from golden_files import assert_close, load
 
-from dinotwins_jax.losses import make_loss
+from dinotwins_jax.losses import make_loss, weighted_sum
 from dinotwins_jax.losses.barlow_twins import barlow_twins, barlow_twins_loss, cross_correlation
 from dinotwins_jax.losses.dino import dino, dino_loss, update_center
 
@@ -96,22 +96,29 @@ def outputs(views=4, batch=8, seed=0):
 HPARAMS = {"teacher_temp": 0.05, "axis_name": None}
 
 
-def test_hybrid_is_the_weighted_sum_with_every_term_in_the_metrics():
-    student, teacher = outputs()
-    student["barlow_twins"] = student["barlow_twins"][:, :2]
-    parts = {"dino": {"out_dim": 16}, "barlow_twins": {"hidden_dims": (6,)}}
-    hybrid = make_loss(
-        {"dino": parts["dino"], "barlow_twins": {"weight": 0.3, **parts["barlow_twins"]}}
-    )
-    total, state, metrics = hybrid.apply(hybrid.init(), student, teacher, HPARAMS)
-    alone = []
-    for name, args in parts.items():
-        loss = make_loss({name: args})
-        value, _, _ = loss.apply(loss.init(), student, teacher, HPARAMS)
-        assert_close(metrics[f"{name}/loss"], value, 0.0)
-        alone.append(value)
-    assert_close(total, alone[0] + 0.3 * alone[1], 1e-6)
-    assert_close(state["dino"]["center"], 0.1 * teacher["dino"].mean((0, 1)), 1e-6)
+def test_a_hybrid_has_the_heads_states_and_patches_of_all_terms():
+    parts = {"dino": {"out_dim": 16}, "barlow_twins": {"weight": 0.3, "hidden_dims": (6,)}}
+    hybrid = make_loss(parts)
+    assert {name: weight for name, (weight, _) in hybrid.terms.items()} == {
+        "dino": 1.0,
+        "barlow_twins": 0.3,
+    }
+    assert hybrid.heads == {
+        "dino": dino(out_dim=16).heads["dino"],
+        "barlow_twins": barlow_twins(hidden_dims=(6,)).heads["barlow_twins"],
+    }
+    assert hybrid.init()["dino"]["center"].shape == (16,) and hybrid.init()["barlow_twins"] == {}
+    reads = {
+        "dino": (False, False),
+        "gram": (True, False),  # the anchor's tokens are always made
+        "ibot": (True, True),
+        "koleo": (False, False),
+    }
+    for name, expected in reads.items():
+        loss = make_loss({"dino": {"out_dim": 16}, name: {}} if name != "dino" else {name: {}})
+        assert tuple(map(loss.reads_patches, ("student", "teacher"))) == expected
+    with pytest.raises(ValueError, match="of 'student', 'teacher'"):
+        weighted_sum({"mine": (1.0, dino(out_dim=4)._replace(patches=("students",)))})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import refs_family as refs
 
 from dinotwins_jax.losses.base import Masks
-from dinotwins_jax.masks import blocks, draw_masks, num_rows
+from dinotwins_jax.training.masks import blocks, draw_masks, num_rows
 
 
 @pytest.mark.parametrize("target", [0, 3, 8, 30, 98])

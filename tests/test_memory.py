@@ -8,9 +8,9 @@ from shrunk import SHRUNK, shrunk
 from test_train import command_line
 
 from dinotwins_jax.build import build
-from dinotwins_jax.forward import join, split
+from dinotwins_jax.devices.sharding import spec_of
 from dinotwins_jax.memory import abstract_batch, memory_table, step_memory
-from dinotwins_jax.sharding import spec_of
+from dinotwins_jax.training.forward import join, split
 from experiments.benchmark.memory import table
 from experiments.benchmark.settings import Settings, config_of
 

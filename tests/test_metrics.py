@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from dinotwins_jax.metrics import CollapseWatch, Interval
+from dinotwins_jax.logs.metrics import CollapseWatch, Interval
 
 
 def metrics(total=0, in_a_row=0, **values):

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinotwins_jax.diagnosis import make_diagnosis
-from dinotwins_jax.guard import debugging_nans
 from dinotwins_jax.losses import make_loss
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.optim import make_optimizer
-from dinotwins_jax.state import create_state
-from dinotwins_jax.step import make_train_step
-from dinotwins_jax.stops import NonFiniteError
+from dinotwins_jax.nonfinite import debugging_nans
+from dinotwins_jax.stopping import NonFiniteError
+from dinotwins_jax.training.diagnosis import make_diagnosis
+from dinotwins_jax.training.optim import make_optimizer
+from dinotwins_jax.training.state import create_state
+from dinotwins_jax.training.step import make_train_step
 
 VIT = VisionTransformer(embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=16)
 TERMS = {
@@ -28,7 +28,7 @@ def parts(terms):
     return {
         "backbone": VIT,
         "loss": make_loss(terms),
-        "views": lambda batch, key: {
+        "make_crops": lambda batch: {
             "global_crops": batch["image"],
             "local_crops": batch["image"][:, :0, :8, :8],
         },

@@ -10,7 +10,8 @@ from golden_files import assert_close, load
 
 from dinotwins_jax.models.torch_weights import vit_to_torch
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.optim import (
+from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
+from dinotwins_jax.training.optim import (
     adamw,
     clip_per_parameter,
     decay_mask,
@@ -19,7 +20,6 @@ from dinotwins_jax.optim import (
     lr_scales,
     make_optimizer,
 )
-from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
 
 
 @pytest.mark.parametrize("i", range(4))

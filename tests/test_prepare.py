@@ -358,7 +358,11 @@ def test_ctrl_c_is_one_line(large, tmp_path):
     root, _ = large
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command(root / "images", out), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+        # A shell that starts tests in the background has SIGINT ignored, which a child inherits.
+        ["env", "--default-signal=INT", *command(root / "images", out)],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_shards(out, 1, process)
     process.send_signal(signal.SIGINT)

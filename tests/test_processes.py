@@ -10,8 +10,8 @@ import pytest
 from golden_files import assert_close
 from shrunk import SHRUNK, shrunk
 
-from dinotwins_jax import processes
-from dinotwins_jax.processes import join, started_together
+from dinotwins_jax.devices import processes
+from dinotwins_jax.devices.processes import join, started_together
 from dinotwins_jax.train import train
 from experiments.faults import final_arrays
 from experiments.invariance import free_port

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dinotwins_jax.progress import Progress, sparkline
+from dinotwins_jax.logs.progress import Progress, sparkline
 
 ROOT = Path(__file__).parent.parent
 MEANS = {
@@ -27,8 +27,8 @@ MEANS = {
 }
 RUN = f"""
 import time, warnings
-from dinotwins_jax.progress import Progress
-from dinotwins_jax.stops import Stopped, StopSignals
+from dinotwins_jax.logs.progress import Progress
+from dinotwins_jax.stopping import Stopped, StopSignals
 try:
     with StopSignals() as stop, Progress(total=40, done=0) as progress:
         for step in range(1, 41):
@@ -36,7 +36,7 @@ try:
             if step % 10 == 0:
                 progress.show(step, {MEANS} | {{"loss": 8.0 / step}})
                 print(f"printed at {{step}}")
-                progress.say("WARNING said [not] wrapped")
+                progress.print("WARNING said [not] wrapped")
             if step == 20:
                 warnings.warn("warned")
             if step == WAIT:

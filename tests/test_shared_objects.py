@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from dinotwins_jax.augment_draws import draw_image_views
-from dinotwins_jax.augment_recipe import make_recipes
+from dinotwins_jax.augment.draws import draw_image_views
+from dinotwins_jax.augment.views import make_view_specs
 from dinotwins_jax.data import make_source
 from dinotwins_jax.evals.shared_objects import (
     area_table,
@@ -70,7 +70,7 @@ def test_rates_equal_loops_over_draws_and_pairs():
     """The whole measurement, from keys to averages, with the boxes drawn one image at a time."""
     all_masks = [random_masks(seed) for seed in range(3)]
     all_masks[1] = all_masks[1][:1]  # its only object is empty: to be left out
-    recipes = make_recipes(num_local=3)
+    recipes = make_view_specs(num_local=3)
     ours = shared_object_rates(
         lambda i: (all_masks[i], None), [2, 1, 0], {"plain": recipes}, draws=4, seed=5
     )["plain"]
@@ -81,7 +81,7 @@ def test_rates_equal_loops_over_draws_and_pairs():
         counts = dict.fromkeys(("gg", "gg top", "gl", "gl top", "empty", "area"), 0.0)
         for key in jax.random.split(jax.random.fold_in(jax.random.key(5), i), 4):
             groups = draw_image_views(
-                key, np.array([9, 12]), global_recipe=recipes[0], local_recipe=recipes[1]
+                key, np.array([9, 12]), global_spec=recipes[0], local_spec=recipes[1]
             )
             g, l_boxes = (np.stack(group.box, axis=1) for group in groups)
             g_seen = [looped_view(masks, box, 0.25, 0.1) for box in g]
@@ -103,7 +103,7 @@ def test_rates_equal_loops_over_draws_and_pairs():
 
 def test_rates_know_certain_answers():
     """Whole-picture views share all; an object in one corner is shared by nobody who misses it."""
-    full = make_recipes(global_scale=(1.0, 1.0), local_scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    full = make_view_specs(global_scale=(1.0, 1.0), local_scale=(1.0, 1.0), ratio=(1.0, 1.0))
     corner = np.zeros((1, 20, 20), bool)
     corner[0, :2, :2] = True
     rates = shared_object_rates(lambda i: (corner, None), [0], {"full": full}, draws=3)["full"]
@@ -117,8 +117,8 @@ def test_rates_know_certain_answers():
 
 def measured(source, images, **recipe):
     recipes = {
-        "free": make_recipes(**recipe),
-        "held": make_recipes(**recipe, local_overlap=1.0),
+        "free": make_view_specs(**recipe),
+        "held": make_view_specs(**recipe, local_overlap=1.0),
     }
     rates = shared_object_rates(source.masks, range(images), recipes, draws=10)
     table = rate_table(rates)

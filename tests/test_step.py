@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +10,16 @@ import pytest
 from golden_files import assert_close, load, relative_error, subset
 from small_steps import step_on_crops
 
-from dinotwins_jax.losses import make_loss
+from dinotwins_jax.losses import HeadSpec, make_loss
 from dinotwins_jax.models.torch_weights import (
     barlow_projector_from_torch,
     dino_head_from_torch,
     vit_from_torch,
 )
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.optim import make_optimizer
-from dinotwins_jax.state import create_state, ema_update, teacher_part
+from dinotwins_jax.training.objective import project
+from dinotwins_jax.training.optim import make_optimizer
+from dinotwins_jax.training.state import create_state, ema_update, teacher_part
 
 VIT = VisionTransformer(embed_dim=48, depth=2, num_heads=3, patch_size=4, image_size=16)
 
@@ -154,3 +156,34 @@ def small_step(golden, momentum):
     )
     assert moved > 1e-3
     return step, metrics, before, after
+
+
+def test_patch_tokens_that_a_loss_does_not_declare_are_one_clear_error():
+    tx, values = make_optimizer(), {"lr": 0.0, "weight_decay": 0.0, "teacher_momentum": 0.9}
+    crops = {"global_crops": jnp.ones((2, 2, 16, 16, 3)), "local_crops": jnp.ones((2, 0, 8, 8, 3))}
+
+    def outputs(patches):
+        loss = make_loss({"mine": {"fn": "fork:patchwise", "patches": patches}})
+        state = jax.eval_shape(lambda: create_state(VIT, loss, tx, jax.random.key(0)))
+        return jax.eval_shape(step_on_crops(VIT, loss, tx, values), state, crops)
+
+    assert "mine/loss" in outputs(("student", "teacher"))[1]
+    for patches in ((), ("student",)):
+        with pytest.raises(ValueError, match=r"config\.loss\.mine reads patch tokens .*teacher"):
+            outputs(patches)
+
+
+def test_a_head_gets_train_where_it_says_so():
+    class Head(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(3)(x) + (1.0 if train else 0.0)
+
+    def outputs(**options):
+        spec = HeadSpec(Head(), teacher=False, **options)
+        params = Head().init(jax.random.key(0), jnp.zeros((2, 4)))["params"]
+        features = {"cls": jnp.ones((2, 2, 4))}
+        return project({"mine": spec}, {"mine": params}, {}, features, None)[0]["mine"]
+
+    assert outputs(takes_train=True).shape == (2, 2, 3)
+    assert_close(outputs(takes_train=True) - outputs(), np.ones((2, 2, 3)), 1e-6)

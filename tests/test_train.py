@@ -35,12 +35,12 @@ from configs import (
 )
 from dinotwins_jax import build as build_module
 from dinotwins_jax import data as data_module
-from dinotwins_jax import scoring, subject
+from dinotwins_jax import evaluation
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.progress import Progress
-from dinotwins_jax.stops import NonFiniteError
+from dinotwins_jax.logs.progress import Progress
+from dinotwins_jax.stopping import NonFiniteError
 from dinotwins_jax.train import train
 from dinotwins_jax.workdir import claim_workdir
 
@@ -194,7 +194,7 @@ class FakeLength:
 
 def test_no_key_of_the_config_is_dead():
     """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
-    modules = (build_module, train_module, data_module, scoring, subject)  # ranges.py reads all
+    modules = (build_module, train_module, data_module, evaluation)  # ranges.py reads all
     files = (module.__file__ for module in modules)
     source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()

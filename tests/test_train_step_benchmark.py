@@ -41,7 +41,7 @@ def test_figures_hang_together(figures):
 def test_formula_is_what_the_compiler_counts():
     """Beyond matrix products, which the formula counts, XLA counts an operation a number."""
     settings = TINY._replace(method="dino", global_size=64, local_size=32, prototypes=256)
-    run = build(config_of(settings), jax.devices()[:1], make_crops=lambda batch, key: batch)
+    run = build(config_of(settings), jax.devices()[:1], make_crops=lambda batch: batch)
     state = run.placement.abstract(jax.eval_shape(run.fresh_state))
     batch = jax.eval_shape(lambda: random_crops(settings._asdict()))
     flops = (
@@ -102,7 +102,7 @@ def test_the_pytorch_baseline_has_the_same_loss_and_gradient(method):
     from experiments.benchmark.torch_step import Trainer, to_views
 
     settings = TINY._replace(method=method, batch_size=4)
-    run = build(config_of(settings), jax.devices()[:1], make_crops=lambda batch, key: batch)
+    run = build(config_of(settings), jax.devices()[:1], make_crops=lambda batch: batch)
     state, crops = run.fresh_state(), random_crops(settings._asdict())
     _, metrics = jax.jit(run.train_step)(state, crops)
 

@@ -12,11 +12,11 @@ from PIL import Image
 from shrunk import shrunk
 
 from dinotwins_jax.evals.table import figures
-from dinotwins_jax.ranges import CHOICES
-from dinotwins_jax.stops import Stopped
-from dinotwins_jax.trackers import TRACKERS, TensorBoard, WandB
+from dinotwins_jax.logs.trackers import TRACKERS, TensorBoard, WandB
+from dinotwins_jax.logs.writers import JsonLines, Log
+from dinotwins_jax.settings.ranges import CHOICES
+from dinotwins_jax.stopping import Stopped
 from dinotwins_jax.train import train
-from dinotwins_jax.writers import JsonLines, Log
 
 CONFIG = {"seed": 3, "optim": {"name": "adamw", "lr": 5e-4}, "tasks": ("knn",), "unset": None}
 SCORES = {"scores/teacher/k-NN_k_20": 61.5, "scores/random_weights/sgd_1percent": 12.25}

@@ -8,7 +8,7 @@ import numpy as np
 
 from dinotwins_jax.data.base import BadImage, canvas_for_photos, check_split, decode_image
 from dinotwins_jax.data.coco import dominant_categories
-from dinotwins_jax.terminal import image_bar
+from dinotwins_jax.logs.terminal import image_bar
 
 DEFAULT_DIR = "~/tensorflow_datasets"  # where TFDS puts its data
 

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import sharedctypes
 from typing import Any
 
-from dinotwins_jax.terminal import image_bar
+from dinotwins_jax.logs.terminal import image_bar
 
 _POLL = 0.2  # seconds between two looks at the counters
 

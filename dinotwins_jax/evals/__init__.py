@@ -1,0 +1,12 @@
+"""Evaluation of frozen features and attention, one file a task; here: the names of the tasks."""
+
+LABEL_TASKS = ("linear", "knn", "fewshot", "finetune")  # need labels
+MASK_TASKS = ("attention", "segmentation")  # need masks for their scores
+TASKS = (*LABEL_TASKS, *MASK_TASKS, "pca")
+
+
+def check_tasks(tasks) -> None:
+    """Raises ValueError for a task that does not exist."""
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"unknown task '{task}': choose from {', '.join(TASKS)}")

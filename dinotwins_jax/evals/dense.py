@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD
+from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD
 from dinotwins_jax.evals.attention import attention_grid
 from dinotwins_jax.evals.features import View
 from dinotwins_jax.evals.localisation import (
@@ -26,8 +26,8 @@ from dinotwins_jax.evals.segmentation import normalised_cut, segmentation_scores
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 
-class Looked(NamedTuple):
-    """Some images of a source and their masks, as all weights are shown them."""
+class ImageSet(NamedTuple):
+    """Images of a source in one view, with their masks."""
 
     source: object
     view: View  # a square of whole patches
@@ -40,13 +40,13 @@ class Looked(NamedTuple):
         return self.view.map(function, self.source, self.indices)[0]
 
 
-def look_at(source, view: View, *, count: int) -> Looked:
-    """The first `count` readable images of a source, 0: all."""
-    pixels, indices = view.map(_pixels, source, range(min(count or len(source), len(source))))
+def image_set(source, view: View, indices) -> ImageSet:
+    """The readable records among `indices` of a source."""
+    pixels, indices = view.map(_pixels, source, indices)
     masks = None
     if hasattr(source, "masks"):
         masks = [view_masks(source, int(i), resize=view.resize, crop=view.crop)[0] for i in indices]
-    return Looked(source, view, indices, pixels, masks)
+    return ImageSet(source, view, indices, pixels, masks)
 
 
 @jax.jit
@@ -62,7 +62,7 @@ def _patches(backbone: VisionTransformer, params, views):
 
 
 def score_attention(
-    backbone: VisionTransformer, weights: dict, looked: Looked, *, keep: float
+    backbone: VisionTransformer, weights: dict, images: ImageSet, *, keep: float
 ) -> dict[str, dict]:
     """Class-token attention of each set of weights against the masks, and the centre box's scores.
 
@@ -71,55 +71,55 @@ def score_attention(
     Returns:
       {row: {"attention": scores}}, with the row "centre box" besides.
     """
-    rows = {"centre box": {"attention": centre_box_scores(looked.masks)}}
+    rows = {"centre box": {"attention": centre_box_scores(images.masks)}}
     for row, params in weights.items():
-        maps, rollouts = looked.map(partial(attention_maps, backbone, params))
-        rows[row] = {"attention": attention_scores(maps, rollouts, looked.masks, keep=keep)}
+        maps, rollouts = images.map(partial(attention_maps, backbone, params))
+        rows[row] = {"attention": attention_scores(maps, rollouts, images.masks, keep=keep)}
     return rows
 
 
 def score_segmentation(
-    backbone: VisionTransformer, weights: dict, looked: Looked
+    backbone: VisionTransformer, weights: dict, images: ImageSet
 ) -> dict[str, dict]:
     """Normalised cut of the patch features of each set of weights against the masks."""
     return {
-        row: {"segmentation": segmentation_scores(_cut(backbone, params, looked), looked.masks)}
+        row: {"segmentation": segmentation_scores(_cut(backbone, params, images), images.masks)}
         for row, params in weights.items()
     }
 
 
-def _cut(backbone: VisionTransformer, params, looked: Looked) -> np.ndarray:
+def _cut(backbone: VisionTransformer, params, images: ImageSet) -> np.ndarray:
     """bool[M, h, w]: the foreground that the normalised cut finds in each image."""
-    grid = backbone.grid(as_pair(looked.view.crop))
+    grid = backbone.grid(as_pair(images.view.crop))
 
     def cut(views):  # batch by batch: all images' patches at once would be gigabytes
         return np.stack(
             [normalised_cut(p, grid) for p in np.asarray(_patches(backbone, params, views))]
         )
 
-    return looked.map(cut)
+    return images.map(cut)
 
 
-def titles(looked: Looked) -> list[str] | None:
+def titles(images: ImageSet) -> list[str] | None:
     """The class of each image; None where the source has no labels."""
-    labels, names = looked.source.labels, looked.source.class_names
+    labels, names = images.source.labels, images.source.class_names
     if labels is None:
         return None
-    return [names[labels[i]] if labels[i] >= 0 else "no object" for i in looked.indices]
+    return [names[labels[i]] if labels[i] >= 0 else "no object" for i in images.indices]
 
 
-def draw_attention(path: Path, backbone: VisionTransformer, params, looked: Looked) -> None:
+def draw_attention(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
     """attention_grid of the images."""
-    maps, _ = looked.map(partial(attention_maps, backbone, params))
-    attention_grid(path, looked.pixels, maps, titles=titles(looked))
+    maps, _ = images.map(partial(attention_maps, backbone, params))
+    attention_grid(path, images.pixels, maps, titles=titles(images))
 
 
-def draw_segmentation(path: Path, backbone: VisionTransformer, params, looked: Looked) -> None:
+def draw_segmentation(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
     """The cut beside the masks of the images."""
-    segmentation_grid(path, looked.pixels, _cut(backbone, params, looked), looked.masks)
+    segmentation_grid(path, images.pixels, _cut(backbone, params, images), images.masks)
 
 
-def draw_pca(path: Path, backbone: VisionTransformer, params, looked: Looked) -> None:
+def draw_pca(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
     """Principal components of all images' patches, fitted together, as colours."""
-    projections, _ = patch_pca(looked.map(partial(_patches, backbone, params)))
-    pca_grid(path, looked.pixels, projections, backbone.grid(as_pair(looked.view.crop)))
+    projections, _ = patch_pca(images.map(partial(_patches, backbone, params)))
+    pca_grid(path, images.pixels, projections, backbone.grid(as_pair(images.view.crop)))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinotwins_jax.augment import center_view
+from dinotwins_jax.augment.multi_crop import center_view
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
 from dinotwins_jax.models.vit import VisionTransformer
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.evals.finetune_step import Recipe, fit, head_logits, split_params
+from dinotwins_jax.evals.finetune_step import FineTuneSettings, fit, head_logits, split_params
 from dinotwins_jax.evals.protocol import final_scores, selection_score, summed_up
 from dinotwins_jax.evals.splits import holdout, stratified_indices
 from dinotwins_jax.models.vit import VisionTransformer
@@ -58,17 +58,17 @@ def cache_tokens(
     return (cached, indices) if seen.all() else (cached[seen], indices[seen])
 
 
-def _select(backbone, params, start, tokens, labels, recipe: Recipe, seed: int):
+def _select(backbone, params, start, tokens, labels, settings: FineTuneSettings, seed: int):
     """(peak learning rate, its held-out score or None): the best on held-out labelled images.
 
     Equal scores go to the smaller rate; when every class has a single image, nothing can be held
     out and the images themselves decide.
     """
-    rates = sorted(recipe.learning_rates)
-    chosen, held = holdout(labels, np.arange(len(labels)), recipe.holdout_fraction, seed)
-    models = fit(backbone, params, start, tokens, labels, chosen, rates, recipe, seed)
+    rates = sorted(settings.learning_rates)
+    chosen, held = holdout(labels, np.arange(len(labels)), settings.holdout_fraction, seed)
+    models = fit(backbone, params, start, tokens, labels, chosen, rates, settings, seed)
     judges = held if held.size else chosen
-    B = min(recipe.batch_size, len(judges))
+    B = min(settings.batch_size, len(judges))
     padded = np.resize(judges, (-(-len(judges) // B), B))  # the last batch goes round
     results = []
     for model in models:
@@ -79,13 +79,15 @@ def _select(backbone, params, start, tokens, labels, recipe: Recipe, seed: int):
     return rates[best], results[best] if held.size else None
 
 
-def _fit_split(backbone, params, start, views, labels, kept, recipe: Recipe, seed, dtype):
+def _fit_split(
+    backbone, params, start, views, labels, kept, settings: FineTuneSettings, seed, dtype
+):
     """(trained part, what to report of it), with the labels of the images `kept` alone."""
     block = backbone.depth - (len(start["backbone"]) - 1)
     tokens, kept = cache_tokens(backbone, params, views, kept, block, dtype)
     data = (backbone, params, start, tokens, labels[kept])
-    rate, held_out = _select(*data, recipe, seed)
-    (model,) = fit(*data, np.arange(len(kept)), [rate], recipe, seed)
+    rate, held_out = _select(*data, settings, seed)
+    (model,) = fit(*data, np.arange(len(kept)), [rate], settings, seed)
     report = {
         "split_seed": seed,
         "learning_rate": rate,
@@ -95,7 +97,7 @@ def _fit_split(backbone, params, start, views, labels, kept, recipe: Recipe, see
     return model, report
 
 
-def _check(labels, test_labels, num_classes: int, split_seeds, recipe: Recipe) -> None:
+def _check(labels, test_labels, num_classes: int, split_seeds, settings: FineTuneSettings) -> None:
     if labels.ndim != test_labels.ndim or labels.shape[1:] not in ((), (num_classes,)):
         raise ValueError(
             f"training labels {labels.shape} and test labels {test_labels.shape} must be [M] and [N], "
@@ -107,11 +109,15 @@ def _check(labels, test_labels, num_classes: int, split_seeds, recipe: Recipe) -
         )
     if not split_seeds:
         raise ValueError("split_seeds is empty: give at least one seed")
-    rates = recipe.learning_rates
-    if not rates or min(rates) <= 0 or min(recipe.epochs, recipe.max_steps, recipe.batch_size) < 1:
+    rates = settings.learning_rates
+    if (
+        not rates
+        or min(rates) <= 0
+        or min(settings.epochs, settings.max_steps, settings.batch_size) < 1
+    ):
         raise ValueError(
-            f"learning_rates={tuple(rates)} must be positive and not empty, epochs={recipe.epochs}, "
-            f"max_steps={recipe.max_steps} and batch_size={recipe.batch_size} at least 1"
+            f"learning_rates={tuple(rates)} must be positive and not empty, epochs={settings.epochs}, "
+            f"max_steps={settings.max_steps} and batch_size={settings.batch_size} at least 1"
         )
 
 
@@ -128,7 +134,7 @@ def fine_tune(
     split_seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     blocks: int = 1,
     cache_dtype=np.float16,
-    **recipe,
+    **settings,
 ) -> dict:
     """Accuracy after training the last blocks, the final norm and a linear head on the class token.
 
@@ -145,21 +151,21 @@ def fine_tune(
         the held-out slice and of the batches.
       blocks: trained, 1 .. depth.
       cache_dtype: of the waiting tokens.
-      **recipe: fields of `Recipe`.
+      **settings: fields of `FineTuneSettings`.
     Returns:
       {"protocol", "fraction", "num_test", "recipe", "top1_mean", "top1_std", "top5_mean", "top5_std"
       or "map_mean", "map_std", "splits": [{"split_seed", "learning_rate", "holdout_top1" or
       "holdout_map" (None when nothing could be held out), "num_train", "top1", "top5" or "map"}]}.
     Raises:
-      ValueError: blocks, labels, recipe or tokens that do not fit; no labelled or readable images.
+      ValueError: blocks, labels, settings or tokens that do not fit; no labelled or readable images.
     Source: layer-wise decay: BEiT, arXiv:2106.08254; partial fine-tuning: MAE, arXiv:2111.06377, 5.3.
     Differs: mirror images are the only augmentation, no drop path, mixup or label smoothing; the head
       starts at 0; learning rates are not scaled by the batch size.
     """
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     multi_label = train_labels.ndim == 2
-    recipe = Recipe(**recipe)
-    _check(train_labels, test_labels, num_classes, split_seeds, recipe)
+    settings = FineTuneSettings(**settings)
+    _check(train_labels, test_labels, num_classes, split_seeds, settings)
     params = jax.device_put(params)
     start = split_params(backbone, params, blocks, num_classes)
     models, splits = [], []
@@ -167,7 +173,7 @@ def fine_tune(
         kept = stratified_indices(train_labels, fraction, seed)
         labelled = (train_views, train_labels, kept)
         model, split = _fit_split(
-            backbone, params, start, *labelled, recipe, seed, np.dtype(cache_dtype)
+            backbone, params, start, *labelled, settings, seed, np.dtype(cache_dtype)
         )
         models.append(model)
         splits.append(split)
@@ -187,7 +193,7 @@ def fine_tune(
         "fraction": fraction,
         "num_test": len(seen),
         "recipe": {
-            name: list(v) if isinstance(v, tuple) else v for name, v in recipe._asdict().items()
+            name: list(v) if isinstance(v, tuple) else v for name, v in settings._asdict().items()
         },
     }
     return result | summed_up(splits) | {"splits": splits}

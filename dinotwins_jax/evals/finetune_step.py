@@ -15,7 +15,7 @@ from dinotwins_jax.evals.linear import batch_order
 from dinotwins_jax.models.vit import VisionTransformer
 
 
-class Recipe(NamedTuple):
+class FineTuneSettings(NamedTuple):
     """How the trainable part is trained."""
 
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # peaks; one is selected
@@ -111,7 +111,9 @@ def train_step(
     return adamw_step(trainable, gradients, state, rate, layer_decay, weight_decay)
 
 
-def fit(backbone, params, start, tokens, labels, rows, rates, recipe: Recipe, seed: int) -> list:
+def fit(
+    backbone, params, start, tokens, labels, rows, rates, settings: FineTuneSettings, seed: int
+) -> list:
     """One trained copy of `start` for each peak rate, all on the same batches.
 
     Args:
@@ -119,13 +121,13 @@ def fit(backbone, params, start, tokens, labels, rows, rates, recipe: Recipe, se
         fair coin picks which; labels: i32[m] or bool[m, C]; rows: i64[r] of both to train on.
       rates: peak learning rates; seed: of the batches and the coins.
     """
-    B = min(recipe.batch_size, len(rows))
-    steps = min(recipe.epochs * -(-len(rows) // B), recipe.max_steps)
+    B = min(settings.batch_size, len(rows))
+    steps = min(settings.epochs * -(-len(rows) // B), settings.max_steps)
     order = batch_order(rows, steps, B, seed)
     coins = np.random.RandomState([seed, 1]).randint(2, size=order.shape)
     models = [(start, optax.scale_by_adam().init(start)) for _ in rates]
-    decays = {"layer_decay": recipe.layer_decay, "weight_decay": recipe.weight_decay}
-    for batch, side, factor in zip(order, coins, rate_factors(steps, recipe.warmup), strict=True):
+    decays = {"layer_decay": settings.layer_decay, "weight_decay": settings.weight_decay}
+    for batch, side, factor in zip(order, coins, rate_factors(steps, settings.warmup), strict=True):
         x, y = jnp.asarray(tokens[batch, side]), jnp.asarray(labels[batch])
         models = [
             train_step(params, *model, x, y, rate * factor, backbone=backbone, **decays)

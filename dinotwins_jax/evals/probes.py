@@ -3,15 +3,29 @@
 Letters: M training images, N test images, D columns, C classes.
 """
 
+import hashlib
+import json
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from dinotwins_jax.evals.bank import bank_probe_splits
-from dinotwins_jax.evals.features import Embed
+from dinotwins_jax.evals.features import (
+    VERSION,
+    Embed,
+    View,
+    backbone_embed,
+    backbone_features,
+    extract,
+    pixel_embed,
+)
 from dinotwins_jax.evals.fewshot import few_shot
 from dinotwins_jax.evals.knn import knn_scores
 from dinotwins_jax.evals.linear import linear_probe_splits
+from dinotwins_jax.files import replace_text
+from dinotwins_jax.models.vit import VisionTransformer
 
 
 class Labelled(NamedTuple):
@@ -112,3 +126,67 @@ def score_few_shot(embed: Embed, train: Labelled, test: Labelled, options: Probe
 
 
 PROBES = {"linear": score_linear, "knn": score_knn, "fewshot": score_few_shot}
+
+
+class FrozenFeatures:
+    """Features of the teacher, of random weights and of raw pixels, extracted on first use."""
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        weights: dict[str, object],
+        sources: tuple,
+        view: View,
+        *,
+        n_last_blocks: int,
+        mean_patch: bool,
+        cache: Path,
+        data: list[str],
+    ):
+        """
+        Args:
+          weights: row -> parameters of the backbone, such as {"teacher": …, "random weights": …}.
+          sources: (train, test), labelled.
+          view: how images are shown to the backbone.
+          n_last_blocks, mean_patch: see `backbone_embed`.
+          cache: directory of features and baseline scores; not used with several processes, where a
+            file that only one of them finds would part them.
+          data: `source_checksum` of each source.
+        """
+        compiled = backbone_features(backbone, n_last_blocks)
+        options = {"n_last_blocks": n_last_blocks, "mean_patch": mean_patch}
+        self.embeds = {
+            row: backbone_embed(backbone, params, compiled, **options)
+            for row, params in weights.items()
+        } | {"raw pixels": pixel_embed()}
+        self._sources, self._view = sources, view
+        self._cache = cache if jax.process_count() == 1 else None
+        self._data, self._found = data, None
+
+    def probe(self, task: str, row: str, options: ProbeOptions) -> dict[str, dict]:
+        """{task: scores} of one row; those of the baselines are cached, since runs share them."""
+        embed = self.embeds[row]
+        key = json.dumps(
+            [VERSION, task, embed.identity, embed.linear, options, self._view[:4], self._data]
+        )
+        name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+        path = None if row == "teacher" or self._cache is None else self._cache / name
+        if path is not None and path.is_file():
+            return json.loads(path.read_text())
+        scores = PROBES[task](embed, *self.labelled()[row], options)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, json.dumps(scores) + "\n")
+        return scores
+
+    def labelled(self) -> dict[str, tuple]:
+        """{row: (train, test)} as Labelled."""
+        if self._found is None:
+            splits = []
+            for source, data in zip(self._sources, self._data, strict=True):
+                found, indices = extract(
+                    self.embeds, source, self._view, cache=self._cache, data=data
+                )
+                splits.append({row: with_labels(x, indices, source) for row, x in found.items()})
+            self._found = {row: tuple(split[row] for split in splits) for row in self.embeds}
+        return self._found

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.augment_draws import draw_image_views
-from dinotwins_jax.augment_recipe import ViewRecipe
+from dinotwins_jax.augment.draws import draw_image_views
+from dinotwins_jax.augment.views import ViewSpec
 
 # A quarter of an object is mostly enough to tell what it is, a corner of it is not. A close-up of a
 # large object shows less, but fills the view: of 96 x 96 pixels a tenth is 30 x 30, four patches.
@@ -81,7 +81,7 @@ def pair_rates(in_global: np.ndarray, in_local: np.ndarray, dominant: int) -> di
 def shared_object_rates(
     masks: Callable[[int], tuple[np.ndarray, np.ndarray]],
     indices: Iterable[int],
-    recipes: Mapping[str, tuple[ViewRecipe, ViewRecipe]],
+    recipes: Mapping[str, tuple[ViewSpec, ViewSpec]],
     *,
     draws: int = 20,
     seed: int = 0,
@@ -96,7 +96,7 @@ def shared_object_rates(
     Args:
       masks: the method of a source: i -> (bool[n, H, W], i32[n]).
       indices: images to look at; those without a pixel of an object are left out.
-      recipes: name -> (global recipe, local recipe), as make_recipes returns them.
+      recipes: name -> (global recipe, local recipe), as make_view_specs returns them.
       draws: times that the views of each image are drawn.
       seed: of the views.
       min_visible, min_fill: see `objects_in_view`.
@@ -128,11 +128,11 @@ def shared_object_rates(
     }
 
 
-def _box_drawer(global_recipe: ViewRecipe, local_recipe: ViewRecipe):
+def _box_drawer(global_spec: ViewSpec, local_spec: ViewSpec):
     """(keys [D], size i32[2]) -> boxes of globals and of locals, (top, left, ...) i32[D, V] each."""
 
     def boxes(key, size):
-        views = draw_image_views(key, size, global_recipe=global_recipe, local_recipe=local_recipe)
+        views = draw_image_views(key, size, global_spec=global_spec, local_spec=local_spec)
         return tuple(view.box for view in views)
 
     return jax.jit(jax.vmap(boxes, (0, None)))

@@ -193,3 +193,26 @@ def holdout(
         indices = _labelled(labels, indices)
         held = _draw(labels, indices, seed, lambda n: min(n - 1, max(1, round(fraction * n))))
     return np.setdiff1d(indices, held), held
+
+
+def spread_over_classes(labels: np.ndarray | None, total: int, count: int) -> np.ndarray:
+    """Indices i64[min(count, total)] of records of different classes, for pictures.
+
+    Classes are taken at even distances, one record each, then a second one each, in the order of the
+    records. Records without a class (-1) come last. Without labels: records at even distances.
+    """
+    count = min(count, total)
+    if labels is None:
+        return np.linspace(0, total - 1, count).round().astype(np.int64)
+    labels = np.asarray(labels)
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], labels[order], side="left")
+    turn = np.empty(total, np.int64)  # how many records of the class come before
+    turn[order] = np.arange(total) - starts
+    known = np.flatnonzero(labels >= 0)
+    classes = np.unique(labels[known])
+    if count < len(classes):
+        kept = classes[np.linspace(0, len(classes) - 1, count).round().astype(int)]
+        return np.array([known[labels[known] == c][0] for c in kept], np.int64)
+    rank = np.lexsort((labels, turn, labels < 0))
+    return rank[:count].astype(np.int64)

@@ -3,9 +3,9 @@
 import difflib
 import importlib
 
-from dinotwins_jax.losses.base import HeadSpec, Loss, weighted_sum
+from dinotwins_jax.losses.base import HeadSpec, Loss, WeightedSum, weighted_sum
 
-__all__ = ["LOSSES", "HeadSpec", "Loss", "make_loss", "weighted_sum"]
+__all__ = ["LOSSES", "HeadSpec", "Loss", "WeightedSum", "make_loss", "weighted_sum"]
 
 LOSSES = {
     name: f"dinotwins_jax.losses.{name}:{name}"
@@ -13,7 +13,7 @@ LOSSES = {
 }
 
 
-def make_loss(terms: dict[str, dict]) -> Loss:
+def make_loss(terms: dict[str, dict]) -> WeightedSum:
     """The weighted sum that a config describes.
 
     Args:
@@ -30,7 +30,8 @@ def make_loss(terms: dict[str, dict]) -> Loss:
         try:
             losses[name] = (weight, factory(**arguments))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"config.loss.{name}: {error}") from error
+            hint = "; config keys …_epochs are passed as …_steps" if "_steps'" in str(error) else ""
+            raise ValueError(f"config.loss.{name}: {error}{hint}") from error
     return weighted_sum(losses)
 
 

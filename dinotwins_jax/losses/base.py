@@ -1,4 +1,4 @@
-"""The contract of a loss, and the weighted sum that makes a hybrid of several.
+"""The contract of a loss, and the weighted sum of several: a hybrid.
 
 Axis letters, here and everywhere: B batch, V views, K prototypes, D projection, E embed, N tokens,
 H W C image. The batch axis leads. Views are ordered: the two global crops, then the local ones.
@@ -16,16 +16,17 @@ Weight = float | Callable[[Any], jax.Array]  # a number, or a schedule: step i32
 class HeadSpec(NamedTuple):
     """A Linen module that a loss puts on the backbone's tokens.
 
-    module: called as module(x [N, E]) or, if its __call__ has a `train` argument, module(x, train=True).
-      None: the head that `shares` names, on another input.
-    crops: "all" or "global", the student crops that it sees (the teacher sees global crops alone).
+    module: called as module(x [N, E]), or as module(x, train=True) where takes_train is set. None: the
+      head that `shares` names, on another input.
+    crops: "all" or "global", the student crops that it sees (the teacher sees global crops only).
     teacher: keep an EMA copy and run it on the teacher's features too.
-    per_view: one call a view instead of one call on everything; matters to batch statistics. A module
-      with the attribute takes_views gets all of them as x [V, N, E] in one call and keeps them apart.
+    per_view: one call a view instead of one call on all rows, which matters to batch statistics. A
+      module with the attribute takes_views gets x [V, N, E] in one call and keeps the views apart.
     input: "cls", the class tokens; "masked", the patch tokens that the loss's masks hide from the student
-      (output [M, …], a row for each of hparams["masked"]); or a head declared before it, on whose output it
-      sits.
+      (output [M, …], a row for each of hparams["masked"]); or the name of a head declared before it,
+      whose output it takes.
     shares: the head, of any loss of the sum, whose module and parameters it uses.
+    takes_train: pass train=True to the module, as batch norm and dropout need.
     """
 
     module: nn.Module | None
@@ -34,6 +35,7 @@ class HeadSpec(NamedTuple):
     per_view: bool = False
     input: str = "cls"
     shares: str = ""
+    takes_train: bool = False
 
 
 class Masks(NamedTuple):
@@ -70,69 +72,81 @@ class Anchor(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Three pure parts, as in optax; it never sees parameters or config.
+    """One loss as three pure parts, in the manner of optax; it never sees parameters or config.
 
     heads: name -> HeadSpec. The outputs appear under the same names.
     init: () -> loss_state, the running statistics that it keeps ({} when none).
     apply: (loss_state, student, teacher, hparams) -> (loss f32[], new loss_state, metrics).
-      student, teacher: {"cls": f32[B, V, E], "patches": {"global": f32[B, 2, N, E], "local": …},
-        "<head>": f32[B, V, …]}; the teacher's V is 2 and carries no gradient. With an anchor,
-        teacher["anchor"] holds its "cls" and "patches".
+      student, teacher: {"cls": f32[B, V, E], "<head>": f32[B, V, …]} and, for the networks named in
+        `patches`, "patches": {"global": f32[B, 2, N, E], "local": f32[B, n, N', E]}. The teacher's V is
+        2 and carries no gradient. With an anchor, teacher["anchor"] holds its "cls" and "patches".
       hparams: this step's scalars: "step", "lr", "weight_decay", "teacher_momentum", "teacher_temp";
-        "masked", a `Masked` where a loss of the sum has masks; and "axis_name", None under jit, the
-        mapped axis under pmap: batch means must then be pmean'ed.
+        "masked", a `Masked` where a loss of the sum has masks, else None; and "axis_name", None under
+        jit, the mapped axis under pmap: batch means must then be pmean'ed.
       It sees the outputs of the heads that it declares.
-    terms: of a weighted sum, name -> (weight, loss); the step differentiates them one by one, so that
-      their gradients can be compared. None: the loss is one piece.
+    patches: "student" and / or "teacher", the networks whose patch tokens `apply` reads. Where no loss
+      reads them the last block computes the class token only. Heads on "masked" need no declaration.
     masks, anchor: what it asks of the step; all losses of a sum see the same masked crops.
+
+    A factory makes it from the arguments of config.loss.<term>. An argument that the factory calls
+    <name>_steps is a duration: the config states it in epochs, as <name>_epochs.
     """
 
     heads: dict[str, HeadSpec]
     init: Callable[[], Any]
     apply: Callable[..., tuple[jax.Array, Any, dict[str, jax.Array]]]
-    terms: dict[str, tuple[Weight, "Loss"]] | None = None
     masks: Masks | None = None
     anchor: Anchor | None = None
+    patches: tuple[str, ...] = ()
 
 
-def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> Loss:
-    """Sum of weighted losses. State and metrics of each live under its name.
+class WeightedSum(NamedTuple):
+    """Losses that train one backbone together. The sum is formed in training/objective.py.
+
+    terms: name -> (weight, loss); heads, masks, anchor: those of all terms.
+    """
+
+    terms: dict[str, tuple[Weight, Loss]]
+    heads: dict[str, HeadSpec]
+    masks: Masks | None
+    anchor: Anchor | None
+
+    def init(self) -> dict[str, Any]:
+        """{name: loss_state}."""
+        return {name: loss.init() for name, (_, loss) in self.terms.items()}
+
+    def reads_patches(self, network: str) -> bool:
+        """Whether a term reads the patch tokens of the "student" or the "teacher"."""
+        masked = [spec for spec in self.heads.values() if spec.input == "masked"]
+        through_head = any(network == "student" or spec.teacher for spec in masked)
+        return through_head or any(network in loss.patches for _, loss in self.terms.values())
+
+
+def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> WeightedSum:
+    """The sum of weighted losses, checked.
 
     Args:
       terms: name -> (weight, loss); a weight is a number or a schedule, step i32[] -> f32[]. A term
         of weight 0 is still measured.
-    Returns:
-      a Loss whose metrics hold "<name>/loss", each unweighted, beside the terms' own metrics.
     Raises:
-      ValueError: no terms; two losses declare one head name with different specs, or different masks or
-        anchors; a head shares one that nobody declares.
+      ValueError: no terms; two losses that declare one head name with different specs, or different
+        masks or anchors; a shared head that no loss declares; unknown names in `patches`.
     """
     if not terms:
         raise ValueError("no loss: config.loss needs at least one term, such as loss.dino")
     heads: dict[str, HeadSpec] = {}
     for name, (_, loss) in terms.items():
+        if set(loss.patches) - {"student", "teacher"}:
+            raise ValueError(f"loss '{name}' has patches={loss.patches}: of 'student', 'teacher'")
         for head, spec in loss.heads.items():
             if heads.setdefault(head, spec) != spec:
                 raise ValueError(
-                    f"loss '{name}' declares head '{head}' unlike another loss: name it otherwise"
+                    f"loss '{name}' declares head '{head}' unlike another loss: rename one of them"
                 )
     terms = {
         name: (weight, loss._replace(heads=_with_shared(loss.heads, heads)))
         for name, (weight, loss) in terms.items()
     }
-    heads = _with_shared(heads, heads)
-
-    def init():
-        return {name: loss.init() for name, (_, loss) in terms.items()}
-
-    def apply(loss_state, student, teacher, hparams):
-        total, new_state, metrics = 0.0, {}, {}
-        for name, (weight, loss) in terms.items():
-            value, new_state[name], own = loss.apply(loss_state[name], student, teacher, hparams)
-            total = total + weight_at(weight, hparams) * value
-            metrics |= named(name, value, own)
-        return total, new_state, metrics
-
     asked = {
         what: {getattr(loss, what) for _, loss in terms.values()} - {None}
         for what in ("masks", "anchor")
@@ -142,8 +156,10 @@ def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> Loss:
             raise ValueError(
                 f"the losses of a sum have one {what}, not {' and '.join(map(str, of))}"
             )
-    return Loss(
-        heads, init, apply, terms, **{what: next(iter(of), None) for what, of in asked.items()}
+    return WeightedSum(
+        terms,
+        _with_shared(heads, heads),
+        **{what: next(iter(of), None) for what, of in asked.items()},
     )
 
 
@@ -180,8 +196,3 @@ def global_batch(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Ar
 def weight_at(weight: Weight, hparams: dict) -> jax.Array | float:
     """The weight of a term in the step of hparams["step"]."""
     return weight(hparams["step"]) if callable(weight) else weight
-
-
-def named(name: str, value: jax.Array, metrics: dict) -> dict[str, jax.Array]:
-    """A term's unweighted value and its own metrics, under its name."""
-    return {f"{name}/loss": value} | {f"{name}/{key}": v for key, v in metrics.items()}

@@ -94,4 +94,10 @@ def gram(
         )
         return jnp.where(hparams["step"] >= start_steps, loss, 0.0), loss_state, {}
 
-    return Loss({}, dict, apply, anchor=Anchor(start_steps, refresh_steps, max_refreshes))
+    return Loss(
+        {},
+        dict,
+        apply,
+        anchor=Anchor(start_steps, refresh_steps, max_refreshes),
+        patches=("student",),
+    )

@@ -17,9 +17,10 @@ from dinotwins_jax.models.barriers import in_memory
 from dinotwins_jax.models.layers import (
     Dense,
     LayerNorm,
+    Operations,
     attend,
     attention_weights,
-    gelu,
+    operations,
     silu_gate,
 )
 from dinotwins_jax.models.positions import Rope, rotate
@@ -53,6 +54,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
     implementation: str = "xla"
+    plain_gradients: bool = False
 
     @nn.compact
     def __call__(
@@ -60,7 +62,8 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         D = x.shape[-1]
         init = nn.initializers.normal(self.init_std)
-        qkv = Dense(3 * D, norm, dtype=self.dtype, kernel_init=init, name="qkv")
+        options = {"dtype": self.dtype, "plain_gradients": self.plain_gradients}
+        qkv = Dense(3 * D, norm, kernel_init=init, name="qkv", **options)
         if cls_only:
             queries, rest = qkv(x[:, :1], slice(D)), qkv(x, slice(D, None))
             q = rearrange(queries, "b t (h d) -> b h t d", h=self.num_heads)
@@ -69,9 +72,10 @@ class Attention(nn.Module):
             q, k, v = rearrange(qkv(x), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
         if rope is not None:
             q, k = q if cls_only else rotate(q, rope), rotate(k, rope)  # a class token has no place
-        y = ATTENTION[self.implementation](q, k, v)
+        plain = self.plain_gradients and self.implementation == "xla"
+        y = (operations(True).attend if plain else ATTENTION[self.implementation])(q, k, v)
         # The weights are made for those who look at them; where nobody does, they are never computed.
-        y = Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(y)
+        y = Dense(D, kernel_init=init, name="proj", **options)(y)
         return y, attention_weights(q, k)
 
 
@@ -89,7 +93,8 @@ def ratio_of(hidden_dim: int, embed_dim: int) -> float:
 class FeedForward(nn.Module):
     """Linear - activation - Linear.
 
-    names: of the two layers; width: outputs of the first; activation: […, width] -> what the second gets.
+    names: of the two layers; width: outputs of the first; activation: (operations, […, width]) -> input of
+    the second.
     """
 
     names: tuple[str, str]
@@ -97,23 +102,35 @@ class FeedForward(nn.Module):
     activation: Callable
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
+    plain_gradients: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, norm: Callable) -> jax.Array:
         D, (first, second) = x.shape[-1], self.names
-        dense = partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(self.init_std))
+        init = nn.initializers.normal(self.init_std)
+        options = {"dtype": self.dtype, "plain_gradients": self.plain_gradients}
+        dense = partial(Dense, kernel_init=init, **options)
+        activation = partial(self.activation, operations(self.plain_gradients))
         x, bias = dense(self.width, norm, bias_apart=True, name=first)(x)
-        return dense(D, lambda x: self.activation(x + bias), name=second)(x)
+        return dense(D, lambda x: activation(x + bias), name=second)(x)
+
+
+def _gelu(of: Operations, x: jax.Array) -> jax.Array:
+    return of.gelu(x)
+
+
+def _silu_gate(of: Operations, x: jax.Array) -> jax.Array:
+    return silu_gate(x)
 
 
 def mlp(hidden_dim: int, **options) -> FeedForward:
     """PyTorch's default GELU, the exact one, in between."""
-    return FeedForward(("fc1", "fc2"), hidden_dim, gelu, **options)
+    return FeedForward(("fc1", "fc2"), hidden_dim, _gelu, **options)
 
 
 def swiglu(hidden_dim: int, **options) -> FeedForward:
     """Gated; hidden_dim: that of the MLP in its place. Source: dinov2 swiglu_ffn.py, SwiGLUFFNFused."""
-    return FeedForward(("w12", "w3"), 2 * swiglu_width(hidden_dim), silu_gate, **options)
+    return FeedForward(("w12", "w3"), 2 * swiglu_width(hidden_dim), _silu_gate, **options)
 
 
 FFN = {"mlp": mlp, "swiglu": swiglu}
@@ -129,6 +146,7 @@ class Block(nn.Module):
     attention: str = "xla"
     ffn: str = "mlp"
     norm_eps: float = 1e-6
+    plain_gradients: bool = False
 
     @nn.compact
     def __call__(
@@ -150,11 +168,12 @@ class Block(nn.Module):
 
         x = in_memory(x)
         D = x.shape[-1]
-        attn = Attention(self.num_heads, self.dtype, self.init_std, self.attention, name="attn")
-        y, attention = attn(x, LayerNorm(self.norm_eps, name="norm1")(D), cls_only, rope)
+        plain = {"plain_gradients": self.plain_gradients}
+        options = {"dtype": self.dtype, "init_std": self.init_std, **plain}
+        attn = Attention(self.num_heads, implementation=self.attention, name="attn", **options)
+        y, attention = attn(x, LayerNorm(self.norm_eps, name="norm1", **plain)(D), cls_only, rope)
         x = x[:, :1] if cls_only else x
         x = in_memory(x + residual(y, "gamma1"))
-        options = {"dtype": self.dtype, "init_std": self.init_std, "name": "mlp"}
-        ffn = FFN[self.ffn](int(D * self.mlp_ratio), **options)
-        y = ffn(x, LayerNorm(self.norm_eps, name="norm2")(D))
+        ffn = FFN[self.ffn](int(D * self.mlp_ratio), name="mlp", **options)
+        y = ffn(x, LayerNorm(self.norm_eps, name="norm2", **plain)(D))
         return x + residual(y, "gamma2"), attention

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dinotwins_jax.models.barriers import in_memory
-from dinotwins_jax.models.layers import Dense, gelu
-from dinotwins_jax.models.vit import INIT_STD, torch_uniform
+from dinotwins_jax.models.block import INIT_STD
+from dinotwins_jax.models.layers import Dense, operations, torch_uniform
 
 
 def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
@@ -61,12 +61,14 @@ class Prototypes(nn.Module):
     num_prototypes: int
     norm_last_layer: bool = True
     dtype: Any = jnp.float32
+    plain_gradients: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         D = x.shape[-1]
         v = self.param("weight_v", torch_uniform(D), (self.num_prototypes, D))
-        logits = cosine_logits(x.astype(jnp.float32), v, self.dtype)
+        product = cosine_logits.fun if self.plain_gradients else cosine_logits
+        logits = product(x.astype(jnp.float32), v, self.dtype)
         if self.norm_last_layer:
             return logits
         return logits * self.param("weight_g", nn.initializers.ones, (self.num_prototypes, 1))[:, 0]
@@ -90,19 +92,22 @@ class DINOHead(nn.Module):
     use_bn: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    plain_gradients: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
-        init = nn.initializers.normal(INIT_STD)
+        init, gelu = nn.initializers.normal(INIT_STD), operations(self.plain_gradients).gelu
+        options = {"dtype": self.dtype, "plain_gradients": self.plain_gradients}
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
             width = self.bottleneck_dim if last else self.hidden_dim
-            x = Dense(width, dtype=self.dtype, kernel_init=init, name=f"mlp_{layer}")(x)
+            x = Dense(width, kernel_init=init, name=f"mlp_{layer}", **options)(x)
             if not last and self.use_bn:
                 x = BatchNorm(axis_name=self.axis_name, name=f"bn_{layer}")(x, train)
             x = x if last else gelu(x)
         x = l2_normalise(x)
-        return Prototypes(self.out_dim, self.norm_last_layer, self.dtype, name="last_layer")(x)
+        last_layer = Prototypes(self.out_dim, self.norm_last_layer, name="last_layer", **options)
+        return last_layer(x)
 
 
 class BatchNorm(nn.Module):
@@ -162,16 +167,16 @@ class BarlowProjector(nn.Module):
     norm_output: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    plain_gradients: bool = False
 
     takes_views = True  # no field: known of all of them
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         for layer, width in enumerate(self.hidden_dims):
-            init = torch_uniform(x.shape[-1])
-            x = Dense(
-                width, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"dense_{layer}"
-            )(x)
+            options = {"dtype": self.dtype, "plain_gradients": self.plain_gradients}
+            options |= {"kernel_init": torch_uniform(x.shape[-1]), "use_bias": False}
+            x = Dense(width, name=f"dense_{layer}", **options)(x)
             last = layer == len(self.hidden_dims) - 1
             if not last or self.norm_output:
                 norm = BatchNorm(affine=not last, axis_name=self.axis_name, name=f"bn_{layer}")

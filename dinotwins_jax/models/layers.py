@@ -1,16 +1,20 @@
-"""Layers of a transformer whose gradients are written by hand: fewer passes over memory, less kept.
+"""Layers of a transformer with hand-written gradients: fewer passes over memory, less kept.
 
-The numbers are those of JAX's own gradients; tests/test_layers.py compares them.
+The numbers are those of JAX's own gradients; tests/test_layers.py compares them. A hand-written gradient
+can be differentiated in reverse mode only: plain_gradients=True takes JAX's own, for jax.jvp and
+Hessian-vector products.
 Letters: … leading axes (images, tokens), I input, O output, B images, H heads, T tokens, D width.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 
 
 @jax.custom_vjp
@@ -136,6 +140,33 @@ def _normalise_backward(eps, kept, g):
 normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
+class Operations(NamedTuple):
+    """The operations that have both a hand-written gradient and JAX's own."""
+
+    product: Callable
+    gelu: Callable
+    attend: Callable
+    normalise: Callable
+
+
+_HAND_WRITTEN = Operations(product, gelu, attend, normalise)
+_PLAIN = Operations(*(operation.fun for operation in _HAND_WRITTEN))
+
+
+def operations(plain_gradients: bool) -> Operations:
+    """Those with JAX's own gradients, or those with hand-written ones."""
+    return _PLAIN if plain_gradients else _HAND_WRITTEN
+
+
+def torch_uniform(fan_in: int):
+    """PyTorch's default initialiser of Linear and Conv: uniform within 1 / sqrt(fan_in)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / np.sqrt(fan_in)
+
+    return init
+
+
 class Dense(nn.Module):
     """As flax.linen.Dense: parameters "kernel" f32[I, O] and "bias" f32[O], computed in `dtype`.
 
@@ -151,6 +182,7 @@ class Dense(nn.Module):
     bias_apart: bool = False
     dtype: Any = jnp.float32
     kernel_init: Callable = nn.initializers.lecun_normal()
+    plain_gradients: bool = False
 
     @nn.compact
     def __call__(
@@ -162,7 +194,7 @@ class Dense(nn.Module):
 
         def from_input(x, kernel):
             x = x if self.before is None else self.before(x)
-            return product(x.astype(self.dtype), kernel)
+            return operations(self.plain_gradients).product(x.astype(self.dtype), kernel)
 
         y = (from_input if self.before is None else jax.checkpoint(from_input))(x, kernel)
         if not self.use_bias:
@@ -179,9 +211,31 @@ class LayerNorm(nn.Module):
     """
 
     eps: float = 1e-6
+    plain_gradients: bool = False
 
     @nn.compact
     def __call__(self, width: int) -> Callable[[jax.Array], jax.Array]:
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
+        normalise = operations(self.plain_gradients).normalise
         return lambda x: normalise(x.astype(jnp.float32), scale, bias, self.eps)
+
+
+class PatchEmbed(nn.Module):
+    """images [B, H, W, C] -> [B, N, D], a linear map of each patch; row-major."""
+
+    embed_dim: int
+    patch_size: int
+    dtype: Any = jnp.float32
+    plain_gradients: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        p, C = self.patch_size, images.shape[-1]
+        kernel = self.param("kernel", torch_uniform(p * p * C), (p, p, C, self.embed_dim))
+        bias = self.param("bias", torch_uniform(p * p * C), (self.embed_dim,))
+        # One matmul over flattened patches: the same sums as the convolution, and faster on CPU.
+        x = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
+        kernel = kernel.reshape(-1, self.embed_dim)
+        product = operations(self.plain_gradients).product
+        return product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)

@@ -10,11 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
 from dinotwins_jax.models.block import ATTENTION, FFN, INIT_STD, Block
-from dinotwins_jax.models.layers import LayerNorm, product
+from dinotwins_jax.models.layers import LayerNorm, PatchEmbed
 from dinotwins_jax.models.positions import Rope, RopeMoves, interpolate_pos_embed, rope_of
 
 
@@ -27,31 +26,6 @@ class ViTOutput(NamedTuple):
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of an int (square) or a pair."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def torch_uniform(fan_in: int):
-    """PyTorch's default initialiser of Linear and Conv: uniform within 1 / sqrt(fan_in)."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / np.sqrt(fan_in)
-
-    return init
-
-
-class PatchEmbed(nn.Module):
-    embed_dim: int
-    patch_size: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        p, C = self.patch_size, images.shape[-1]
-        kernel = self.param("kernel", torch_uniform(p * p * C), (p, p, C, self.embed_dim))
-        bias = self.param("bias", torch_uniform(p * p * C), (self.embed_dim,))
-        # One matmul over flattened patches: the same sums as the convolution, and faster on CPU.
-        x = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-        kernel = kernel.reshape(-1, self.embed_dim)
-        return product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 _ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names("gathered")
@@ -84,7 +58,8 @@ class VisionTransformer(nn.Module):
       dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
       almost linear and slow to start: there 1 / sqrt(D)), mask_token (there is one, to stand in for hidden
       patches), attention ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU), remat
-      (the backward pass computes each block again instead of keeping what is inside it), gather (makes
+      (the backward pass computes each block again instead of keeping what is inside it), plain_gradients
+      (JAX's own gradients instead of hand-written ones, as forward mode needs them), gather (makes
       parameters whole that are split over devices, block by block, and again on the way back; None: they
       are whole).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
@@ -111,6 +86,7 @@ class VisionTransformer(nn.Module):
     mask_token: bool = False
     attention: str = "xla"
     remat: bool = False
+    plain_gradients: bool = False
     gather: Callable | None = None
 
     def setup(self):
@@ -135,7 +111,7 @@ class VisionTransformer(nn.Module):
         if self.mask_token:  # after all else that is random: it moves no other parameter's start
             self.hidden = self.param("mask_token", nn.initializers.zeros, (1, self.embed_dim))
         self.patch_embed = gathering(PatchEmbed, self.gather)(
-            self.embed_dim, self.patch_size, self.dtype
+            self.embed_dim, self.patch_size, self.dtype, self.plain_gradients
         )
         rates = np.linspace(0.0, self.drop_path_rate, self.depth)
         block = gathering(Block, self.gather)
@@ -153,10 +129,11 @@ class VisionTransformer(nn.Module):
                 self.attention,
                 self.ffn,
                 self.norm_eps,
+                self.plain_gradients,
             )
             for rate in rates
         ]
-        self.norm = LayerNorm(self.norm_eps)
+        self.norm = LayerNorm(self.norm_eps, self.plain_gradients)
 
     def _check_options(self):
         choices = {"attention": ATTENTION, "ffn": FFN, "positions": ("learned", "rope")}

@@ -189,7 +189,7 @@ def measure_device(sources, files) -> dict:
     """Images/s with all that the machine has: crops alone, and from the files to the crops."""
     import jax
 
-    from dinotwins_jax.augment import image_keys, make_multi_crop
+    from dinotwins_jax.augment.multi_crop import image_keys, make_multi_crop
 
     multi_crop, key = jax.jit(make_multi_crop()), jax.random.key(0)
 

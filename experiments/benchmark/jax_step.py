@@ -13,7 +13,7 @@ from experiments.benchmark.worker import forget_peak, random_crops, resident_pea
 def prepare(settings: dict) -> tuple[dict, dict]:
     """Compiles the step, runs it once; see worker.serve."""
     given = Settings(**settings)
-    run = build(config_of(given), make_crops=lambda batch, key: batch)
+    run = build(config_of(given), make_crops=lambda batch: batch)
     state = run.placement.init(run.fresh_state)
     batch = run.placement.put_batch(random_crops(settings))
     lowered = run.placement.compile(run.train_step, state).lower(state, batch)

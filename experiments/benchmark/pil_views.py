@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from dinotwins_jax.augment import IMAGENET_MEAN, IMAGENET_STD
+from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD
 
 _MEAN, _STD = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from dinotwins_jax import huge_pages
 from dinotwins_jax.cli import exit_code
+from dinotwins_jax.devices import huge_pages
 from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
 from experiments.benchmark.flops import step_flops

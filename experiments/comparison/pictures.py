@@ -10,7 +10,7 @@ from dinotwins_jax.evals import curves
 from dinotwins_jax.evals.attention import attention_comparison
 from dinotwins_jax.evals.dense import titles
 from dinotwins_jax.evals.localisation import attention_maps
-from dinotwins_jax.subject import from_checkpoint, look_at
+from dinotwins_jax.evaluation import from_checkpoint, picture_images
 from experiments.comparison.outcome import read_log
 
 PANELS = [
@@ -45,7 +45,7 @@ def draw_attention(path: Path, workdirs: dict[str, Path], configs: dict[str, Con
     for method, workdir in workdirs.items():
         config = configs[method]
         run = build(config)
-        looked = look_at(run, config, config.evals.pictures or 4)
+        images = picture_images(run, config, config.evals.pictures or 4)
         teacher = from_checkpoint(run, config, workdir).teacher
-        maps[method] = looked.map(partial(attention_maps, run.backbone, teacher))[0]
-    attention_comparison(path, looked.pixels, maps, titles(looked))
+        maps[method] = images.map(partial(attention_maps, run.backbone, teacher))[0]
+    attention_comparison(path, images.pixels, maps, titles(images))

@@ -9,30 +9,23 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dinotwins_jax.augment import IMAGENET_MEAN
+from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN
 from dinotwins_jax.build import build
+from dinotwins_jax.damage import paths
 from dinotwins_jax.evals.features import checksum
-from dinotwins_jax.fingerprint import paths
 from dinotwins_jax.models.vit import as_pair
-from dinotwins_jax.optim import make_optimizer
-from dinotwins_jax.recipe import open_keys
-from dinotwins_jax.state import create_state
-from dinotwins_jax.step import make_train_step
+from dinotwins_jax.settings.auto import open_keys
+from dinotwins_jax.settings.keys import flatten, value_at
+from dinotwins_jax.training.optim import make_optimizer
+from dinotwins_jax.training.state import create_state
+from dinotwins_jax.training.step import make_train_step
 
 METHODS = (
-    *(
-        "dino",
-        "barlow_twins",
-        "hybrid",
-        "byol",
-        "simclr",
-        "vicreg",
-        "dinov2",
-        "dinov3",
-        "hybrid_dinov2",
-    ),
+    *("dino", "barlow_twins", "hybrid"),
+    *("byol", "simclr", "vicreg", "dinov2", "dinov3", "hybrid_dinov2"),
 )
 CHANNELS = len(IMAGENET_MEAN)
+_ABSENT = object()
 # Keys that change neither weights nor scores.
 _FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "evals.tasks", "evals.monitor_",
          "evals.batch_size", "evals.pictures")  # fmt: skip
@@ -79,7 +72,11 @@ def make_configs(preset: str, methods, seed: int, overrides: dict) -> dict[str, 
         for key, text in keys.items():
             if key == "seed":
                 raise ValueError(f"--{name}.seed={text}: seeds are 0 to n - 1 of --seeds=n")
-            having = [config for config in chosen.values() if _has(config, key)]
+            having = [
+                config
+                for config in chosen.values()
+                if value_at(config, key, _ABSENT) is not _ABSENT
+            ]
             if not having:
                 raise ValueError(f"--{name}.{key}: no config of {', '.join(chosen)} has this key")
             for config in having:
@@ -87,14 +84,6 @@ def make_configs(preset: str, methods, seed: int, overrides: dict) -> dict[str, 
     for config in configs.values():
         config.seed = seed
     return configs
-
-
-def _has(config, key: str) -> bool:
-    for part in key.split("."):
-        if not hasattr(config, "keys") or part not in config:
-            return False
-        config = config[part]
-    return True
 
 
 def _set(config: ConfigDict, key: str, text: str) -> None:
@@ -130,7 +119,7 @@ def flops_per_step(config: ConfigDict) -> float:
     step = make_train_step(
         backbone=run.backbone,
         loss=run.loss,
-        views=lambda batch, key: batch,
+        make_crops=lambda batch: batch,
         tx=tx,
         schedules={k: lambda step, v=v: jnp.float32(v) for k, v in constants.items()},
         seed=0,
@@ -201,10 +190,6 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
     return report.get("step") == steps and all(task in done for task in asked)
 
 
-def _deciding(config: dict, prefix: str = "") -> dict:
+def _deciding(config: dict) -> dict:
     """{"a.b": value} of the keys that decide weights and scores."""
-    flat = {}
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        flat |= _deciding(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}
+    return {key: value for key, value in flatten(config).items() if not key.startswith(_FREE)}

@@ -12,16 +12,17 @@ import tokenize
 from pathlib import Path
 
 from configs import base, presets
-from dinotwins_jax.augment_presets import PRESETS as VIEWS
-from dinotwins_jax.augment_recipe import make_recipes
+from dinotwins_jax.augment.presets import PRESETS as VIEWS
+from dinotwins_jax.augment.views import make_view_specs
 from dinotwins_jax.losses import LOSSES
-from dinotwins_jax.ranges import CHOICES, RANGES
+from dinotwins_jax.settings.keys import flatten
+from dinotwins_jax.settings.ranges import CHOICES, RANGES
 from dinotwins_jax.workdir import _FREE as FREE
 
 HEAD = """# Every key of a config
 
 Written by `python -m experiments.docs.configs > docs/configs.md`: do not edit. It reads
-[configs/base.py](../configs/base.py), [ranges.py](../dinotwins_jax/ranges.py) and the factories in
+[configs/base.py](../configs/base.py), [ranges.py](../dinotwins_jax/settings/ranges.py) and the factories in
 [losses/](../dinotwins_jax/losses/). Any key can be set on the command line, `--config.optim.lr=0.001`; an
 unknown key or a value out of range is one line on stderr and exit code 2. Where nothing stands under
 values, only the type is checked, or keys are checked together in [build.py](../dinotwins_jax/build.py).
@@ -134,19 +135,10 @@ def code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """{"a.b": value}."""
-    flat = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict) and value
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
-
-
 def sections() -> str:
     """A table of each section of configs/base.py."""
     keys, parts = base_keys(), {}
-    views = documented_arguments(inspect.getdoc(make_recipes))
+    views = documented_arguments(inspect.getdoc(make_view_specs))
     for key in keys:
         parts.setdefault(key.partition(".")[0] if "." in key else "", []).append(key)
     text = []

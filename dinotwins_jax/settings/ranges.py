@@ -1,15 +1,16 @@
-"""Which values the keys of a config may have, as far as one key by itself says."""
+"""Ranges and choices of config keys, each key by itself; build.py checks keys together."""
 
 import difflib
 import math
 
 from ml_collections import ConfigDict
 
+from dinotwins_jax.settings.keys import LOSSES, kind_of, value_at
+
 POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
 
-LOSSES = ("dino", "barlow_twins", "ibot", "koleo", "gram", "byol", "simclr", "vicreg")
-
-# Key -> interval; of a tuple, each element. Sections that the config does not have are passed over.
+# Key -> interval; of a tuple, each element. loss.<kind> stands for every term of that kind, see `kind_of`.
+# Keys that the config does not have are passed over.
 RANGES = {
     **dict.fromkeys(("batch_size", "micro_batches", "total_epochs", "mesh.fsdp"), POSITIVE),
     **dict.fromkeys(("seed", "total_steps", "mesh.data"), NOT_NEGATIVE),
@@ -94,40 +95,52 @@ NOT_EMPTY = (
 
 def check_ranges(config: ConfigDict) -> None:
     """Raises ValueError for the first key that is outside its range, with the key and the range."""
-    for key in NOT_EMPTY:
-        if (values := _get(config, key)) is not None and not len(values):
+    for key in _present(config, NOT_EMPTY):
+        if not len(value_at(config, key)):
             raise ValueError(f"config.{key} is empty: name at least one")
-    for key in PAIRS:
-        if (values := _get(config, key)) is not None and len(values) != 2:
+    for key in _present(config, PAIRS):
+        if len(values := value_at(config, key)) != 2:
             raise ValueError(f"config.{key} is {values}: it must be a pair (smallest, largest)")
-    for key, interval in RANGES.items():
-        values = _get(config, key)
-        several = isinstance(values, tuple | list)
-        for value in values if several else [] if values is None else [values]:
+    weights = {f"{OUTSIDE}.{k}": NOT_NEGATIVE for k in ("weight", "final_weight")}
+    for key, interval in _present(config, RANGES | weights).items():
+        for value, verb in _each(value_at(config, key)):
             if not _inside(value, interval):
-                verb = "has" if several else "is"
                 raise ValueError(f"config.{key} {verb} {value}: it must {_words(interval)}")
-    for key, choices in CHOICES.items():
-        values = _get(config, key)  # None: a run older than the key, which has its default
-        several = isinstance(values, tuple | list)
-        for value in values if several else [] if values is None else [values]:
+    for key, choices in _present(config, CHOICES).items():
+        for value, verb in _each(value_at(config, key)):
             if value not in choices:
                 near = difflib.get_close_matches(str(value), choices, n=1)
                 hint = f" (did you mean '{near[0]}'?)" if near else ""
                 raise ValueError(
-                    f"config.{key} {'has' if several else 'is'} '{value}'{hint}: choose "
-                    f"{' or '.join(choices)}"
+                    f"config.{key} {verb} '{value}'{hint}: choose {' or '.join(choices)}"
                 )
 
 
-def _get(config, key: str):
-    """The value at "a.b.c"; None where there is none."""
-    node = config
-    for part in key.split("."):
-        if not hasattr(node, "keys") or part not in node:
-            return None
-        node = node[part]
-    return node
+OUTSIDE = "loss."  # the section of a term that is none of LOSSES
+
+
+def _present(config: ConfigDict, rules) -> dict:
+    """{key of the config: rule} of the keys that are there and not None, terms by their kind."""
+    rules = rules if isinstance(rules, dict) else dict.fromkeys(rules)
+    sections = {}  # "loss.<kind>" -> the sections of the terms of that kind
+    for name, term in config.get("loss", {}).items():
+        sections.setdefault(f"loss.{kind_of(name, term)}", []).append(f"loss.{name}")
+    found = {}
+    for key, rule in rules.items():
+        section, _, last = key.rpartition(".")
+        if section.startswith("loss."):
+            keys = [f"{term}.{last}" for term in sections.get(section, ())]
+        else:
+            keys = [key]
+        found |= {k: rule for k in keys if value_at(config, k) is not None}
+    return found
+
+
+def _each(values) -> list[tuple]:
+    """(value, verb) of each element of a tuple, or of the one value."""
+    if isinstance(values, tuple | list):
+        return [(value, "has") for value in values]
+    return [(values, "is")]
 
 
 def _inside(value, interval: str) -> bool:

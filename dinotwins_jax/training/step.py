@@ -13,23 +13,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dinotwins_jax.forward import forward
-from dinotwins_jax.losses.base import Anchor, Loss, Masked
-from dinotwins_jax.masks import draw_masks
+from dinotwins_jax.losses.base import Anchor, WeightedSum
 from dinotwins_jax.models.barriers import in_memory
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.objective import bound_terms, heads_of, loss_gradients, reads_patches
-from dinotwins_jax.state import TrainState, ema_update, teacher_part
-
-# One random stream a use, each folded into the run's key.
-INIT, AUGMENT, DROP_PATH, MASKS = range(4)
+from dinotwins_jax.training.forward import forward
+from dinotwins_jax.training.inputs import StepInputs, step_inputs
+from dinotwins_jax.training.objective import bound_terms, heads_of, loss_gradients
+from dinotwins_jax.training.state import TrainState, ema_update, teacher_part
 
 
 def make_train_step(
     *,
     backbone: VisionTransformer,
-    loss: Loss,
-    views: Callable,
+    loss: WeightedSum,
+    make_crops: Callable,
     tx: optax.GradientTransformationExtraArgs,
     schedules: dict[str, Callable],
     seed: int,
@@ -42,12 +39,10 @@ def make_train_step(
 
     Args:
       backbone: student and teacher are this module with two sets of parameters.
-      views: (batch, key) -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}.
-        The key is the same in every step: fold in what tells one picture of the run from another.
+      make_crops: batch -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}.
       tx: update(grads, opt_state, params, lr=…, weight_decay=…, keep=…), see optim.py.
       schedules: lr, weight_decay, teacher_momentum, teacher_temp: step -> f32[].
-      seed: all randomness of the step comes from it. Drop path and masks: (seed, step, image in the
-        batch).
+      seed: of drop path and masks, which depend on (seed, step, image in the batch).
       axis_name: mapped axis under pmap; None under jit, where arrays are global.
       match_gradients_to: a term of the loss, see `balance`.
       micro_batches: parts in which the batch goes through the backbone, see `forward`; the numbers are
@@ -56,12 +51,15 @@ def make_train_step(
     Returns:
       train_step(state, batch) -> (state, metrics f32[] each).
     """
-    terms = bound_terms(loss, axis_name=axis_name, dtype=backbone.dtype)
+    terms = bound_terms(loss, axis_name=axis_name, backbone=backbone)
+    patches = loss.reads_patches("student"), loss.reads_patches("teacher")
     backbone = backbone.clone(gather=gather)
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        hparams = step_scalars(schedules, state.step, axis_name)
-        value, grads, (loss_state, batch_stats, metrics), cls = gradients(state, batch, hparams)
+        crops = jax.eval_shape(make_crops, batch)
+        inputs = step_inputs(loss, backbone, schedules, seed, state.step, crops, axis_name)
+        hparams = inputs.hparams
+        value, grads, (loss_state, batch_stats, metrics), cls = gradients(state, batch, inputs)
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
         grad_norm = optax.global_norm(grads)
@@ -92,47 +90,28 @@ def make_train_step(
         metrics |= {name: hparams[name] for name in schedules}
         return state, metrics | {f"skipped/{name}": n for name, n in state.skipped.items()}
 
-    def gradients(state, batch, hparams):
-        root = jax.random.key(seed)
-        drop_key = jax.random.fold_in(jax.random.fold_in(root, DROP_PATH), state.step)
-        make_crops = partial(views, key=jax.random.fold_in(root, AUGMENT))
-        ids = image_ids(jax.tree.leaves(batch)[0].shape[0], axis_name)
-        hparams["masked"] = masked = masks_of(
-            loss, backbone, jax.eval_shape(make_crops, batch), state.step, root, ids, axis_name
-        )
+    def gradients(state: TrainState, batch, inputs: StepInputs):
         networks = (state.params["backbone"], state.teacher_params["backbone"])
         student, teacher, pull_back = forward(
             backbone,
             make_crops,
             *networks,
             batch,
-            drop_key,
-            ids,
-            hidden=None if masked is None else masked.where,
+            inputs.drop_key,
+            inputs.ids,
+            hidden=inputs.hidden,
             anchor_params=state.anchor_params if loss.anchor else None,
             micro_batches=micro_batches,
-            reads=lambda student, teacher: reads_patches(terms, state, student, teacher, hparams),
+            patches=patches,
         )
         heads = state if gather is None else _with_heads(state, gather)
         value, grads, kept = loss_gradients(
-            terms, heads, student, teacher, hparams, match_gradients_to
+            terms, heads, student, teacher, inputs.hparams, match_gradients_to
         )
         grads = {"backbone": pull_back(grads["features"]), "heads": grads["heads"]}
         return value, grads, kept, student["cls"]
 
     return train_step
-
-
-def masks_of(
-    loss: Loss, backbone, crops: dict, step, root: jax.Array, ids: jax.Array, axis_name: str | None
-) -> Masked | None:
-    """What this step hides from the student; None where no loss asks for it. crops: their shapes."""
-    if loss.masks is None:
-        return None
-    grid = backbone.grid(crops["global_crops"].shape[2:4])
-    images = len(ids) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    key = jax.random.fold_in(jax.random.fold_in(root, MASKS), step)
-    return draw_masks(loss.masks, grid, key, ids, images)
 
 
 def _anchor(anchor: Anchor, state: TrainState):
@@ -153,12 +132,6 @@ def _with_heads(state: TrainState, gather: Callable) -> TrainState:
     return state.replace(
         **{name: of | {"heads": gather(of["heads"])} for name, of in networks.items()}
     )
-
-
-def step_scalars(schedules: dict[str, Callable], step, axis_name: str | None) -> dict:
-    """`hparams` of the contract of a loss: this step's values of all schedules, and the mapped axis."""
-    hparams = {name: schedule(step) for name, schedule in schedules.items()}
-    return hparams | {"step": step, "axis_name": axis_name}
 
 
 def apply_gradients(tx, state: TrainState, grads, hparams, keep: Callable):
@@ -200,9 +173,3 @@ def spread(cls: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]
         "feature_std": jnp.mean(jnp.sqrt(jnp.maximum(unit_variance, 0.0))) * x.shape[-1] ** 0.5,
         "effective_rank": trace**2 / (jnp.sum(covariance**2) + 1e-12),
     }
-
-
-def image_ids(local_batch: int, axis_name: str | None) -> jax.Array:
-    """Position of each image in the global batch: what random keys are made of."""
-    offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * local_batch
-    return offset + jnp.arange(local_batch)

@@ -1,4 +1,4 @@
-"""Which module made the first number that is no number."""
+"""Which module produced the first non-finite value of a step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,19 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.forward import student_features, teacher_features
-from dinotwins_jax.losses.base import Loss, weight_at
+from dinotwins_jax.losses.base import WeightedSum, weight_at
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.objective import bound_terms, loss_gradients, project, teacher_outputs
-from dinotwins_jax.state import TrainState
-from dinotwins_jax.step import AUGMENT, DROP_PATH, image_ids, masks_of, step_scalars
+from dinotwins_jax.training.forward import student_features, teacher_features
+from dinotwins_jax.training.inputs import step_inputs
+from dinotwins_jax.training.objective import (
+    apply_term,
+    bound_terms,
+    loss_gradients,
+    project,
+    teacher_outputs,
+)
+from dinotwins_jax.training.state import TrainState
 
 
 def make_diagnosis(
     *,
     backbone: VisionTransformer,
-    loss: Loss,
-    views: Callable,
+    loss: WeightedSum,
+    make_crops: Callable,
     schedules: dict[str, Callable],
     seed: int,
     match_gradients_to: str = "",
@@ -34,7 +40,7 @@ def make_diagnosis(
       the patch embedding; "" where everything is finite.
     """
     backbone = backbone.clone(remat=False)  # inside a block that runs again nothing can be noted
-    terms = bound_terms(loss, axis_name=None, dtype=backbone.dtype)
+    terms = bound_terms(loss, axis_name=None, backbone=backbone)
     names: list[str] = []
 
     @jax.jit
@@ -48,32 +54,35 @@ def make_diagnosis(
 
         for name in ("params", "teacher_params", "anchor_params", "batch_stats", "loss_state"):
             note(f"{name} before the step", getattr(state, name))
-        root = jax.random.key(seed)
-        crops = views(batch, jax.random.fold_in(root, AUGMENT))
+        crops = make_crops(batch)
         note("crops", crops)
-        hparams = step_scalars(schedules, state.step, None)
-        drop_key = jax.random.fold_in(jax.random.fold_in(root, DROP_PATH), state.step)
-        ids = image_ids(len(batch["image"]), None)
-        hparams["masked"] = masked = masks_of(loss, backbone, crops, state.step, root, ids, None)
-        hidden = None if masked is None else masked.where
+        hparams, drop_key, ids = inputs = step_inputs(
+            loss, backbone, schedules, seed, state.step, crops, None
+        )
+        masked = hparams["masked"]
         networks = state.teacher_params["backbone"], state.anchor_params or None
         with nn.intercept_methods(partial(_watch, note, "teacher/backbone")):
             teacher = teacher_features(backbone, *networks, crops)
         with nn.intercept_methods(partial(_watch, note, "teacher/heads")):
             full_teacher = teacher_outputs(terms, state, teacher, masked)
         student_of = partial(
-            student_features, backbone, crops=crops, drop_key=drop_key, ids=ids, hidden=hidden
+            student_features,
+            backbone,
+            crops=crops,
+            drop_key=drop_key,
+            ids=ids,
+            hidden=inputs.hidden,
         )
         with nn.intercept_methods(partial(_watch, note, "student/backbone")):
             features = student_of(state.params["backbone"])
         for name, (weight, term) in terms.items():
-            here = f"loss/{name}" if name else "loss"
+            here = f"loss/{name}"
             with nn.intercept_methods(partial(_watch, note, f"student/heads of {here}")):
                 outputs, _ = project(
                     term.heads, state.params["heads"], state.batch_stats, features, masked
                 )
-            kept = state.loss_state[name] if name else state.loss_state
-            note(here, term.apply(kept, features | outputs, full_teacher, hparams)[:2])
+            kept, full_student = state.loss_state[name], features | outputs
+            note(here, apply_term(name, term, kept, full_student, full_teacher, hparams)[:2])
             note(f"weight of {here}", jnp.asarray(weight_at(weight, hparams)))
         _, pull_back = jax.vjp(student_of, state.params["backbone"])
         _, grads, _ = loss_gradients(terms, state, features, teacher, hparams, match_gradients_to)

@@ -1,9 +1,10 @@
-"""Settings that run and still are no good: known to collapse, or without any effect. Words, not errors."""
+"""Warnings about settings that run but are known to collapse, or have no effect."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from dinotwins_jax.recipe import half_life
+from dinotwins_jax.settings.auto import half_life
+from dinotwins_jax.settings.keys import DISTILLING, kind_of, terms_of
 
 
 class Setting(NamedTuple):
@@ -13,18 +14,18 @@ class Setting(NamedTuple):
     images: int
     steps: int
 
-    def terms(self, key: str) -> list:
-        """The values of a key in the terms of the loss that have it."""
-        return [term[key] for term in self.config.loss.values() if key in term]
-
     def share(self, epochs: float) -> float:
         """A duration as a share of the run."""
         return epochs / self.config.total_epochs
 
+    def has(self, *kinds: str) -> bool:
+        """Whether a term is of one of the kinds, or may be: one from outside is not known."""
+        return any(kind_of(name, term) in ("", *kinds) for name, term in self.config.loss.items())
+
     @property
     def distils(self) -> bool:
-        """Whether a term has a teacher's temperature, or may have: one from outside is not known."""
-        return bool(self.terms("student_temp")) or any(":" in fn for fn in self.terms("fn"))
+        """Whether a term has a teacher's temperature, or may have one."""
+        return self.has(*DISTILLING)
 
 
 def find(setting: Setting) -> list[str]:
@@ -94,7 +95,7 @@ def _teacher(s: Setting, c) -> Iterator[str]:
             f"teacher.temp is {temp:g}: above 0.07 the teacher tends to give every prototype the same "
             "probability"
         )
-    if any(student <= temp for student in s.terms("student_temp")):
+    if any(term.student_temp <= temp for _, term in terms_of(c, *DISTILLING)):
         yield (
             f"teacher.temp is {temp:g}, not below student_temp: a teacher that is not sharper than the "
             "student lets both turn uniform"
@@ -109,9 +110,9 @@ def _teacher(s: Setting, c) -> Iterator[str]:
 
 
 def _losses(s: Setting, c) -> Iterator[str]:
-    for name, term in c.loss.items():
+    for name, term in terms_of(c, *DISTILLING):
         key = f"loss.{name}"
-        if "student_temp" in term and term.get("out_dim", 0) > s.images:
+        if term.get("out_dim", 0) > s.images:
             yield (
                 f"{key}.out_dim is {term.out_dim} prototypes for {s.images} images: more than there is "
                 "to tell apart; a tenth of the images"
@@ -127,12 +128,13 @@ def _losses(s: Setting, c) -> Iterator[str]:
                 f"{key}.center_momentum is {center:g} with batch_size {c.batch_size}: the mean of so "
                 "few images is noise; 0.9"
             )
-        if "lambd" in term and c.batch_size < 16:
+    for name, term in terms_of(c, "barlow_twins"):
+        key, lambd = f"loss.{name}", term.get("lambd", 0.0051)
+        if c.batch_size < 16:
             yield (
                 f"batch_size is {c.batch_size}: correlations of so few images, as in {key}, are noise; "
                 "128 and more"
             )
-        lambd = term.get("lambd", 0.0051)
         if lambd < 1e-5:
             yield (
                 f"{key}.lambd is {lambd:g}: nothing keeps the features from being copies of each other; "
@@ -171,13 +173,12 @@ def _optimiser(s: Setting, c) -> Iterator[str]:
             "hardly anything moves; 0.2"
         )
     faster = c.optim.predictor_lr_mult
-    functions = [term.get("fn", name) for name, term in c.loss.items()]
-    if "byol" in functions and faster < 5 and s.steps < 5_000:
+    if any(True for _ in terms_of(c, "byol")) and faster < 5 and s.steps < 5_000:
         yield (
             f"optim.predictor_lr_mult is {faster:g} for byol in a run of {s.steps:,} steps: the "
             "predictor lags behind, and features fall onto one dimension; 10 to 30"
         )
-    if faster != 1 and not any(fn == "byol" or ":" in fn for fn in functions):
+    if faster != 1 and not s.has("byol"):
         yield f"optim.predictor_lr_mult is {faster:g}, and no term of loss has a predictor: no effect"
 
 

@@ -15,7 +15,7 @@ from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.models.torch_weights import vit_to_torch
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.start import read_backbone, start_from
+from dinotwins_jax.pretrained import read_backbone, start_from
 from dinotwins_jax.train import train
 
 # Of the official ViT in tests/golden/vit_forward.npz.

@@ -1,8 +1,8 @@
 """Multi-crop on the device: images u8[B, S, S, 3] and keys become global and local crops under jit.
 
-    augment_recipe what may be drawn, from checked arguments; augment_presets has those of papers
-    augment_draws  key -> the random numbers of the views of an image
-    augment_ops    the pixel operations
+    views what may be drawn, from checked arguments; augment.presets has those of papers
+    draws  key -> the random numbers of the views of an image
+    augment.ops    the pixel operations
     here           their order, the views of an image, and the unaugmented view of evaluation
 
 Source: DINO's DataAugmentationDINO (arXiv:2104.14294) with torchvision's semantics: crop, flip,
@@ -16,33 +16,34 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from dinotwins_jax import augment_ops as ops
-from dinotwins_jax.augment_draws import ViewDraw, draw_image_views
-from dinotwins_jax.augment_recipe import ViewRecipe, largest_box, make_recipes
+from dinotwins_jax.augment import ops
+from dinotwins_jax.augment.draws import ViewDraw, draw_image_views
+from dinotwins_jax.augment.views import ViewSpec, largest_box, make_view_specs
+from dinotwins_jax.streams import AUGMENT, stream
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def render_view(rows: jax.Array, draw: ViewDraw, *, recipe: ViewRecipe, max_box=None) -> jax.Array:
+def render_view(rows: jax.Array, draw: ViewDraw, *, spec: ViewSpec, max_box=None) -> jax.Array:
     """Pixels f32[3, h, w] in [0, 1] of a drawn view of rows u8[S, 3, S].
 
     An operation whose probability is 0 in every view of the group is left out of the program, and
     one that was not drawn is a branch not taken, where `jax.vmap` has not made it a selection.
-    max_box: as in augment_ops.resize_rows.
+    max_box: as in augment.ops.resize_rows.
     """
-    planes = ops.resize_rows(rows, draw.box, recipe.out, flip=draw.flip, max_box=max_box)
-    if recipe.jitter_prob and any(recipe.strengths):
-        hue = draw.hue if recipe.strengths[3] else None
+    planes = ops.resize_rows(rows, draw.box, spec.out, flip=draw.flip, max_box=max_box)
+    if spec.jitter_prob and any(spec.strengths):
+        hue = draw.hue if spec.strengths[3] else None
         jittered = partial(ops.color_jitter, factors=draw.factors, shift=hue, order=draw.order)
         drawn = jnp.any(draw.factors != 1.0) | (draw.hue != 0.0)
         planes = jax.lax.cond(drawn, jittered, _unchanged, planes)
-    if recipe.grayscale_prob:
+    if spec.grayscale_prob:
         planes = jax.lax.cond(draw.grayscale, ops.grayscale, _unchanged, planes)
-    if any(recipe.blur_probs):
-        blurred = partial(ops.gaussian_blur, radius=draw.radius, taps=recipe.blur_kernel)
+    if any(spec.blur_probs):
+        blurred = partial(ops.gaussian_blur, radius=draw.radius, taps=spec.blur_kernel)
         planes = jax.lax.cond(draw.radius > 0.0, blurred, _unchanged, planes)
-    if any(recipe.solarize_probs):
+    if any(spec.solarize_probs):
         planes = jax.lax.cond(draw.solarize, ops.solarize, _unchanged, planes)
     return planes
 
@@ -73,30 +74,30 @@ def _one_by_one(choice: bool | None) -> bool:
     return jax.default_backend() == "cpu" if choice is None else choice
 
 
-def _compose(global_recipe: ViewRecipe, local_recipe: ViewRecipe, mean, std, one_by_one):
+def _compose(global_spec: ViewSpec, local_spec: ViewSpec, mean, std, one_by_one):
     """The function that `make_multi_crop` returns."""
-    recipes = (global_recipe, local_recipe)
-    draw_views = partial(draw_image_views, global_recipe=global_recipe, local_recipe=local_recipe)
+    specs = (global_spec, local_spec)
+    draw_views = partial(draw_image_views, global_spec=global_spec, local_spec=local_spec)
 
     def multi_crop(images, sizes, keys):
         rows = _to_rows(images)
         draws = jax.vmap(draw_views)(keys, sizes)
         each = jax.lax.map if _one_by_one(one_by_one) else _batched
 
-        def group(recipe, draws):
-            if not recipe.blur_probs:  # no local views
-                return jnp.zeros((len(rows), 0, *recipe.out, 3))
-            max_box = largest_box(recipe, rows.shape[1]) if each is jax.lax.map else None
+        def group(spec, draws):
+            if not spec.blur_probs:  # no local views
+                return jnp.zeros((len(rows), 0, *spec.out, 3))
+            max_box = largest_box(spec, rows.shape[1]) if each is jax.lax.map else None
 
             def view(image_rows, draw):
-                planes = render_view(image_rows, draw, recipe=recipe, max_box=max_box)
+                planes = render_view(image_rows, draw, spec=spec, max_box=max_box)
                 return _normalize(planes, mean, std)
 
             return each(
                 lambda image: each(lambda draw: view(image[0], draw), image[1]), (rows, draws)
             )
 
-        global_crops, local_crops = map(group, recipes, draws)
+        global_crops, local_crops = map(group, specs, draws)
         return {"global_crops": global_crops, "local_crops": local_crops}
 
     return multi_crop
@@ -112,7 +113,7 @@ def make_multi_crop(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
     one_by_one: bool | None = None,
-    **recipe,
+    **views,
 ) -> Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]:
     """Builds multi_crop(images, sizes, keys), to be called under jit; the defaults are DINO's.
 
@@ -121,8 +122,8 @@ def make_multi_crop(
       one_by_one: True renders one view after the other, with real branches and narrow resize bands,
         as a CPU likes it; False all at once with dense products, as accelerators and arrays that
         are split over devices like it. None: True on a CPU.
-      recipe: arguments of augment_recipe.make_recipes, such as num_local=4; whole sets of them are
-        in augment_presets.
+      views: arguments of augment.views.make_view_specs, such as num_local=4; augment.presets has
+        whole sets of them.
     Returns:
       multi_crop(images u8[B, S, S, 3], sizes i32[B, 2], keys [B] typed PRNG keys) -> dict of
       "global_crops" f32[B, 2, h, w, 3] and "local_crops" f32[B, num_local, h, w, 3], normalised.
@@ -131,10 +132,27 @@ def make_multi_crop(
     Raises:
       ValueError: an argument out of range; at call, images that are not u8[B, S, S, 3].
     Source: facebookresearch/dino main_dino.py, DataAugmentationDINO.
-    Differs: values are never rounded to 8 bits in between; see augment_ops.
+    Differs: values are never rounded to 8 bits in between; see augment.ops.
     """
     _check_moments(mean, std)
-    return _compose(*make_recipes(**recipe), mean, std, one_by_one)
+    return _compose(*make_view_specs(**views), mean, std, one_by_one)
+
+
+def seeded_multi_crop(seed: int, **options) -> Callable[[dict], dict[str, jax.Array]]:
+    """The crops of a training run: batch -> crops, drawn from (seed, epoch, position) of each image.
+
+    Args:
+      options: of `make_multi_crop`.
+    Returns:
+      a function of {"image": u8[B, S, S, 3], "size": i32[B, 2], "place": i32[B, 2]}.
+    """
+    multi_crop = make_multi_crop(**options)
+
+    def make_crops(batch):
+        keys = image_keys(stream(seed, AUGMENT), batch["place"])
+        return multi_crop(batch["image"], batch["size"], keys)
+
+    return make_crops
 
 
 def image_keys(key: jax.Array, place: jax.Array) -> jax.Array:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.models import VARIANTS
 from dinotwins_jax.models.torch_files import read_state_dict
 from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer, as_pair, interpolate_pos_embed
-from dinotwins_jax.processes import say
-from dinotwins_jax.state import TrainState, init_backbone
+from dinotwins_jax.training.state import TrainState, init_backbone
 
 # What a model may have that its weights lack: trained from scratch, it disturbs the rest little.
 _FRESH = ("register_tokens", "mask_token")
@@ -48,7 +48,7 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
             found = {name: part for name, part in found.items() if name != "mask_token"}
         fresh = [name for name in _FRESH if name in shapes and name not in found]
         if fresh:
-            say(f"{path} has no {' and no '.join(fresh)}: these start fresh")
+            warn(f"{path} has no {' and no '.join(fresh)}: these start fresh")
             random = init_backbone(backbone, key)
             found = found | {name: np.asarray(random[name]) for name in fresh}
         _check_shapes(found, shapes)
@@ -83,7 +83,7 @@ def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
     found = vit_from_torch(read_state_dict(path))
     usual, left = divmod(found["cls_token"].shape[-1], 64)
     if not left and usual != backbone.num_heads:
-        say(
+        warn(
             f"{path} does not tell its number of attention heads: it is taken for config.model's "
             f"{backbone.num_heads}; DINO's, DINOv2's and timm's models of this width have {usual}"
         )

@@ -80,7 +80,7 @@ def _number(given: int | None, name: str, environment: Mapping[str, str]) -> int
         raise ValueError(f"{name} is '{environment[name]}': it must be a number") from None
 
 
-def say(text: str) -> None:
+def warn(text: str) -> None:
     """A warning on stderr, from process 0 alone."""
     if jax.process_index() == 0:
         print(f"WARNING {text}", file=sys.stderr, flush=True)

@@ -1,10 +1,12 @@
-"""What the views of an image are drawn from: arguments, checked and turned into static tuples."""
+"""Specification of the views of an image: arguments, checked and turned into static tuples."""
 
 import math
 from typing import NamedTuple
 
+from dinotwins_jax.augment.presets import DINO
 
-class ViewRecipe(NamedTuple):
+
+class ViewSpec(NamedTuple):
     """Static description of the views of one shape; the tuples of probabilities have one a view."""
 
     out: tuple[int, int]  # (h, w) pixels
@@ -21,27 +23,27 @@ class ViewRecipe(NamedTuple):
     overlap: float = 0.0  # part of the box that lies inside one global view of the image
 
 
-def make_recipes(
+def make_view_specs(
     *,
     global_size: int | tuple[int, int] = 224,
-    global_scale: tuple[float, float] = (0.4, 1.0),
+    global_scale: tuple[float, float] = DINO["global_scale"],
     local_size: int | tuple[int, int] = 96,
-    local_scale: tuple[float, float] = (0.05, 0.4),
-    num_local: int = 8,
-    local_overlap: float = 0.0,
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
-    jitter_prob: float = 0.8,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.2,
-    hue: float = 0.1,
-    grayscale_prob: float = 0.2,
-    blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5),
-    blur_radius: tuple[float, float] = (0.1, 2.0),
-    blur_kernel: int = 0,
-    solarize_prob: tuple[float, float, float] = (0.0, 0.2, 0.0),
-) -> tuple[ViewRecipe, ViewRecipe]:
+    local_scale: tuple[float, float] = DINO["local_scale"],
+    num_local: int = DINO["num_local"],
+    local_overlap: float = DINO["local_overlap"],
+    ratio: tuple[float, float] = DINO["ratio"],
+    flip: float = DINO["flip"],
+    jitter_prob: float = DINO["jitter_prob"],
+    brightness: float = DINO["brightness"],
+    contrast: float = DINO["contrast"],
+    saturation: float = DINO["saturation"],
+    hue: float = DINO["hue"],
+    grayscale_prob: float = DINO["grayscale_prob"],
+    blur_prob: tuple[float, float, float] = DINO["blur_prob"],
+    blur_radius: tuple[float, float] = DINO["blur_radius"],
+    blur_kernel: int = DINO["blur_kernel"],
+    solarize_prob: tuple[float, float, float] = DINO["solarize_prob"],
+) -> tuple[ViewSpec, ViewSpec]:
     """Recipes of the two global views and of the local ones; the defaults are DINO's.
 
     Args:
@@ -49,7 +51,7 @@ def make_recipes(
       global_scale, local_scale: box area / image area, 0 < low <= high <= 1.
       num_local: local views an image, may be 0.
       local_overlap: of a local box, the part of its area that at least lies inside a single global
-        box of the same image, in [0, 1]. 0: anywhere, as all official recipes have it.
+        box of the same image, in [0, 1]. 0: anywhere, as all official specs have it.
       ratio: box width / height, (low, high).
       flip, jitter_prob, grayscale_prob: probabilities, the same for every view.
       brightness, contrast, saturation: x gives factors uniform in [max(0, 1 - x), 1 + x].
@@ -60,7 +62,7 @@ def make_recipes(
         many taps, the tails cut off, edges reflected.
     Raises:
       ValueError: an argument out of range.
-    Source: facebookresearch/dino main_dino.py, DataAugmentationDINO; others in augment_presets.
+    Source: facebookresearch/dino main_dino.py, DataAugmentationDINO; others in augment.presets.
     """
     if num_local < 0:
         raise ValueError(f"num_local must be at least 0, got {num_local}")
@@ -68,8 +70,8 @@ def make_recipes(
         if len(value) != 3:
             raise ValueError(f"{name} must be (global 0, global 1, locals), got {value}")
 
-    def recipe(size, scale, views, overlap=0.0):
-        return ViewRecipe(
+    def spec(size, scale, views, overlap=0.0):
+        return ViewSpec(
             out=(size, size) if isinstance(size, int) else tuple(size),
             scale=tuple(scale),
             ratio=tuple(ratio),
@@ -84,26 +86,26 @@ def make_recipes(
             overlap=overlap,
         )
 
-    global_recipe = recipe(global_size, global_scale, (0, 1))
-    check_recipe("global", global_recipe)
+    global_spec = spec(global_size, global_scale, (0, 1))
+    check_view_spec("global", global_spec)
     # One local view at least, so that a wrong probability is reported with num_local = 0 too.
-    check_recipe("local", recipe(local_size, local_scale, (2,), local_overlap))
+    check_view_spec("local", spec(local_size, local_scale, (2,), local_overlap))
     if local_overlap * local_scale[0] > global_scale[1]:
         raise ValueError(
             f"local_overlap {local_overlap} of local_scale {tuple(local_scale)} does not fit into "
             f"global_scale {tuple(global_scale)}: lower local_overlap or local_scale"
         )
-    return global_recipe, recipe(local_size, local_scale, (2,) * num_local, local_overlap)
+    return global_spec, spec(local_size, local_scale, (2,) * num_local, local_overlap)
 
 
-def largest_box(recipe: ViewRecipe, side: int) -> tuple[int, int]:
-    """(height, width) in pixels that no box of the recipe exceeds in a picture within side x side.
+def largest_box(spec: ViewSpec, side: int) -> tuple[int, int]:
+    """(height, width) in pixels that no box of the spec exceeds in a picture within side x side.
 
     An area of scale * H * W and a ratio give sqrt(area * ratio) pixels of width. The central box
     stands in where no draw fits; that takes a picture narrower than side * scale / ratio, whose
     central box is at most ratio times as wide as it is high.
     """
-    scale, (low, high) = recipe.scale[1], recipe.ratio
+    scale, (low, high) = spec.scale[1], spec.ratio
     parts = [
         max((scale / low) ** 0.5, scale * high / low),
         max((scale * high) ** 0.5, scale * high / low),
@@ -111,44 +113,44 @@ def largest_box(recipe: ViewRecipe, side: int) -> tuple[int, int]:
     return tuple(min(side, math.ceil(side * part) + 1) for part in parts)
 
 
-def check_recipe(name: str, recipe: ViewRecipe) -> None:
-    """Raises ValueError for a recipe that cannot be drawn; `name` is "global" or "local"."""
-    if len(recipe.out) != 2 or min(recipe.out) <= 0:
-        raise ValueError(f"{name}_size must be positive, one number or (h, w), got {recipe.out}")
-    low, high = recipe.scale
+def check_view_spec(name: str, spec: ViewSpec) -> None:
+    """Raises ValueError for a spec that cannot be drawn; `name` is "global" or "local"."""
+    if len(spec.out) != 2 or min(spec.out) <= 0:
+        raise ValueError(f"{name}_size must be positive, one number or (h, w), got {spec.out}")
+    low, high = spec.scale
     if not 0.0 < low <= high <= 1.0:
-        raise ValueError(f"{name}_scale must be 0 < low <= high <= 1, got {recipe.scale}")
-    low, high = recipe.ratio
+        raise ValueError(f"{name}_scale must be 0 < low <= high <= 1, got {spec.scale}")
+    low, high = spec.ratio
     if not 0.0 < low <= high:
-        raise ValueError(f"ratio must be 0 < low <= high, got {recipe.ratio}")
-    low, high = recipe.blur_radius
+        raise ValueError(f"ratio must be 0 < low <= high, got {spec.ratio}")
+    low, high = spec.blur_radius
     if not 0.0 <= low <= high:
-        raise ValueError(f"blur_radius must be 0 <= low <= high, got {recipe.blur_radius}")
+        raise ValueError(f"blur_radius must be 0 <= low <= high, got {spec.blur_radius}")
     probabilities = {
-        "flip": (recipe.flip,),
-        "jitter_prob": (recipe.jitter_prob,),
-        "grayscale_prob": (recipe.grayscale_prob,),
-        "blur_prob": recipe.blur_probs,
-        "solarize_prob": recipe.solarize_probs,
-        "local_overlap": (recipe.overlap,),
+        "flip": (spec.flip,),
+        "jitter_prob": (spec.jitter_prob,),
+        "grayscale_prob": (spec.grayscale_prob,),
+        "blur_prob": spec.blur_probs,
+        "solarize_prob": spec.solarize_probs,
+        "local_overlap": (spec.overlap,),
     }
     for argument, values in probabilities.items():
         if not all(0.0 <= value <= 1.0 for value in values):
             raise ValueError(f"{argument} must lie in [0, 1], got {values}")
     arguments = ("brightness", "contrast", "saturation", "hue")
-    for argument, value in zip(arguments, recipe.strengths, strict=True):
+    for argument, value in zip(arguments, spec.strengths, strict=True):
         if value < 0.0:
             raise ValueError(f"{argument} must not be negative, got {value}")
-    if recipe.strengths[3] > 0.5:
-        raise ValueError(f"hue must be at most 0.5 of the circle, got {recipe.strengths[3]}")
-    _check_blur_kernel(name, recipe)
+    if spec.strengths[3] > 0.5:
+        raise ValueError(f"hue must be at most 0.5 of the circle, got {spec.strengths[3]}")
+    _check_blur_kernel(name, spec)
 
 
-def _check_blur_kernel(name: str, recipe: ViewRecipe) -> None:
-    taps = recipe.blur_kernel
+def _check_blur_kernel(name: str, spec: ViewSpec) -> None:
+    taps = spec.blur_kernel
     if taps and (taps < 3 or taps % 2 == 0):
         raise ValueError(f"blur_kernel must be 0 or odd and at least 3, got {taps}")
-    if taps // 2 >= min(recipe.out):  # the edge is reflected, once
+    if taps // 2 >= min(spec.out):  # the edge is reflected, once
         raise ValueError(
-            f"blur_kernel {taps} needs {name}_size above {taps // 2} pixels, got {recipe.out}"
+            f"blur_kernel {taps} needs {name}_size above {taps // 2} pixels, got {spec.out}"
         )

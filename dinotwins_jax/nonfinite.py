@@ -9,8 +9,8 @@ import numpy as np
 
 from dinotwins_jax.build import Run
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.state import TrainState
-from dinotwins_jax.stops import NonFiniteError
+from dinotwins_jax.stopping import NonFiniteError
+from dinotwins_jax.training.state import TrainState
 
 SKIPPED_LIMIT = 3  # steps in a row without a finite loss and gradient, then the run stops
 

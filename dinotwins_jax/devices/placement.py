@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from dinotwins_jax.compilation import compiler_options
-from dinotwins_jax.sharding import DATA, FSDP, shardings_of
+from dinotwins_jax.devices.compilation import compiler_options
+from dinotwins_jax.devices.sharding import DATA, FSDP, shardings_of
 
 
 class Placement(NamedTuple):

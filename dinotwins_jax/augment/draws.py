@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dinotwins_jax.augment_recipe import ViewRecipe
+from dinotwins_jax.augment.views import ViewSpec
 
 CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop
 PLACE_ATTEMPTS = 10  # of a local box, until enough of it lies inside a global one
@@ -126,7 +126,7 @@ def overlapping_box(key: jax.Array, box, size, others, overlap: float):
 
 
 def draw_view(
-    key: jax.Array, size, blur_prob, solarize_prob, *, recipe: ViewRecipe, others=None
+    key: jax.Array, size, blur_prob, solarize_prob, *, spec: ViewSpec, others=None
 ) -> ViewDraw:
     """Random numbers of one view.
 
@@ -134,56 +134,56 @@ def draw_view(
       key: PRNG key of the view; every operation splits its own from it.
       size: (height, width) of the image, i32[2] (pixels).
       blur_prob, solarize_prob: f32[] probabilities of this view.
-      recipe: what the views of the group share.
-      others: boxes that recipe.overlap speaks of, (tops, lefts, heights, widths), i32[V] each; only
+      spec: what the views of the group share.
+      others: boxes that spec.overlap speaks of, (tops, lefts, heights, widths), i32[V] each; only
         looked at where it is above 0.
     """
     crop_key, flip_key, jitter_key, gray_key, blur_key, solar_key = jax.random.split(key, 6)
     draws = jax.random.uniform(jitter_key, (9,))
     blur = jax.random.uniform(blur_key, (2,))
-    jitter = draws[0] < recipe.jitter_prob
-    strengths = jnp.array(recipe.strengths, jnp.float32)
+    jitter = draws[0] < spec.jitter_prob
+    strengths = jnp.array(spec.strengths, jnp.float32)
     low = jnp.maximum(1.0 - strengths[:3], 0.0)
     factors = low + (1.0 + strengths[:3] - low) * draws[1:4]
-    radius = recipe.blur_radius[0] + (recipe.blur_radius[1] - recipe.blur_radius[0]) * blur[1]
-    box = random_box(crop_key, size, recipe.scale, recipe.ratio)
-    if recipe.overlap:
-        box = overlapping_box(jax.random.fold_in(crop_key, 0), box, size, others, recipe.overlap)
+    radius = spec.blur_radius[0] + (spec.blur_radius[1] - spec.blur_radius[0]) * blur[1]
+    box = random_box(crop_key, size, spec.scale, spec.ratio)
+    if spec.overlap:
+        box = overlapping_box(jax.random.fold_in(crop_key, 0), box, size, others, spec.overlap)
     return ViewDraw(
         box=box,
-        flip=jax.random.uniform(flip_key) < recipe.flip,
+        flip=jax.random.uniform(flip_key) < spec.flip,
         factors=jnp.where(jitter, factors, 1.0),
         hue=jnp.where(jitter, strengths[3] * (2.0 * draws[4] - 1.0), 0.0),
         order=jnp.argsort(draws[5:]),
-        grayscale=jax.random.uniform(gray_key) < recipe.grayscale_prob,
+        grayscale=jax.random.uniform(gray_key) < spec.grayscale_prob,
         radius=jnp.where(blur[0] < blur_prob, radius, 0.0),
         solarize=jax.random.uniform(solar_key) < solarize_prob,
     )
 
 
 def draw_image_views(
-    key: jax.Array, size, *, global_recipe: ViewRecipe, local_recipe: ViewRecipe
+    key: jax.Array, size, *, global_spec: ViewSpec, local_spec: ViewSpec
 ) -> tuple[ViewDraw, ViewDraw]:
     """Random numbers of all views of one image: (global ones, local ones), a leading axis of views.
 
     View v, globals first, is drawn from fold_in(key, v). Local boxes look at the global boxes where
-    local_recipe.overlap asks for it, and at nothing else.
+    local_spec.overlap asks for it, and at nothing else.
 
     Args:
       key: PRNG key of the image.
       size: (height, width) of the image, i32[2] (pixels).
     """
 
-    def draw_group(recipe, first, others=None):
-        views = len(recipe.blur_probs)
+    def draw_group(spec, first, others=None):
+        views = len(spec.blur_probs)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(views))
 
         def one_view(view_key, blur_prob, solarize_prob):
-            return draw_view(view_key, size, blur_prob, solarize_prob, recipe=recipe, others=others)
+            return draw_view(view_key, size, blur_prob, solarize_prob, spec=spec, others=others)
 
-        probabilities = (recipe.blur_probs, recipe.solarize_probs)
+        probabilities = (spec.blur_probs, spec.solarize_probs)
         return jax.vmap(one_view)(keys, *(jnp.array(p, jnp.float32) for p in probabilities))
 
-    global_draws = draw_group(global_recipe, 0)
-    first_local = len(global_recipe.blur_probs)
-    return global_draws, draw_group(local_recipe, first_local, others=global_draws.box)
+    global_draws = draw_group(global_spec, 0)
+    first_local = len(global_spec.blur_probs)
+    return global_draws, draw_group(local_spec, first_local, others=global_draws.box)

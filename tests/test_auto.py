@@ -8,9 +8,9 @@ import pytest
 from shrunk import shrunk
 
 from configs import barlow_twins, byol, dino, hybrid, presets
-from dinotwins_jax.advice import Setting, find
 from dinotwins_jax.build import build, for_evaluation
-from dinotwins_jax.recipe import Facts, half_life, known_keys, open_keys, resolve
+from dinotwins_jax.settings.advice import Setting, find
+from dinotwins_jax.settings.auto import Facts, half_life, known_keys, open_keys, resolve
 from dinotwins_jax.train import train
 from experiments.comparison.plan import is_finished, make_configs
 

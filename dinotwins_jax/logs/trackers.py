@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from dinotwins_jax.workdir import flatten
+from dinotwins_jax.settings.keys import flatten
 
 
 class TensorBoard:

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.processes import say
-from dinotwins_jax.trackers import TRACKERS
+from dinotwins_jax.logs.trackers import TRACKERS
 
 
 def check_writers(names: tuple[str, ...]) -> None:
@@ -99,7 +99,7 @@ class Log:
         except Exception as error:  # of a library or a network, whatever it is: the run goes on
             self._trackers.pop(name, None)
             said = str(error).strip().partition("\n")[0]
-            say(
+            warn(
                 f"{name} failed ({type(error).__name__}: {said}): the run goes on without it, its next "
                 "start sends what is missing"
             )

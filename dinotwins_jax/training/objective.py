@@ -3,32 +3,32 @@
 Letters: B images, V views, N tokens, E width of a token.
 """
 
-import inspect
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from dinotwins_jax.balance import balance
-from dinotwins_jax.losses.base import HeadSpec, Loss, Masked, Weight, named, weight_at
+from dinotwins_jax.losses.base import HeadSpec, Loss, Masked, Weight, WeightedSum, weight_at
 from dinotwins_jax.models.barriers import in_memory
-from dinotwins_jax.state import TrainState
+from dinotwins_jax.training.balance import balance
+from dinotwins_jax.training.state import TrainState
 
 Terms = dict[str, tuple[Weight, Loss]]
 
 
-def bound_terms(loss: Loss, *, axis_name: str | None, dtype) -> Terms:
-    """The terms of a loss, "" the only one of a loss in one piece; their heads know the mapped axis and
-    the compute dtype of the run, where they have such fields."""
+def bound_terms(loss: WeightedSum, *, axis_name: str | None, backbone) -> Terms:
+    """The terms of a sum, their heads told the mapped axis and the backbone's compute options, where
+    they have such fields."""
+    fields = {name: getattr(backbone, name) for name in ("dtype", "plain_gradients")}
+    fields["axis_name"] = axis_name
 
     def bind(spec: HeadSpec) -> HeadSpec:
-        fields = {"axis_name": axis_name, "dtype": dtype}
-        fields = {name: value for name, value in fields.items() if hasattr(spec.module, name)}
-        return spec._replace(module=spec.module.clone(**fields))
+        known = {name: value for name, value in fields.items() if hasattr(spec.module, name)}
+        return spec._replace(module=spec.module.clone(**known))
 
     return {
         name: (weight, term._replace(heads={k: bind(spec) for k, spec in term.heads.items()}))
-        for name, (weight, term) in (loss.terms or {"": (1.0, loss)}).items()
+        for name, (weight, term) in loss.terms.items()
     }
 
 
@@ -78,15 +78,35 @@ def loss_gradients(terms: Terms, state: TrainState, features, teacher, hparams, 
             grad = jax.tree.map(lambda g, w=weights[name]: in_memory(w * g), grad)
             heads[head] = jax.tree.map(jnp.add, heads[head], grad) if head in heads else grad
     grads = {"features": features_grad, "heads": heads}
-    return value, grads, (loss_state if "" not in terms else loss_state[""], batch_stats, metrics)
+    return value, grads, (loss_state, batch_stats, metrics)
 
 
 def _objective(name, term: Loss, state: TrainState, teacher, hparams, features, params):
-    """(value, (new loss_state, new batch_stats, metrics)) of one term."""
+    """(value, (new loss_state, new batch_stats, metrics)) of one term, its metrics under its name."""
     own, stats = project(term.heads, params, state.batch_stats, features, hparams["masked"])
-    kept = state.loss_state[name] if name else state.loss_state
-    value, kept, own = term.apply(kept, features | own, teacher, hparams)
-    return value, (kept, stats, named(name, value, own) if name else own)
+    value, kept, metrics = apply_term(
+        name, term, state.loss_state[name], features | own, teacher, hparams
+    )
+    metrics = {f"{name}/loss": value} | {f"{name}/{key}": v for key, v in metrics.items()}
+    return value, (kept, stats, metrics)
+
+
+def apply_term(name: str, term: Loss, loss_state, student: dict, teacher: dict, hparams: dict):
+    """term.apply, with one clear error where it reads patch tokens that it did not declare."""
+    try:
+        return term.apply(loss_state, student, teacher, hparams)
+    except KeyError as error:
+        lacking = [
+            network
+            for network, outputs in (("student", student), ("teacher", teacher))
+            if "patches" not in outputs
+        ]
+        if error.args != ("patches",) or not lacking:
+            raise
+        raise ValueError(
+            f"config.loss.{name} reads patch tokens that it does not declare: pass patches="
+            f"{(*term.patches, *lacking)} to its Loss"
+        ) from error
 
 
 def teacher_outputs(terms: Terms, state: TrainState, features: dict, masked: Masked | None) -> dict:
@@ -95,28 +115,6 @@ def teacher_outputs(terms: Terms, state: TrainState, features: dict, masked: Mas
     params = state.teacher_params["heads"]
     outputs, _ = project(heads, params, state.batch_stats, features, masked)
     return jax.lax.stop_gradient(features | outputs)
-
-
-def reads_patches(terms: Terms, state: TrainState, student, teacher, hparams) -> tuple[bool, bool]:
-    """Whether a term computes with the student's patch tokens, and with the teacher's.
-
-    Args:
-      student, teacher: features, or their shapes and dtypes.
-    """
-
-    def apply_all(student, teacher):
-        teacher = teacher_outputs(terms, state, teacher, hparams["masked"])
-        return [
-            _objective(name, term, state, teacher, hparams, student, state.params["heads"])
-            for name, (_, term) in terms.items()
-        ]
-
-    jaxpr = jax.make_jaxpr(apply_all)(student, teacher).jaxpr
-    used = {id(v) for equation in jaxpr.eqns for v in equation.invars} | set(map(id, jaxpr.outvars))
-    flags = jax.tree.unflatten(
-        jax.tree.structure((student, teacher)), [id(v) in used for v in jaxpr.invars]
-    )
-    return tuple(any(jax.tree.leaves(of["patches"])) for of in flags)
 
 
 def project(
@@ -135,11 +133,7 @@ def project(
             views = [x[:, v] for v in range(x.shape[1])]
         else:
             views = [x.reshape(-1, x.shape[-1])]
-        train = (
-            {"train": True}
-            if "train" in inspect.signature(type(spec.module).__call__).parameters
-            else {}
-        )
+        train = {"train": True} if spec.takes_train else {}
         stats, rows = batch_stats.get(name_of_params), []
         for rows_in in views:
             variables = {"params": params[name_of_params]} | (

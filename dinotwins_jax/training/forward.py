@@ -40,7 +40,7 @@ def forward(
     hidden: jax.Array | None = None,
     anchor_params: PyTree | None = None,
     micro_batches: int = 1,
-    reads: Callable[[dict, dict], tuple[bool, bool]] = lambda student, teacher: (True, True),
+    patches: tuple[bool, bool] = (True, True),
 ) -> Forward:
     """Features of a batch.
 
@@ -52,31 +52,21 @@ def forward(
       hidden: bool[B, 2, N], patches of the global crops that the student does not see.
       anchor_params: of the backbone of an earlier teacher.
       micro_batches: A; must divide the images of each device.
-      reads: from the shapes of both networks' features, whether anything reads the student's and the
-        teacher's patch tokens; where nothing does, they are zeros, and the last block makes the class
-        token alone.
+      patches: whether patch tokens of the student and of the teacher are needed; without them the last
+        block computes the class token only.
     """
-
-    crops = make_crops(batch) if micro_batches == 1 else jax.eval_shape(make_crops, batch)
-    shapes = _shapes(backbone, crops, anchor_params is not None)
-    read = reads(*shapes)
+    crops = make_crops(batch) if micro_batches == 1 else None
 
     def teacher_of(crops):
         networks = jax.lax.stop_gradient((teacher_params, anchor_params))
-        return teacher_features(backbone, *networks, crops, patches=read[1])
+        return teacher_features(backbone, *networks, crops, patches=patches[1])
 
     def student_of(params, crops, ids, hidden):
-        return student_features(backbone, params, crops, drop_key, ids, hidden, patches=read[0])
-
-    def result(student, teacher, pull_back):
-        def pull_back_read(grads):
-            return pull_back({name: grads[name] for name in student})
-
-        return Forward(_filled(shapes[0], student), _filled(shapes[1], teacher), pull_back_read)
+        return student_features(backbone, params, crops, drop_key, ids, hidden, patches=patches[0])
 
     if micro_batches == 1:
         student, pull_back = jax.vjp(lambda params: student_of(params, crops, ids, hidden), params)
-        return result(student, teacher_of(crops), lambda grads: pull_back(grads)[0])
+        return Forward(student, teacher_of(crops), lambda grads: pull_back(grads)[0])
 
     parts = split((batch, ids, hidden), micro_batches)
 
@@ -95,24 +85,7 @@ def forward(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return jax.lax.scan(add, zeros, (parts, split(grads, micro_batches)))[0]
 
-    return result(*join(jax.lax.map(both, parts)), pull_back)
-
-
-def _shapes(backbone, crops: dict, anchor: bool) -> tuple[dict, dict]:
-    """Shapes and dtypes of the student's and the teacher's features of such crops."""
-
-    def of(groups):
-        B, E = len(crops["global_crops"]), backbone.embed_dim
-        patches = {}
-        for name, images in groups.items():
-            h, w = backbone.grid(images.shape[2:4])
-            patches[name] = jax.ShapeDtypeStruct((B, images.shape[1], h * w, E), jnp.float32)
-        views = sum(images.shape[1] for images in groups.values())
-        return {"cls": jax.ShapeDtypeStruct((B, views, E), jnp.float32), "patches": patches}
-
-    groups = _student_groups(crops)
-    teacher = of({"global": groups["global"]})
-    return of(groups), teacher | ({"anchor": dict(teacher)} if anchor else {})
+    return Forward(*join(jax.lax.map(both, parts)), pull_back)
 
 
 def split(tree: PyTree, parts: int) -> PyTree:
@@ -125,11 +98,6 @@ def split(tree: PyTree, parts: int) -> PyTree:
 def join(tree: PyTree) -> PyTree:
     """What `split` split."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
-
-
-def _filled(shapes: dict, features: dict) -> dict:
-    """The features, with zeros (which cost nothing, as nothing reads them) where they were not made."""
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes) | features
 
 
 def teacher_features(

@@ -1,15 +1,17 @@
-"""What a data set, a batch and a number of steps ask for: the values that a config leaves open.
+"""Automatic values for open config keys, from the number of images, the batch and the steps.
 
-A key is open where its value is None, as after the word "auto" in configs/presets.py; one that was given
-wins. The published recipes are for 1.3 million images and 10^5 steps. What is short of that needs
-everything that follows the student with a delay to be quicker, by a share of the run where one is known;
-else a value lies between what worked for SHORT runs here and what is official for LONG ones, by the
-logarithm of the number of steps.
+A key is open where its value is None, as the word "auto" leaves it (configs/presets.py); a value that
+was given wins. Published recipes are for 1.3 million images and 10^5 steps. In a shorter run everything
+that follows the student with a delay has to be quicker, by a share of the run where one is known; other
+values are interpolated between what worked for SHORT runs here and the official value for LONG ones, by
+the logarithm of the number of steps.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from dinotwins_jax.settings.keys import DISTILLING, terms_of, value_at
 
 SHORT, LONG = 1_000, 125_000  # steps: this project's CPU presets; DINOv2's 100 epochs of 1,250
 
@@ -37,20 +39,20 @@ class Choice(NamedTuple):
 
 
 def open_keys(config: Mapping) -> list[str]:
-    """Keys that this file has a rule for and whose value is None; "a.b.c" each."""
-    return [key for key in known_keys(config) if _get(config, key) is None]
+    """The keys "a.b.c" that have a rule below and whose value is None."""
+    return [key for key in known_keys(config) if value_at(config, key) is None]
 
 
 def known_keys(config: Mapping) -> list[str]:
-    """Keys of the config that this file has a rule for; those of distillation where a term of the loss
-    is one (it has a student_temp), that of a predictor where a term is BYOL's."""
-    distilling = [name for name, term in config["loss"].items() if "student_temp" in term]
-    predicts = "byol" in [term.get("fn", name) for name, term in config["loss"].items()]
+    """The keys of the config that have a rule below: those of distillation only where a term distils,
+    that of a predictor only where a term is BYOL's."""
+    distilling = dict(terms_of(config, *DISTILLING))
+    predicts = any(True for _ in terms_of(config, "byol"))
     keys = []
     for rule in RULES:
         section, _, name = rule.partition(".")
         if section == "term":
-            keys += [f"loss.{term}.{name}" for term in distilling if name in config["loss"][term]]
+            keys += [f"loss.{term}.{name}" for term, of in distilling.items() if name in of]
         elif (distilling or "temp" not in name) and (predicts or "predictor" not in name):
             keys.append(rule)
     return keys
@@ -66,7 +68,7 @@ def table(config: Mapping, chosen: dict[str, Choice], facts: Facts) -> list[str]
     """The recipe as lines: what was resolved and why, and what was given."""
     head = f"recipe for {facts.images:,} images, batch {facts.batch_size}, {facts.steps:,} steps"
     rows = [
-        (key, chosen.get(key, Choice(_get(config, key), "given"))) for key in known_keys(config)
+        (key, chosen.get(key, Choice(value_at(config, key), "given"))) for key in known_keys(config)
     ]
     wide = max(len(key) for key, _ in rows)
     lines = [f"  {key:<{wide}}  {choice.value:<9g}  {choice.reason}" for key, choice in rows]
@@ -163,7 +165,7 @@ def _predictor_lr_mult(facts: Facts) -> Choice:
     return _interpolated(30.0, 1.0, "BYOL", facts)
 
 
-# "term": of every term of the loss that distils and has the key.
+# "term" stands for every term of DISTILLING that has the key.
 RULES = {
     "term.out_dim": _prototypes,
     "term.center_momentum": _center_momentum,
@@ -220,9 +222,3 @@ def _share(share: float, longest: int, whose: str, facts: Facts) -> Choice:
 def _digits(value: float) -> float:
     """Three significant digits."""
     return float(f"{value:.3g}")
-
-
-def _get(config: Mapping, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config

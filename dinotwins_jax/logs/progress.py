@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from dinotwins_jax.metrics import DIAGNOSTICS
-from dinotwins_jax.terminal import watched
+from dinotwins_jax.logs.metrics import DIAGNOSTICS
+from dinotwins_jax.logs.terminal import watched
 
 _REFRESH = 0.5  # seconds between two pictures of the live view, at least
 _TREND = 32  # logs that a trend shows
@@ -49,7 +49,7 @@ class Progress:
         shown = "  ".join(f"{k} {v}" for k, v in figures.items())
         print(f"step {step}/{self._total}  {shown}  left {self._left(step)}", flush=True)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """A line, above the live view where there is one."""
         print(text, flush=True)
 

@@ -1,0 +1,1 @@
+"""Multi-crop augmentation on the device."""

@@ -1,0 +1,1 @@
+"""Devices and processes: placement of arrays, sharding, compilation, memory pages."""

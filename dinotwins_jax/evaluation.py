@@ -1,0 +1,278 @@
+"""Evaluation of a run's weights, task by task: scores.json, pictures and report.html."""
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from dinotwins_jax.build import Run
+from dinotwins_jax.checkpoint import Checkpoints, chosen_step
+from dinotwins_jax.evals import LABEL_TASKS, MASK_TASKS, TASKS, check_tasks, dense
+from dinotwins_jax.evals.features import View, checksum, source_checksum
+from dinotwins_jax.evals.finetune import fine_tune
+from dinotwins_jax.evals.html import write_report
+from dinotwins_jax.evals.neighbours import nearest_neighbours, neighbours_grid
+from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
+from dinotwins_jax.evals.splits import spread_over_classes
+from dinotwins_jax.files import replace_text
+from dinotwins_jax.models.vit import as_pair
+
+NEIGHBOURS = 6  # a query image in neighbours.png
+CAPTIONS = {
+    "attention": "Attention of the class token in the last block",
+    "segmentation": "Objects found by a normalised cut of the patch features",
+    "pca": "The first three principal components of the patch features, as colours",
+    "neighbours": "Nearest neighbours among the test images, by the class token",
+}
+
+
+class EvalWeights(NamedTuple):
+    """Parameters of the backbone to evaluate, and random ones as the baseline."""
+
+    teacher: object
+    random: object
+    step: int  # of training
+
+
+def from_checkpoint(run: Run, config, workdir: Path, which: str = "latest") -> EvalWeights:
+    """The teacher of a run's checkpoint.
+
+    Args:
+      which: "latest", "best" by config.checkpoint.best_metric, or a step.
+    Raises:
+      ValueError, FileNotFoundError: there is no such checkpoint.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(f"no checkpoints in {workdir}: none has been saved yet")
+    best = config.checkpoint.best_metric, config.checkpoint.best_mode
+    with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:
+        if checkpoints.latest() is None:
+            raise ValueError(f"{checkpoints.path} is empty: no checkpoint has been saved yet")
+        like = run.placement.abstract(jax.eval_shape(run.fresh_state))
+        state, _ = checkpoints.restore(like, chosen_step(checkpoints, which))
+    teacher = run.placement.whole(state.teacher_params["backbone"])
+    return EvalWeights(teacher, run.random_backbone(), int(state.step))
+
+
+def eval_view(run: Run, config) -> View:
+    """Resize and centre crop of the probes."""
+    crop = config.views.global_size
+    crop = crop if isinstance(crop, int) else tuple(crop)
+    resize = max(config.evals.resize, *as_pair(crop))
+    put = run.placement.put_images
+    return View(resize, crop, run.canvas_size, config.evals.batch_size, put)
+
+
+def mask_images(run: Run, config) -> dense.ImageSet:
+    """The test images whose attention and cuts are scored: the first config.evals.mask_images, 0: all."""
+    test = run.probe_sources[1]
+    count = min(config.evals.mask_images or len(test), len(test))
+    return dense.image_set(test, _attention_view(run, config), range(count))
+
+
+def picture_images(run: Run, config, count: int) -> dense.ImageSet:
+    """`count` test images to draw, spread over the classes."""
+    test = run.probe_sources[1]
+    indices = spread_over_classes(test.labels, len(test), count)
+    return dense.image_set(test, _attention_view(run, config), indices)
+
+
+def _attention_view(run: Run, config) -> View:
+    """Squares of config.evals.attention_size, rounded down to whole patches."""
+    grid = config.evals.attention_size // run.backbone.patch_size
+    side = grid * run.backbone.patch_size
+    # The attention of all blocks is on the device at once: at most 3e7 numbers a head.
+    batch = max(1, min(config.evals.batch_size, round(3e7 / (grid**4 * run.backbone.depth))))
+    return View(side, side, run.canvas_size, batch, run.placement.put_images)
+
+
+def evaluate(
+    run: Run, config, weights: EvalWeights, workdir: Path, tasks, cache: Path | None = None
+) -> dict[str, dict]:
+    """Scores weights on the run's labelled data.
+
+    Writes WORKDIR/scores.json after each task, then pictures and report.html. Earlier scores of the
+    same weights and data are kept. Features, and scores of weights that were never trained, are
+    cached under a checksum of weights and data.
+
+    Args:
+      config: of the run.
+      tasks: of TASKS; a task that the data has no labels or masks for is left out with one line.
+      cache: directory of the cache, WORKDIR/features by default; runs on the same data may share it.
+    Returns:
+      {row: {task: scores}}, rows "teacher", "random weights", "raw pixels", "centre box".
+    """
+    check_tasks(tasks)
+    data = config.data.to_dict()
+    checksums = [source_checksum(source, data) for source in run.probe_sources]
+    identity = {
+        "step": weights.step,
+        "weights": checksum(weights.teacher),
+        "data": checksums,
+    }
+    report = _open_report(workdir / "scores.json", identity)
+    possible = _possible(tasks, *run.probe_sources)
+    report["left_out"] = [task for task in tasks if task not in possible]
+    features = frozen_features(run, config, weights, cache or workdir / "features", checksums)
+    for task in possible:
+        start = time.perf_counter()
+        for row, found in _score(task, run, config, weights, features).items():
+            report["scores"].setdefault(row, {}).update(found)
+        report["seconds"][task] = round(time.perf_counter() - start, 2)
+        replace_text(workdir / "scores.json", json.dumps(report, indent=2) + "\n")
+    if config.evals.pictures:
+        _draw(run, config, weights, workdir, tasks, features)
+    _write_html(workdir, run, config, report)
+    return report["scores"]
+
+
+def frozen_features(
+    run: Run, config, weights: EvalWeights, cache: Path, checksums: list[str]
+) -> FrozenFeatures:
+    """The features of a run's labelled data; checksums: `source_checksum` of train and test."""
+    return FrozenFeatures(
+        run.backbone,
+        {"teacher": weights.teacher, "random weights": weights.random},
+        run.probe_sources,
+        eval_view(run, config),
+        n_last_blocks=config.evals.n_last_blocks,
+        mean_patch=config.evals.mean_patch,
+        cache=cache,
+        data=checksums,
+    )
+
+
+def _open_report(path: Path, identity: dict) -> dict:
+    """The report at `path` if it is of the same weights and data, else a new one."""
+    fresh = identity | {"seconds": {}, "scores": {}}
+    try:
+        old = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return fresh
+    return old if all(old.get(key) == value for key, value in identity.items()) else fresh
+
+
+def _possible(tasks, train, test) -> list[str]:
+    """The tasks that the data has labels and masks for, in the order of TASKS."""
+    lacks = {}
+    if train.labels is None or test.labels is None:
+        lacks |= dict.fromkeys(LABEL_TASKS, "labels")
+    if not hasattr(test, "masks"):
+        lacks |= dict.fromkeys(MASK_TASKS, "masks")
+    for what in ("labels", "masks"):
+        left_out = [task for task in tasks if lacks.get(task) == what]
+        if left_out:
+            print(f"the data has no {what}: no scores of {', '.join(left_out)}")
+    return [task for task in TASKS if task in tasks and task not in lacks]
+
+
+def _score(
+    task: str, run: Run, config, weights: EvalWeights, features: FrozenFeatures
+) -> dict[str, dict]:
+    """{row: {task: scores}}; {} for a task that only draws."""
+    evals = config.evals
+    rows = {"teacher": weights.teacher, "random weights": weights.random}
+    if task in PROBES:
+        options = ProbeOptions(
+            num_classes=len(run.probe_sources[0].class_names),
+            label_fractions=tuple(evals.label_fractions),
+            split_seeds=tuple(evals.split_seeds),
+            bank_solver=evals.bank_solver,
+            knn_k=tuple(evals.knn_k),
+            knn_temp=evals.knn_temp,
+            shots=tuple(evals.shots),
+        )
+        return {row: features.probe(task, row, options) for row in features.embeds}
+    if task == "finetune":
+        return {row: _fine_tune(run, config, params) for row, params in rows.items()}
+    if task == "segmentation":
+        return dense.score_segmentation(run.backbone, rows, mask_images(run, config))
+    if task == "attention":
+        images = mask_images(run, config)
+        return dense.score_attention(run.backbone, rows, images, keep=evals.attention_keep)
+    return {}
+
+
+def _fine_tune(run: Run, config, params) -> dict[str, dict]:
+    """{"finetune": scores}, and "finetune multilabel" where images have several labels."""
+    evals, view = config.evals, eval_view(run, config)
+    train, test = run.probe_sources
+    kinds = {"finetune": (train.labels, test.labels)}
+    several = [getattr(source, "multi_hot", None) for source in (train, test)]
+    if all(labels is not None for labels in several):
+        kinds["finetune multilabel"] = tuple(several)
+    return {
+        task: fine_tune(
+            run.backbone,
+            params,
+            lambda indices: view.of(train, indices),
+            y,
+            lambda indices: view.of(test, indices),
+            t,
+            num_classes=len(train.class_names),
+            fraction=evals.finetune_fraction,
+            split_seeds=tuple(evals.split_seeds),
+            blocks=evals.finetune_blocks,
+            epochs=evals.finetune_epochs,
+        )
+        for task, (y, t) in kinds.items()
+    }
+
+
+def _draw(
+    run: Run, config, weights: EvalWeights, workdir: Path, tasks, features: FrozenFeatures
+) -> None:
+    """The pictures of the tasks: WORKDIR/attention.png, segmentation.png, pca.png, neighbours.png."""
+    images = picture_images(run, config, config.evals.pictures)
+    shown = (run.backbone, weights.teacher, images)
+    if "attention" in tasks:
+        dense.draw_attention(workdir / "attention.png", *shown)
+    if "segmentation" in tasks and images.masks is not None:
+        dense.draw_segmentation(workdir / "segmentation.png", *shown)
+    if "pca" in tasks:
+        dense.draw_pca(workdir / "pca.png", *shown)
+    if "knn" in tasks and run.probe_sources[1].labels is not None:
+        _draw_neighbours(workdir / "neighbours.png", run, config, features)
+
+
+def _draw_neighbours(path: Path, run: Run, config, features: FrozenFeatures) -> None:
+    """The most similar test images of a few test images, framed by whether the class agrees."""
+    test, embed = features.labelled()["teacher"][1], features.embeds["teacher"]
+    source, rows = run.probe_sources[1], len(test.indices)
+    queries = spread_over_classes(test.labels, rows, min(config.evals.pictures, rows - 1))
+    near = nearest_neighbours(test.features[:, embed.sets[embed.knn]], queries, NEIGHBOURS)
+    neighbours_grid(
+        path,
+        lambda i: source[int(test.indices[i])],
+        queries,
+        near,
+        titles=[_class_name(source, test.labels[i]) for i in queries],
+        same=(test.labels[near] == test.labels[queries][:, None]) & (test.labels[near] >= 0),
+    )
+
+
+def _class_name(source, label: int) -> str:
+    return source.class_names[label] if label >= 0 else "no object"
+
+
+def pictures(workdir: Path) -> dict[str, Path]:
+    """The pictures in a workdir, by name."""
+    files = {name: workdir / f"{name}.png" for name in CAPTIONS}
+    return {name: file for name, file in files.items() if file.exists()}
+
+
+def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
+    """WORKDIR/report.html of the config, metrics.jsonl, scores and pictures."""
+    log = workdir / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    write_report(
+        workdir / "report.html",
+        title=workdir.name,
+        config=config.to_dict(),
+        log=[json.loads(line) for line in lines],
+        scores=report["scores"],
+        pictures={CAPTIONS[name]: file for name, file in pictures(workdir).items()},
+        notes=[f"Weights after {report['step']} steps, sha256 {report['weights'][:16]}."],
+    )

@@ -1,0 +1,1 @@
+"""Metrics of a run: averages, files, experiment trackers and the progress display."""

@@ -1,0 +1,1 @@
+"""Checks and automatic values for config keys. No JAX is imported here."""
