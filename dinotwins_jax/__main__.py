@@ -37,7 +37,7 @@ def run() -> int:
     if os.getcwd() not in sys.path:  # as with python -m: a loss or source of one's own is found
         sys.path.insert(0, os.getcwd())
     module = importlib.import_module(f"dinotwins_jax.{COMMANDS[name][0]}")
-    return module.run(arguments)
+    return module.run(arguments, f"dinotwins {name}")
 
 
 if __name__ == "__main__":

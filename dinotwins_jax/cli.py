@@ -144,6 +144,12 @@ def config_path(text: str) -> str:
     raise UsageError(f"no such config file: {name}; {hint}{names}")
 
 
+def config_name(path: str) -> str:
+    """The shortest text that names a config: "hybrid:coco" for a shipped one, else its path."""
+    file, colon, presets = path.partition(":")
+    return f"{Path(file).stem}{colon}{presets}" if Path(file).parent == SHIPPED else path
+
+
 def _shipped() -> list[str]:
     """The names of the shipped configs."""
     helpers = {"__init__", "base", "presets"}

@@ -103,9 +103,8 @@ def _evaluate(values: flags.FlagValues) -> int:
     return exit_code(lambda: evaluate_run(workdir, *chosen))
 
 
-def run(argv=None) -> int:
+def run(argv=None, program="python -m dinotwins_jax.evaluate") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    program = "python -m dinotwins_jax.evaluate"
     return command(program, __doc__, _define, _evaluate, argv, config_required=False)
 
 

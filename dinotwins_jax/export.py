@@ -91,9 +91,8 @@ def _export(values: flags.FlagValues) -> int:
     return exit_code(work)
 
 
-def run(argv=None) -> int:
+def run(argv=None, program="python -m dinotwins_jax.export") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    program = "python -m dinotwins_jax.export"
     return command(program, __doc__, _define, _export, argv, config_required=False)
 
 

@@ -115,9 +115,9 @@ def _dry_run(values: flags.FlagValues) -> None:
     print(memory_table(step_memory(run, config.batch_size), run))
 
 
-def run(argv=None) -> int:
+def run(argv=None, program="python -m dinotwins_jax.main") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    return command("python -m dinotwins_jax.main", __doc__, _define, _main, argv)
+    return command(program, __doc__, _define, _main, argv)
 
 
 if __name__ == "__main__":

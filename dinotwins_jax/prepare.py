@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from dinotwins_jax.cli import INTERRUPTED, command, exit_code, fail
+from dinotwins_jax.cli import INTERRUPTED, command, config_name, exit_code, fail
 from dinotwins_jax.data import make_source, open_source, shards, source_options, workers
 from dinotwins_jax.data.base import SPLITS, BadImage
 from dinotwins_jax.data.records import image_record
@@ -96,9 +96,9 @@ def write(store: Store, settings: Settings, out: Path, values: flags.FlagValues)
         print(f"  and {len(skipped) - 5} more, all in {out / 'manifest.json'}")
     masks = [split for split, part in manifest["splits"].items() if part["masks"]]
     print(f"masks: {', '.join(masks) or 'none'}")
-    config_file = values["config"].config_filename
+    config = config_name(values["config"].config_filename)
     print(
-        f"to train: python -m dinotwins_jax.main --config={config_file} "
+        f"to train: python -m dinotwins_jax.main --config={config} "
         f"--config.data.source=array_record --config.data.dir={shlex.quote(str(out))}"
     )
 
@@ -191,9 +191,9 @@ def _prepare(values: flags.FlagValues) -> int:
         return fail("interrupted: the same command goes on from here", INTERRUPTED)
 
 
-def run(argv=None) -> int:
+def run(argv=None, program="python -m dinotwins_jax.prepare") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    return command("python -m dinotwins_jax.prepare", __doc__, _define, _prepare, argv)
+    return command(program, __doc__, _define, _prepare, argv)
 
 
 if __name__ == "__main__":

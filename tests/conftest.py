@@ -1,9 +1,7 @@
 """Eight virtual CPU devices for every test (the parallel ones need them), one compilation cache."""
 
-import atexit
 import os
-import shutil
-import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +10,22 @@ flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one compilation for all tests that need it
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp()
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    atexit.register(shutil.rmtree, cache, ignore_errors=True)
-
 import jax  # noqa: E402 it reads what stands above
+
+from dinotwins_jax.devices.compilation import machine_id  # noqa: E402
+
+# One compilation for all tests and processes that need it, kept for the next run beside pytest's own
+# cache. Remove .pytest_cache to start cold.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = Path(__file__).parent.parent / ".pytest_cache" / "jax" / machine_id()
+    options = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_compilation_cache_max_size": 2**31,  # bytes; the oldest programs go first
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 # Modules that compare runs with runs, or commands with their promises. Compiling is what takes their time,
 # so LLVM does not optimise there; XLA's own passes run all the same. Golden numbers are met as shipped.
@@ -25,18 +33,23 @@ _QUICKLY_COMPILED = {
     "test_augment_loop",
     "test_balance",
     "test_benchmark",
+    "test_backbone",
     "test_broken_runs",
     "test_collapse",
     "test_compare",
     "test_evaluate",
+    "test_family_step",
     "test_invariance",
+    "test_layers",
     "test_memory",
     "test_nonfinite",
+    "test_plain_gradients",
     "test_processes",
     "test_auto",
     "test_shared_objects",
     "test_pretrained",
     "test_sweep",
+    "test_torch_files",
     "test_train",
     "test_train_step_benchmark",
 }

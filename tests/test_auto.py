@@ -146,6 +146,7 @@ def test_explicit_values_win_and_the_run_says_what_it_chose():
     assert evaluated.config.teacher == run.config.teacher  # though its batch is another one
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_recipe_and_is_known_by_it(tmp_path, capfd):
     config = auto(evals__tasks=(), evals__pictures=0, evals__monitor_every_epochs=0.0)
     train(config, tmp_path)

@@ -22,7 +22,7 @@ from dinotwins_jax.training.objective import loss_gradients, project, teacher_ou
 from dinotwins_jax.training.optim import make_optimizer
 from dinotwins_jax.training.state import create_state
 
-VIT = VisionTransformer(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=16)
+VIT = VisionTransformer(embed_dim=48, depth=1, num_heads=3, patch_size=8, image_size=16)
 TERMS = {
     "dino": {"out_dim": 24, "hidden_dim": 24, "bottleneck_dim": 12},
     "barlow_twins": {"weight": 0.1, "hidden_dims": (16, 16)},

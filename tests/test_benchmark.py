@@ -24,6 +24,7 @@ def run(tmp_path_factory):
     return done.stdout, json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_every_contestant_has_figures(run):
     _, figures = run
     host, device = figures["host"], figures["device"]
@@ -41,6 +42,7 @@ def test_every_contestant_has_figures(run):
     assert len(figures["memory"]["resident_bytes_after_batches"]) == 11
 
 
+@pytest.mark.slow
 def test_ratios_are_those_of_the_rates_and_the_table_shows_them(run):
     table, figures = run
     host = figures["host"]

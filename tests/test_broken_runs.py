@@ -20,6 +20,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 def test_five_signals_change_nothing(tmp_path):
     """SIGKILL three times, SIGTERM twice, at random moments of the start, of training, of saving."""
     options = SHRUNK | OPTIONS | {"evals.monitor_every_epochs": 0.0}

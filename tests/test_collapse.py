@@ -31,6 +31,7 @@ def found(tmp_path_factory):
     return collapse.curves(tmp_path_factory.mktemp("collapse"), small)
 
 
+@pytest.mark.slow
 def test_each_alone_collapses_its_own_way_and_both_together_do_not(found):
     end = {variant: {m: np.mean(v[-3:]) for m, v in of.items()} for variant, of in found.items()}
     assert end["centering alone"]["teacher_entropy"] > 0.99
@@ -41,6 +42,7 @@ def test_each_alone_collapses_its_own_way_and_both_together_do_not(found):
     assert both["kl"] > 10 * max(end["centering alone"]["kl"], end["sharpening alone"]["kl"])
 
 
+@pytest.mark.slow
 def test_table_and_picture(found, tmp_path):
     assert "| sharpening alone" in collapse.table(found)
     collapse.draw(found, tmp_path / "collapse.png")

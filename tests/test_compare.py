@@ -140,6 +140,7 @@ def test_equal_flops_gives_cheap_steps_more_of_them():
     assert steps == {"a": 100, "b": 300, "c": 150}
 
 
+@pytest.mark.slow
 def test_flops_grow_with_the_batch_and_with_the_terms():
     overrides = {
         "config": {key: repr(v) if not isinstance(v, str) else v for key, v in SHRUNK.items()}
@@ -251,6 +252,7 @@ def compared(tmp_path_factory):
     return out, arguments, done.stdout
 
 
+@pytest.mark.slow
 def test_a_comparison_leaves_tables_curves_and_pictures(compared):
     out, _, printed = compared
     outcome = json.loads((out / "comparison.json").read_text())
@@ -264,6 +266,7 @@ def test_a_comparison_leaves_tables_curves_and_pictures(compared):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_methods_start_from_one_backbone_and_seeds_differ(compared):
     _, arguments, _ = compared
     _, overrides = split_overrides(arguments, METHODS)
@@ -276,6 +279,7 @@ def test_the_methods_start_from_one_backbone_and_seeds_differ(compared):
     assert (start["dino", 0] != start["dino", 1]).any()
 
 
+@pytest.mark.slow
 def test_a_second_start_goes_on_where_the_first_stopped(compared):
     """What is done stays untouched; a run without its scores is evaluated again, to the same ones."""
     out, arguments, printed = compared
@@ -293,6 +297,7 @@ def test_a_second_start_goes_on_where_the_first_stopped(compared):
     assert printed[printed.index("In %") :] == done.stdout[done.stdout.index("In %") :]
 
 
+@pytest.mark.slow
 def test_label_efficiency_of_the_comparison(compared):
     out, _, _ = compared
     done = command(str(out), "--fractions=0.5,1", module="experiments.label_efficiency")

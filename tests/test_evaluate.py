@@ -145,6 +145,7 @@ def test_the_monitor_is_knn_and_ridge_on_held_out_training_images():
     assert 0 <= found["monitor/ridge_top1"] <= 100
 
 
+@pytest.mark.slow
 def test_coco_has_both_kinds_of_labels_and_masks(tmp_path):
     directory = REAL_DATA / "coco_sample"
     if not directory.is_dir():

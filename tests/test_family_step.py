@@ -18,7 +18,7 @@ from dinotwins_jax.training.optim import make_optimizer
 from dinotwins_jax.training.state import create_state
 
 VIT = VisionTransformer(
-    embed_dim=48, depth=2, num_heads=3, patch_size=4, image_size=16, mask_token=True,
+    embed_dim=48, depth=1, num_heads=3, patch_size=4, image_size=16, mask_token=True,
     num_register_tokens=2, init_std=0.2,
 )  # fmt: skip
 B, TEMP = 4, 0.05

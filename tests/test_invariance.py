@@ -13,20 +13,22 @@ from dinotwins_jax.devices.placement import make_placement
 from experiments import invariance
 from experiments.invariance import LIMIT, Case, difference, differences, run_case, table
 
-CASES = [
+QUICK = [
+    Case(devices=8, fsdp=4),
+    Case(mode="pmap", devices=2, micro_batches=4),
+    Case("dinov3", micro_batches=4),
+]
+SLOW = [
     Case(devices=2),
     Case(devices=8),
     Case(mode="pmap", devices=8),
-    Case(devices=8, fsdp=4),
     Case(devices=4, fsdp=2, processes=2),
     Case(micro_batches=4),
-    Case(mode="pmap", devices=2, micro_batches=4),
     Case(devices=4, fsdp=2, micro_batches=2, remat=True),
     Case("dino", micro_batches=4),
     Case("barlow_twins", micro_batches=4),
     Case("dinov3", devices=8, fsdp=4),
     Case("dinov3", mode="pmap", devices=8),
-    Case("dinov3", micro_batches=4),
     Case("two views", mode="pmap", devices=8),
 ]
 
@@ -36,7 +38,13 @@ def reference(method):
     return run_case(Case(method), real_crops=False)
 
 
-@pytest.mark.parametrize("case", CASES, ids=Case.title)
+def marked(quick, slow):
+    """Parameters of a test: the quick cases, and the slow ones with their mark; identified by title."""
+    cases = [pytest.param(case, id=case.title()) for case in quick]
+    return cases + [pytest.param(case, id=case.title(), marks=pytest.mark.slow) for case in slow]
+
+
+@pytest.mark.parametrize("case", marked(QUICK, SLOW))
 def test_the_same_training_wherever_it_runs(case, monkeypatch):
     run = run_case
     monkeypatch.setattr(
@@ -57,7 +65,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(
-    "case", [Case("pairs", "pmap", 8), Case("patches", micro_batches=4)], ids=Case.title
+    "case", marked([Case("patches", micro_batches=4)], [Case("pairs", "pmap", 8)])
 )
 def test_other_losses_too(case, monkeypatch):
     monkeypatch.setattr(invariance, "TERMS", OTHERS)
@@ -66,6 +74,7 @@ def test_other_losses_too(case, monkeypatch):
         assert difference(ours[name], theirs[name]) <= LIMIT, name
 
 
+@pytest.mark.slow
 def test_other_blocks_too(monkeypatch):
     """SwiGLU, and rotary positions that move: every device and every part draws the same moves."""
     fields = {"ffn": "swiglu", "positions": "rope", "rope_shift": 0.2, "rope_rescale": 2.0}

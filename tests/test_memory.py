@@ -57,6 +57,7 @@ def figures():
     return found, run
 
 
+@pytest.mark.slow
 def test_parts_save_activations_and_fsdp_saves_state(figures):
     found, run = figures
     assert found["in parts"]["temporaries"] < 0.5 * found["whole"]["temporaries"]
@@ -129,6 +130,7 @@ def test_bfloat16_leaves_norms_softmax_losses_and_correlations_in_float32():
     assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves((new_state, metrics)))
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_memory_of_any_mesh_recipe_and_advice_and_writes_nothing(tmp_path):
     flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
     flags += ["--config.mesh.data=3", "--config.mesh.fsdp=2", "--config.batch_size=12"]

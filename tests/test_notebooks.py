@@ -69,6 +69,7 @@ def test_notebooks_are_committed_without_outputs(path):
     assert path.read_text() == tidy(path.read_text()), "run: python -m experiments.notebooks.tidy"
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_goes_on_and_is_looked_at(tmp_path, monkeypatch):
     text, pictures = execute("colab_tpu", tmp_path, monkeypatch)
     assert "went on after step 4; the log has steps 2, 4, 6, 8" in text
@@ -76,6 +77,7 @@ def test_a_run_is_killed_goes_on_and_is_looked_at(tmp_path, monkeypatch):
     assert 'srcdoc="&lt;!doctype html' in text.lower() and len(pictures) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_prepared(tmp_path, monkeypatch):
     images = tmp_path / "images" / "some"
     images.mkdir(parents=True)
@@ -91,6 +93,7 @@ def test_a_folder_of_images_is_prepared(tmp_path, monkeypatch):
     assert (here / "runs" / "images-images" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_loss_is_swapped(tmp_path, monkeypatch):
     text, pictures = execute("swap_a_loss", tmp_path, monkeypatch)
     header = next(line for line in text.splitlines() if "mine" in line and line.startswith("|"))

@@ -14,7 +14,7 @@ from dinotwins_jax.training.state import create_state
 
 VIT = VisionTransformer(
     embed_dim=24,
-    depth=2,
+    depth=1,
     num_heads=2,
     patch_size=4,
     image_size=8,

@@ -100,6 +100,7 @@ def equal(a, b):
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_ones_teacher_and_warms_up_its_heads(tmp_path, capfd):
     """Frozen for two of four steps: not a bit of the backbone moves, then it does; heads move at once."""
     first, second = tmp_path / "first", tmp_path / "second"

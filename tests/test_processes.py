@@ -82,6 +82,7 @@ def test_a_wrong_description_is_one_line(arguments, environment, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     """Two of two devices each against one of four: log, scores and state; one log, one set of scores."""
     # LARS at a high rate, see test_train.test_a_run_goes_on_on_other_devices.

@@ -5,6 +5,7 @@ import pytest
 from experiments.benchmark.step_cost import committed, measure, version
 
 
+@pytest.mark.slow
 def test_flops_memory_and_fusions_have_not_grown():
     known = committed().get(version())
     if known is None:

@@ -234,6 +234,7 @@ def test_every_value_of_the_family_is_taken_or_named(key):
     check_error(error.value, {key: FAMILY[key][-1]})
 
 
+@pytest.mark.slow
 def test_odd_ones_train(tmp_path):
     odd = {
         "model.num_register_tokens": 2,

@@ -35,11 +35,12 @@ from configs import (
 )
 from dinotwins_jax import build as build_module
 from dinotwins_jax import data as data_module
-from dinotwins_jax import evaluation
+from dinotwins_jax import durations, evaluation
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.logs.progress import Progress
+from dinotwins_jax.memory import abstract_batch
 from dinotwins_jax.stopping import NonFiniteError
 from dinotwins_jax.train import train
 from dinotwins_jax.workdir import claim_workdir
@@ -127,6 +128,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, mon
     assert events.Tags()["images"] == ["neighbours"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_other_devices(tmp_path):
     """Half on 8 devices, half on 2 of which each holds half of the state: to 1e-5 the run on 8.
 
@@ -151,6 +153,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path):
     assert relative_error(*kernels) > 1e-3
 
 
+@pytest.mark.slow
 def test_pmap_trains_to_the_same_losses(whole_run, tmp_path):
     train(shrunk(parallel="pmap", mesh__data=0), tmp_path)
     for ours, theirs in zip(log_of(tmp_path), log_of(whole_run[0]), strict=True):
@@ -160,13 +163,27 @@ def test_pmap_trains_to_the_same_losses(whole_run, tmp_path):
 OTHERS = [dino, barlow_twins, byol, simclr, vicreg, dinov2, dinov3, hybrid_dinov2]
 
 
+@pytest.mark.parametrize("module", OTHERS, ids=lambda m: m.__name__)
+def test_the_step_of_every_other_shipped_config_is_traced(module):
+    config = shrunk(module)
+    run = build(config)
+    state = jax.eval_shape(run.fresh_state)
+    after, metrics = jax.eval_shape(run.train_step, state, abstract_batch(run, config.batch_size))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert {f"{name}/loss" for name in config.loss} < set(metrics)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", [m for m in OTHERS if m is not dinov2], ids=lambda m: m.__name__
 )  # the hybrid of dinov2 has all of its parts
 def test_every_other_shipped_config_runs(module, tmp_path):
-    config = shrunk(module, total_steps=2)
-    scores = train(config, tmp_path)
-    assert scores["teacher"] and np.isfinite(log_of(tmp_path)[-1]["loss"])
+    """One of them is evaluated too: what is evaluated is the same backbone in all."""
+    evaluated = module is dinov3
+    options = {} if evaluated else {"evals__tasks": (), "evals__pictures": 0}
+    scores = train(shrunk(module, total_steps=2, **options), tmp_path)
+    assert bool(scores.get("teacher")) == evaluated
+    assert np.isfinite(log_of(tmp_path)[-1]["loss"])
 
 
 @pytest.mark.parametrize("preset", ["coco", "cifar10"])
@@ -194,7 +211,13 @@ class FakeLength:
 
 def test_no_key_of_the_config_is_dead():
     """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
-    modules = (build_module, train_module, data_module, evaluation)  # ranges.py reads all
+    modules = (
+        build_module,
+        train_module,
+        data_module,
+        durations,
+        evaluation,
+    )  # ranges.py reads all
     files = (module.__file__ for module in modules)
     source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()
@@ -239,6 +262,7 @@ def test_the_loss_in_the_readme_runs(tmp_path, monkeypatch):
     assert np.isfinite(log_of(tmp_path / "run")[-1]["mine/distance"])
 
 
+@pytest.mark.slow
 def test_coco_sample_runs(tmp_path):
     directory = REAL_DATA / "coco_sample"
     if not directory.is_dir():
@@ -359,6 +383,7 @@ def test_labels_of_both_splits_must_mean_the_same(monkeypatch):
         build(shrunk())
 
 
+@pytest.mark.slow
 def test_bfloat16_reaches_heads_and_keeps_parameters_float32(whole_run, tmp_path):
     config = shrunk(model__dtype="bfloat16", total_steps=2, evals__pictures=0)
     train(config, tmp_path)
@@ -391,7 +416,7 @@ def command_line(*arguments, **environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "which config"),
+        ((), "no config given"),
         (("--config=configs/nothing.py",), "no such config file: configs/nothing.py"),
         (("--config=configs/dino.py:imagenet",), "unknown preset 'imagenet'"),
         (("--config=configs/dino.py", "--config.optim.lrr=1"), "did you mean 'lr'"),
@@ -406,6 +431,7 @@ def test_the_command_says_one_line_and_exits_with_2(arguments, message):
     assert line.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_3_on_nan(tmp_path):
     flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
     done = command_line(

@@ -27,6 +27,7 @@ def figures():
     return measure(TINY, rounds=2, seconds=0.01)
 
 
+@pytest.mark.slow
 def test_figures_hang_together(figures):
     row = figures["contestants"][OURS]
     assert row["ms"]["min"] <= row["ms"]["median"] <= row["ms"]["max"]
@@ -38,6 +39,7 @@ def test_figures_hang_together(figures):
     assert f"{row['images_per_s']:.2f}" in text
 
 
+@pytest.mark.slow
 def test_formula_is_what_the_compiler_counts():
     """Beyond matrix products, which the formula counts, XLA counts an operation a number."""
     settings = TINY._replace(method="dino", global_size=64, local_size=32, prototypes=256)
@@ -60,6 +62,7 @@ def test_bad_settings_and_dead_contestants_are_named(capfd):
     assert "vit_huge" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_figures(tmp_path):
     flags = [
         f"--{name}={getattr(TINY, name)}"
@@ -75,6 +78,7 @@ def test_the_command_writes_its_figures(tmp_path):
     assert f"{found['contestants'][OURS]['images_per_s']:.2f}" in done.stdout
 
 
+@pytest.mark.slow
 def test_growth_has_a_row_and_a_point_a_setting(figures, monkeypatch, tmp_path):
     monkeypatch.setattr(growth, "measure", lambda settings, rounds: figures)
     sweeps = {"batch size": ("batch_size", (1, 2)), "virtual devices": ("way", (1, 2))}
@@ -86,6 +90,7 @@ def test_growth_has_a_row_and_a_point_a_setting(figures, monkeypatch, tmp_path):
     assert (tmp_path / "growth.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_end_to_end_adds_up():
     phases = {"import": 1.0, "build": 0.5, "initial state": 0.5, "first step": 10.0, "steps": 20.0}
     found = {"cold": phases | {"total": 33.0, "wall": 34.0}}
@@ -95,6 +100,7 @@ def test_end_to_end_adds_up():
     assert ["other", "2.0"] in rows and ["all", "34.0"] in rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dino", "barlow_twins"])
 def test_the_pytorch_baseline_has_the_same_loss_and_gradient(method):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-bench.txt)")

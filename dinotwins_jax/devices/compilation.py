@@ -27,14 +27,14 @@ def remember_compilations(folder: Path) -> Path | None:
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return None
-    path = folder / _machine()
+    path = folder / machine_id()
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST)
     return path
 
 
-def _machine() -> str:
-    """Programs for a CPU use its instructions, and fail on one that lacks them."""
+def machine_id() -> str:
+    """The kind of CPU: a program compiled for one fails on another that lacks its instructions."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
     told = next((x for x in lines if x.startswith(("flags", "Features"))), lines[0])

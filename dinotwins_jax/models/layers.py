@@ -38,7 +38,7 @@ def _rows_product(x, g):
 def _rows_product_cpu(x, g):
     """The same. XLA's CPU backend is fast where the sum runs along the rows of the first factor. It
     transposes quickly what is in memory and slowly what it makes on the way: hence the barriers, which
-    parallel.py keeps it from dropping. The narrower factor is transposed."""
+    devices/placement.py keeps it from dropping. The narrower factor is transposed."""
     cut = jax.lax.optimization_barrier
     if x.shape[1] <= g.shape[1]:
         return cut(cut(x).T) @ g
