@@ -120,8 +120,9 @@ def test_the_loss_of_the_contract_page_takes_a_step(tmp_path, monkeypatch):
         "local_crops": jax.random.normal(jax.random.key(2), (4, 1, 4, 4, 3)),
     }
     values = {"lr": 1e-3, "weight_decay": 0.0, "teacher_momentum": 0.9, "teacher_temp": 0.1}
-    step = step_on_crops(vit, loss, tx, values)
-    state, metrics = step(create_state(vit, loss, tx, jax.random.key(0)), crops)
+    step = jax.jit(step_on_crops(vit, loss, tx, values))
+    state = jax.jit(lambda: create_state(vit, loss, tx, jax.random.key(0)))()
+    state, metrics = step(state, crops)
     assert float(metrics["mine/loss"]) == float(metrics["mine/distance"]) > 0
     assert np.abs(state.loss_state["mine"]["mean"]).max() > 0
 
