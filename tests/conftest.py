@@ -37,6 +37,7 @@ _QUICKLY_COMPILED = {
     "test_broken_runs",
     "test_collapse",
     "test_compare",
+    "test_docs",
     "test_evaluate",
     "test_family_step",
     "test_invariance",
