@@ -1,4 +1,4 @@
-"""Augmentation: Pillow's numbers, and what a view may depend on. What is drawn: test_augment_draws."""
+"""Augmentation: agreement with Pillow, and what a view depends on. Draws: test_augment_draws.py."""
 
 import colorsys
 import pathlib

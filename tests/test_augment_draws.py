@@ -1,4 +1,4 @@
-"""What is drawn: firing rates and distributions of every preset against the official recipes, and
+"""Random parameters of views: rates and distributions of every preset against the official ones, and
 boxes of local views held to the global ones."""
 
 import inspect

@@ -1,4 +1,4 @@
-"""One view at a time (bands, branches) gives what all views at once (dense products, selections) give."""
+"""Rendering view by view (bands, branches) equals rendering all at once (dense products, selections)."""
 
 import jax
 import jax.numpy as jnp

@@ -120,7 +120,7 @@ def test_options_work_on_any_grid_and_in_two_halves(fields):
     tokens = vit.apply({"params": params}, images, 1, method="embed_until")
     halves = vit.apply({"params": params}, tokens, 1, grid=(3, 5), method="finish_from")
     np.testing.assert_array_equal(halves.patches, out.patches)
-    with pytest.raises(ValueError, match=rf"{prefix + 15} tokens where grid \(2, 2\) has"):
+    with pytest.raises(ValueError, match=rf"{prefix + 15} tokens, but grid \(2, 2\) has"):
         vit.apply({"params": params}, tokens, 1, method="finish_from")
 
 

@@ -1,4 +1,4 @@
-"""The three-way comparison: what it trains, what it makes of the scores, how it goes on."""
+"""The three-way comparison: training plan, tables of scores, resuming."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the family asks of the step: hidden patches, an anchor, heads on heads, shared heads."""
+"""Features of the step for the family's losses: masked patches, anchor, stacked and shared heads."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Broken and odd files, from the disk to the views: each works or is named in one line, nothing hangs."""
+"""Broken and unusual image files: each works or is reported in one line, and nothing hangs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Who may import whom: one row a folder, one row a floor of single files, read from the source."""
+"""Allowed imports: one row per folder, one per level of single files, checked against the source."""
 
 import ast
 import subprocess

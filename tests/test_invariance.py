@@ -1,4 +1,4 @@
-"""Devices, pmap, fsdp, processes, a batch in parts, remat: the same training, as the table measures it.
+"""Invariance of training to devices, pmap, fsdp, processes, micro-batches and remat.
 
 All cases, with the crops of a training: python -m experiments.invariance
 """
@@ -97,7 +97,7 @@ def test_a_difference_shows():
         ({"fsdp": 3}, "mesh.fsdp 3 does not divide 8 devices"),
         ({"fsdp": 0}, "fsdp must be positive"),
         ({"data": -1}, "mesh is data=-1"),
-        ({"data": 4, "fsdp": 4}, "asks for 16 devices: there are 8"),
+        ({"data": 4, "fsdp": 4}, "needs 16 devices: there are 8"),
         ({"mode": "pmap", "fsdp": 2}, "fsdp is 2: .*pmap keeps whole states"),
         ({"micro_batches": 3}, r"does not divide by 8 devices .* times config.micro_batches 3"),
         ({"micro_batches": 0}, "micro_batches is 0"),

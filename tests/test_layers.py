@@ -1,4 +1,4 @@
-"""Gradients written by hand equal JAX's own, and the class token alone is that of the whole block."""
+"""Hand-written gradients equal JAX's own, and the class-token-only block equals the whole block."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Numbers that are no numbers: skipped, counted, and traced to the module that made them."""
+"""Non-finite values: skipped, counted, and traced to the module that produced them."""
 
 import functools
 

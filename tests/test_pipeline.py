@@ -1,4 +1,4 @@
-"""Batches: what they hold, in which order, and what becomes of unreadable images."""
+"""Batches: contents, order, and unreadable images."""
 
 import gc
 import itertools

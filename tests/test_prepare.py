@@ -1,4 +1,4 @@
-"""Prepared data: what is stored, what a reader gets, and what becomes of interrupted work."""
+"""Prepared data: contents, reading, and resuming interrupted work."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Where a run starts: weights of PyTorch's files or of another run, a backbone that waits for its heads."""
+"""Initial weights from PyTorch files or another run, and a backbone frozen until its heads adapt."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_heads_that_no_tensor_tells_are_doubted_where_they_are_unusual(tmp_path,
     assert equal(read_backbone(str(tmp_path / "vit.npz"), vit, KEY), params)
     assert "attention heads" not in capfd.readouterr().err
     read_backbone(str(tmp_path / "vit.npz"), vit.clone(num_heads=4), KEY)
-    assert "is taken for config.model's 4; DINO's" in capfd.readouterr().err
+    assert "assuming config.model's 4; DINO's" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_a_state_that_is_split_over_devices_starts_from_weights_too(tmp_path):
     [
         ("nowhere.npz", "no file of weights"),
         ("run.txt", "weights are one of .safetensors, .npz"),
-        ("", "is no run: it has no config.json or"),
-        ("empty", r"no checkpoint in .*empty.* is whole"),
+        ("", "is not a run: config.json or"),
+        ("empty", r"no intact checkpoint in .*empty"),
         ("heads", "it has 6 attention heads, this model 3: change config.model.num_heads"),
     ],
 )

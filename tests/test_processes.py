@@ -1,4 +1,4 @@
-"""Several processes: who starts them, and a whole run of two that is the run of one."""
+"""Several processes: start-up, and a run of two that equals the run of one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The embedded pictures: reproducible, labelled by texture and outline alone."""
+"""The generated scenes: reproducible, labelled only by texture and outline."""
 
 import numpy as np
 import pytest

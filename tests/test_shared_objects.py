@@ -1,4 +1,4 @@
-"""Rate of shared objects: against a plain loop over pixels, and what it says of scenes and of COCO."""
+"""Rate of shared objects: against a plain loop over pixels, and its values on scenes and COCO."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Any config trains or says in one line, before anything is compiled, which key is wrong.
+"""Any config trains, or its invalid key is reported in one line before compilation.
 
 DINOTWINS_SWEEP=200 python -m pytest tests/test_sweep.py trains every config that it draws, so many.
 """

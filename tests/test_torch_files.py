@@ -1,4 +1,4 @@
-"""Files of PyTorch weights, read without PyTorch. The golden ones were written by torch.save 2.13."""
+"""PyTorch weight files, read without PyTorch. The golden ones were written by torch.save 2.13."""
 
 import pickle
 import struct

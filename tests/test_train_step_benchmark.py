@@ -1,4 +1,4 @@
-"""The step benchmarks, shrunk to seconds: contestants are processes, figures hang together."""
+"""The step benchmarks, reduced to seconds: contestants are processes, figures are consistent."""
 
 import json
 import subprocess

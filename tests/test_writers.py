@@ -1,4 +1,4 @@
-"""The log on disk and in the trackers: what a resume forgets, what it sends again, what a failure does."""
+"""The log on disk and in the trackers: dropped and resent lines after a resume, failures."""
 
 import io
 import json
