@@ -125,7 +125,7 @@ def test_options_work_on_any_grid_and_in_two_halves(fields):
 
 
 def test_places_tell_patches_apart():
-    """Without them a shuffled picture has the same class token."""
+    """Without positions a shuffled image has the same class token."""
     images = jnp.float32(normal(0, 1, 16, 16, 3))
     vit = VisionTransformer(**TINY, positions="rope", init_std=0.3)
     params = vit.init(jax.random.key(0), images)["params"]

@@ -76,7 +76,7 @@ def test_without_a_metric_only_the_last_are_kept(tmp_path):
 
 
 def flip(path):
-    """One bit of the middle of a file."""
+    """Flips one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes(bytes(data))

@@ -64,7 +64,7 @@ def test_the_page_of_all_keys_has_all_of_them():
 
 
 def printed_texts() -> list[str]:
-    """Every string of the package and the configs, with "…" where a value is put in."""
+    """All strings of the package and the configs, with "…" for formatted values."""
     texts = []
     for path in [*(ROOT / "dinotwins_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):

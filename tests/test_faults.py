@@ -90,7 +90,7 @@ def test_odd_files_train_and_broken_ones_are_named(odd_folder, num_workers, capl
 
 
 def test_an_annotation_that_names_a_missing_file(tmp_path):
-    """The run goes on with the next image; the file is named once."""
+    """The run continues with the next image; the file is reported once."""
     (tmp_path / "train2017").mkdir()
     (tmp_path / "annotations").mkdir()
     picture().save(tmp_path / "train2017/1.jpg")

@@ -26,7 +26,7 @@ def make_backbone(**fields):
 
 
 def same_sign(num_images, seed, classes=2):
-    """Is the upper half as bright as the lower? In noise no linear function of the pixels knows."""
+    """Noisy images, labelled by whether their halves differ in sign: not linear in the pixels."""
     rng = np.random.RandomState(seed)
     bits = rng.randint(2, size=(num_images, 2))
     images = (

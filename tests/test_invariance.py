@@ -67,7 +67,7 @@ def test_other_losses_too(case, monkeypatch):
 
 
 def test_other_blocks_too(monkeypatch):
-    """SwiGLU, and rotary positions that move: every device and every part draws the same moves."""
+    """SwiGLU and augmented rotary positions: all devices and micro-batches use the same draw."""
     fields = {"ffn": "swiglu", "positions": "rope", "rope_shift": 0.2, "rope_rescale": 2.0}
     monkeypatch.setattr(invariance, "VIT", invariance.VIT.clone(**fields, num_register_tokens=2))
     ours, theirs = (

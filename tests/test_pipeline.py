@@ -18,7 +18,7 @@ from dinotwins_jax.data.pipeline import BadImageLog, eval_batches, fit_canvas, t
 
 
 class Shades:
-    """Record i is a 4 x 6 picture of value i; the indices in `broken` are unreadable."""
+    """Record i is a 4 x 6 image of value i; the indices in `broken` are unreadable."""
 
     class_names = ()
     labels = None
@@ -203,7 +203,7 @@ def test_worker_processes_give_the_same_stream(tmp_path):
 
 
 def test_a_batch_stays_as_it_is_while_somebody_holds_it():
-    """Arrays are used again, but not those that a caller, a view or a device still has."""
+    """Arrays are reused unless a caller, a view or a device still references them."""
     batches, source = stream(Shades(200), batch_size=4), Shades(200)
     held = take(batches, 20)
     views = [next(batches)["image"][1:, 2:] for _ in range(5)]

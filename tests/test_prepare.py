@@ -25,7 +25,7 @@ SMALL = Settings(short_side=20, images_per_shard=4)
 
 
 def photo(seed, size=(48, 32)):
-    """Blobs of one tint, so that a JPEG of it is close to it."""
+    """Smooth blobs of one tint, which JPEG stores accurately."""
     light = np.random.default_rng(seed).integers(60, 200, (4, 6, 1))
     coarse = Image.fromarray((light + np.array([0, 20, -20])).astype(np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC)
@@ -203,7 +203,7 @@ def test_a_manifest_of_something_else_is_left_alone(coco, tmp_path):
 
 @pytest.mark.parametrize("removed", range(5))
 def test_overwriting_may_be_killed_anywhere(coco, prepared, monkeypatch, removed):
-    """After any number of removed files the next start finds its way, to the same bytes."""
+    """After the removal of any files the next start completes the same bytes."""
     expected = contents(prepared)
     real, left = Path.unlink, [removed]
 
@@ -294,7 +294,7 @@ def run(*args):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Photos that take long enough to be interrupted, and what prepare makes of them unbroken."""
+    """Photos slow enough to be interrupted, and the uninterrupted result."""
     root = tmp_path_factory.mktemp("large")
     (root / "images").mkdir()
     for k in range(64):

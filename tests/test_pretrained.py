@@ -34,7 +34,7 @@ def official(tmp_path):
 
 @pytest.mark.parametrize(("name", "size"), [("native", 16), ("local", None), ("rect", None)])
 def test_positions_fit_the_new_grid_as_the_official_model_makes_them(official, name, size):
-    """A model whose own grid is the images': it interpolates nothing, and the numbers are the same."""
+    """A model with the grid of the images gives the same numbers without interpolation."""
     path, _, golden = official
     images = golden[f"x_{name}"]
     vit = VisionTransformer(**TINY, image_size=size or images.shape[1:3])
@@ -101,7 +101,7 @@ def equal(a, b):
 
 
 def test_a_run_starts_from_another_ones_teacher_and_warms_up_its_heads(tmp_path, capfd):
-    """Frozen for two of four steps: not a bit of the backbone moves, then it does; heads move at once."""
+    """The backbone is bit for bit frozen for two of four steps, then trains; heads train at once."""
     first, second = tmp_path / "first", tmp_path / "second"
     other = shrunk(barlow_twins, total_steps=2, views__global_size=24, **OPTIONS)
     train(other, first)

@@ -25,7 +25,7 @@ FIELDS = {
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_tensors_of_every_kind_equal_torchs(suffix):
-    """Half, bfloat16, transposed and strided views, parameters, integers, an empty one: bit for bit."""
+    """Half, bfloat16, transposed and strided views, parameters, integers, an empty tensor: bit for bit."""
     expected = load("torch_tensors")
     found = read_state_dict(GOLDEN / f"torch_tensors.{suffix}")
     assert set(found) == set(expected) - ({"empty"} if suffix == "safetensors" else set())

@@ -193,7 +193,7 @@ class FakeLength:
 
 
 def test_no_key_of_the_config_is_dead():
-    """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
+    """Sections passed as keyword arguments fail on unknown keys; all other keys are read by name."""
     modules = (build_module, train_module, data_module, evaluation)  # ranges.py reads all
     files = (module.__file__ for module in modules)
     source = "".join(Path(file).read_text() for file in files)
