@@ -195,8 +195,8 @@ def test_patches_move_in_training_alone_and_by_their_key():
 def test_options_that_do_not_fit_are_named():
     images = jnp.ones((1, 16, 16, 3))
     for fields, message in (
-        ({"ffn": "glu"}, "ffn is 'glu': mlp or swiglu"),
-        ({"positions": "rotary"}, "positions is 'rotary': learned or rope"),
+        ({"ffn": "glu"}, "ffn is 'glu': choose mlp or swiglu"),
+        ({"positions": "rotary"}, "positions is 'rotary': choose learned or rope"),
         ({"positions": "rope", "num_heads": 8}, "embed_dim 48 / num_heads 8"),
         ({"rope_jitter": 2.0}, "rope_jitter and rope_rescale need positions='rope'"),
     ):

@@ -174,7 +174,7 @@ def test_cache_holds_images_and_mirror_images_in_order_without_the_unreadable(to
         exact = backbone.apply({"params": params}, images, 1, method="embed_until")
         np.testing.assert_allclose(tokens[:, side], exact, rtol=1e-3, atol=1e-4)
     huge = jax.tree.map(lambda p: p * 1e6, params)
-    with pytest.raises(ValueError, match="do not fit cache_dtype float16"):
+    with pytest.raises(ValueError, match="overflow cache_dtype float16"):
         finetune.cache_tokens(backbone, huge, views, asked, 1, np.dtype(np.float16))
 
 

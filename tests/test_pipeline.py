@@ -267,7 +267,7 @@ def test_a_source_that_breaks_its_word_is_named():
         def __getitem__(self, i):
             return np.zeros((4, 6), np.uint8)
 
-    with pytest.raises(ValueError, match=r"shades/\d: the source gave uint8\[4, 6\]"):
+    with pytest.raises(ValueError, match=r"shades/\d: the source returned uint8\[4, 6\]"):
         next(stream(Grey(10)))
 
 
@@ -292,7 +292,9 @@ def test_a_run_of_unreadable_records_counts_the_one_that_was_wanted():
 
 
 def test_nothing_readable_gives_up():
-    with pytest.raises(BadImage, match=r"shades/\d: made so; so were the 2 records before it"):
+    with pytest.raises(
+        BadImage, match=r"shades/\d: made so; the 2 records before it are unreadable too"
+    ):
         next(stream(Shades(3, broken=range(3))))
 
 

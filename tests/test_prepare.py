@@ -234,7 +234,7 @@ def test_the_same_files_by_another_path_are_the_same(coco, prepared, monkeypatch
 def test_images_of_the_same_name_are_refused(coco):
     source = make_source("coco", "pretrain", dir=str(coco))
     source.paths[4] = source.paths[1]
-    with pytest.raises(ValueError, match=r"split 'pretrain': two images are called '.*1.jpg'"):
+    with pytest.raises(ValueError, match=r"split 'pretrain': two images have the name '.*1.jpg'"):
         union({"pretrain": source})
 
 
@@ -340,7 +340,7 @@ def test_killed_work_goes_on_to_the_same_bytes(large, tmp_path, victim):
     for path in out.glob("images-*.array_record"):  # a final name is a whole shard
         assert path.read_bytes() == unbroken[path.name]
     with pytest.raises(
-        FileNotFoundError, match=r"is unfinished; to go on: python -m dinotwins_jax"
+        FileNotFoundError, match=r"is unfinished; to continue: python -m dinotwins_jax"
     ):
         make_source("array_record", "train", dir=str(out))
     started = {path: path.stat().st_mtime_ns for path in out.glob("images-*.json")}
@@ -391,7 +391,7 @@ def test_dry_run_and_crop_sheet_write_nothing_else(large, tmp_path):
     [
         (["--quality=99"], "quality is 99"),
         (["--short_side=-1"], "short_side is -1"),
-        (["--masks=val"], "masks of 'val'"),
+        (["--masks=val"], "masks of split 'val'"),
         (["--config.data.dir=/no/such/place"], "no such directory: /no/such/place"),
     ],
 )

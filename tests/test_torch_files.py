@@ -74,7 +74,9 @@ def zipped(path, content):
 
 def test_a_pickle_that_asks_for_more_is_refused_and_not_run(tmp_path, capsys):
     path = zipped(tmp_path / "evil.pth", pickle.dumps({"a": Evil()}))
-    with pytest.raises(ValueError, match=r"evil\.pth: its pickle asks for builtins\.eval") as error:
+    with pytest.raises(
+        ValueError, match=r"evil\.pth: its pickle refers to builtins\.eval"
+    ) as error:
         read_state_dict(path)
     assert "\n" not in str(error.value) and capsys.readouterr().out == ""
 
