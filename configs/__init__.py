@@ -1,1 +1,1 @@
-"""What to train. base.py holds every key; the other files state differences only."""
+"""Training configs: base.py defines every key; the other files only override some of them."""

@@ -1,9 +1,9 @@
-"""Barlow Twins alone (arXiv:2103.03230), on the same backbone: the other baseline of the hybrid.
+"""Barlow Twins alone (arXiv:2103.03230) on the same backbone: the second baseline of the hybrid.
 
     python -m dinotwins_jax.main --config=configs/barlow_twins.py:demo      # also :coco, :cifar10
 
-Two global views of the official crop scale and no local ones. The EMA of the backbone is kept, as
-what is evaluated. The official optimiser, for ResNets: --config.optim.name=lars --config.optim.lr=0.2
+Two global views at the official crop scale and no local ones. The EMA of the backbone is what is
+evaluated. The official optimiser, for ResNets: --config.optim.name=lars --config.optim.lr=0.2
 --config.optim.clip=0 --config.optim.weight_decay=1e-6 --config.optim.final_weight_decay=1e-6
 """
 

@@ -1,7 +1,7 @@
-"""Every key, with the official defaults: DINO ViT-S/16 at 224 (arXiv:2104.14294) on COCO.
+"""Every config key with its default: the official DINO ViT-S/16 at 224 (arXiv:2104.14294) on COCO.
 
-Not run by itself: all others start from it, each with presets after a colon (demo, coco, cifar10). Any
-key can be set on the command line: --config.optim.lr=0.001
+Not a config to train by itself: the other files start from it and take presets after a colon (demo, coco,
+cifar10). Any key can be set on the command line: --config.optim.lr=0.001
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -9,65 +9,69 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
-    c.seed = 0  # of everything: initial weights, data order, crops, drop path
-    # Trained weights of the backbone, for student and teacher: a file with DINO's, DINOv2's or timm's names
-    # (.safetensors, .npz, .pth) or another run's workdir; "": random. A checkpoint of the run itself wins.
+    c.seed = 0  # of initial weights, data order, crops and drop path
+    # Pretrained backbone weights for student and teacher: a file with DINO's, DINOv2's or timm's names
+    # (.safetensors, .npz, .pth) or another run's workdir; "": random. A checkpoint of this run comes first.
     c.init_from = ""
     c.parallel = "jit"  # jit: global arrays over a mesh of all devices | pmap: local devices
-    # Devices: data x fsdp; the batch is split over all. fsdp of them share one copy of parameters,
-    # teacher, optimiser state and prototypes (sharding.py), 1: each has its own. data 0: all the rest.
+    # Devices: data x fsdp; the batch is split over all. Each group of fsdp devices shares one copy of
+    # parameters, teacher, optimiser state and prototypes (sharding.py); 1: a copy each. data 0: all / fsdp.
     c.mesh = ConfigDict({"data": 0, "fsdp": 1})
     c.batch_size = 256  # global; must divide by the number of devices
-    # The batch goes through the backbone in so many parts, one after the other: less memory, a third
-    # more work, the same numbers; the loss sees the whole batch all the same.
+    # Number of parts in which the batch passes through the backbone, one after the other: less memory, a
+    # third more compute, the same numbers; the loss still sees the whole batch.
     c.micro_batches = 1
-    # Stop at the operation that makes the first NaN; slow, and needs more memory.
+    # Stop at the operation that produces the first NaN; slow, and needs more memory.
     c.debug_nans = False
-    c.total_epochs = 100.0  # all durations below are parts of it
-    # 0: from total_epochs; else the run's length, and every duration scales with it.
+    c.total_epochs = 100.0  # all durations below are in the same unit and at most this
+    # Length of the run in steps, to which all durations scale; 0: total_epochs decides.
     c.total_steps = 0
 
     c.model = ConfigDict()
     c.model.name = "vit_small"  # vit_tiny | vit_small | vit_base | vit_large
-    c.model.embed_dim = config_dict.placeholder(int)  # unset, these three are the name's
+    c.model.embed_dim = config_dict.placeholder(int)  # unset: these three follow from model.name
     c.model.depth = config_dict.placeholder(int)
     c.model.num_heads = config_dict.placeholder(int)
     c.model.patch_size = 16  # pixels
     c.model.drop_path_rate = 0.1  # student only, linear over the blocks
     c.model.num_register_tokens = 0  # 4: no high-norm artefacts in attention (arXiv:2309.16588)
     c.model.layer_scale_init = config_dict.placeholder(float)  # e.g. 1e-5; unset: no LayerScale
-    # mlp | swiglu: gated, as many weights (DINOv2's and DINOv3's largest models).
+    # mlp | swiglu: gated, with as many weights (DINOv2's and DINOv3's largest models).
     c.model.ffn = "mlp"
     c.model.positions = "learned"  # learned | rope: rotary, any grid without interpolation (DINOv3)
-    # Of rope, in training alone; unset: none. DINOv3 rescales by up to 2.
-    c.model.rope_shift = config_dict.placeholder(float)  # of both axes, in halves of the image
+    # Augmentation of rope's coordinates, in training only; unset: none. DINOv3 rescales by up to 2.
+    c.model.rope_shift = config_dict.placeholder(
+        float
+    )  # shift of both axes, in halves of the image
     c.model.rope_jitter = config_dict.placeholder(float)  # largest stretch of each axis, at least 1
     c.model.rope_rescale = config_dict.placeholder(float)  # largest factor on both axes, at least 1
     c.model.norm_eps = 1e-6  # of all LayerNorms; DINO and DINOv2 1e-6, DINOv3 1e-5
-    # Official; narrow networks (width ~100) start better at 1 / sqrt(width).
+    # Std of initial weights, official; narrow networks (width ~100) start better at 1 / sqrt(width).
     c.model.init_std = 0.02
-    # Of compute: float32 | bfloat16; parameters, norms, softmax and losses stay float32.
+    # Compute dtype: float32 | bfloat16; parameters, norms, softmax and losses stay float32.
     c.model.dtype = "float32"
     c.model.attention = "xla"  # cudnn: flash attention, bfloat16 on an NVIDIA GPU
-    c.model.remat = False  # compute blocks again on the way back instead of keeping their insides
+    c.model.remat = (
+        False  # recompute blocks in the backward pass instead of storing their activations
+    )
     # JAX's own gradients instead of hand-written ones: slower, and jax.jvp works (Hessian-vector products).
     c.model.plain_gradients = False
 
     c.data = ConfigDict()
     # scenes | coco | folder | cifar10 | array_record (prepared data) | tfds | "pkg.module:factory"
     c.data.source = "coco"
-    c.data.dir = ""  # where the images are; scenes need none; folder takes "/data/**/*.jpg" too
-    # Pixels: images travel to the device in this square, larger ones are shrunk; 0: the source's choice.
+    c.data.dir = ""  # of the images; not needed by scenes; folder also takes "/data/**/*.jpg"
+    # Side in pixels of the square that holds an image on the device; 0: the source's choice.
     c.data.canvas_size = 0
-    c.data.num_workers = 0  # decoding processes; 0: threads of this one, cheaper a picture
-    # Arguments of one source each; only those of data.source are used.
+    c.data.num_workers = 0  # decoding processes; 0: threads of this process, cheaper per image
+    # Arguments by source; only those of data.source are used.
     c.data.scenes = ConfigDict({"num_train": 8000, "num_test": 2000, "size": 64, "seed": 0})
     c.data.coco = ConfigDict(
         {"pretrain_splits": ("train2017",), "train_split": "train2017", "test_split": "val2017"}
     )
-    # The fraction is held out when there is no val/ or test/.
+    # Fraction held out for testing where there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
-    # Built elsewhere with --file_format=array_record; dir "": where TFDS puts its data.
+    # Built beforehand with --file_format=array_record; dir "": TFDS's default directory.
     c.data.tfds = ConfigDict(
         {
             "name": "coco/2017",
@@ -77,15 +81,15 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # Multi-crop, on the device; triples are (global 0, global 1, each local). This is DINO's; others
-    # are one word on the command line, such as configs/hybrid.py:coco+dinov2_as_trained.
+    # Multi-crop on the device, DINO's recipe; triples are (global 0, global 1, each local). Other recipes
+    # are presets, such as configs/hybrid.py:coco+dinov2_as_trained.
     c.views = ConfigDict()
-    c.views.global_size = 224  # pixels; also the size that the position embedding is made for
+    c.views.global_size = 224  # pixels; also the size of the position embedding
     c.views.global_scale = (0.4, 1.0)  # area of the crop / area of the image
     c.views.local_size = 96
     c.views.local_scale = (0.05, 0.4)
-    c.views.num_local = 8  # 0: two views alone; then widen global_scale: (0.14, 1.0) for DINO
-    # Part of each local crop's area inside one of the two global crops, at least; 0: anywhere.
+    c.views.num_local = 8  # 0: only two views; then widen global_scale: (0.14, 1.0) for DINO
+    # Least share of each local crop's area inside one of the two global crops; 0: no constraint.
     c.views.local_overlap = 0.0
     c.views.ratio = (3 / 4, 4 / 3)  # width of the crop / height
     c.views.flip = 0.5
@@ -97,22 +101,22 @@ def get_config() -> ConfigDict:
     c.views.grayscale_prob = 0.2
     c.views.blur_prob = (1.0, 0.1, 0.5)
     c.views.blur_radius = (0.1, 2.0)  # pixels of the crop
-    c.views.blur_kernel = 0  # taps, odd: torchvision's blur (DINOv2: 9); 0: Pillow's, tails and all
+    c.views.blur_kernel = 0  # taps, odd: torchvision's blur (DINOv2: 9); 0: Pillow's, not truncated
     c.views.solarize_prob = (0.0, 0.2, 0.0)
 
     # Terms of the loss: name -> {fn: name or "module:factory" (default: the term's name), weight,
-    # and the factory's own arguments, listed in losses/<name>.py}. Their weighted sum is trained.
-    # weight may move: linearly from 0 over weight_warmup_epochs, then by a cosine to final_weight, if set.
+    # and the factory's own arguments, listed in losses/<name>.py}. The loss is their weighted sum.
+    # weight can follow a schedule: linear from 0 over weight_warmup_epochs, then a cosine to final_weight.
     c.loss = ConfigDict()
-    # A term, such as "dino": every other one's gradient at the class tokens is scaled to its weight
-    # times this one's. "": weights are as they are; metrics "balance/…" say who pulls how hard.
+    # A term, such as "dino": the gradient of every other term at the class tokens is scaled to its weight
+    # times this term's. "": plain weights; the metrics "balance/…" compare the terms' gradients.
     c.match_gradients_to = ""
 
     c.teacher = ConfigDict()
-    # Kept fraction of the EMA at the start; a cosine takes it to final_momentum.
+    # EMA momentum at the start; follows a cosine to final_momentum.
     c.teacher.momentum = 0.996
     c.teacher.final_momentum = 1.0
-    # Too high and the teacher turns uniform, too low and training turns unstable: 0.04 to 0.07.
+    # 0.04 to 0.07: higher, the teacher becomes uniform; lower, training becomes unstable.
     c.teacher.temp = 0.04
     c.teacher.warmup_temp = 0.04
     c.teacher.warmup_temp_epochs = 0.0
@@ -122,41 +126,41 @@ def get_config() -> ConfigDict:
     c.optim.lr = 5e-4  # for a batch of 256; scaled linearly with batch_size
     c.optim.final_lr = 1e-6  # not scaled
     c.optim.warmup_epochs = 10.0
-    # Not on biases and 1-D tensors; a cosine takes it to final_weight_decay.
+    # Not on biases and 1-D tensors; follows a cosine to final_weight_decay.
     c.optim.weight_decay = 0.04
     c.optim.final_weight_decay = 0.4
     c.optim.clip = 3.0  # largest gradient norm; 0: none
     c.optim.clip_mode = "per_parameter"  # per_parameter (DINO) | global
-    c.optim.freeze_last_layer_epochs = 1.0  # the prototypes wait; helps DINO to get going
-    # The backbone waits, while heads get used to its init_from.
+    c.optim.freeze_last_layer_epochs = 1.0  # prototypes stay fixed; stabilises DINO's start
+    # The backbone stays fixed while new heads adapt to its init_from weights.
     c.optim.freeze_backbone_epochs = 0.0
-    # Learning rate of a block over that of the next one, 1.0: all alike (DINOv2 0.9); and of the patch
-    # embedding, on top of that (DINOv2 0.2).
+    # Layer-wise decay: learning rate of a block over that of the next one, 1.0: none (DINOv2 0.9);
+    # and an additional factor for the patch embedding (DINOv2 0.2).
     c.optim.layer_decay = 1.0
     c.optim.patch_embed_lr_mult = 1.0
-    # Rate of heads named "<head>_predictor" (BYOL's) over that of the rest. A predictor has to be ahead of
-    # what it predicts from (arXiv:2102.06810), or features fall onto one dimension; 30 in a thousand steps.
+    # Learning rate of heads named "<head>_predictor" (BYOL's) over that of the rest. A predictor has to
+    # learn faster than its input (arXiv:2102.06810), or features collapse to a line; 30 for 1,000 steps.
     c.optim.predictor_lr_mult = 1.0
 
     c.log = ConfigDict()
     c.log.every_steps = 50
-    # metrics.jsonl always, and beside it any of tensorboard (WORKDIR/tensorboard), wandb, mlflow.
+    # In addition to metrics.jsonl, any of tensorboard (WORKDIR/tensorboard), wandb, mlflow.
     c.log.writers = ("jsonl",)
     c.log.project = "dinotwins_jax"  # W&B's project, MLflow's experiment
-    c.log.collapse_warnings = True  # one plain warning when the diagnostics say collapse
+    c.log.collapse_warnings = True  # warn once when the diagnostics show a collapse
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 5.0
-    c.checkpoint.keep = 2  # the last so many
-    # And the best one by a metric of the log, "" for none; there is no monitor without labels.
+    c.checkpoint.keep = 2  # number of latest checkpoints to keep
+    # Metric by which the best checkpoint is kept too; "": none. Without labels there is no monitor.
     c.checkpoint.best_metric = "monitor/knn_top1"
     c.checkpoint.best_mode = "max"  # max | min
 
     c.evals = ConfigDict()  # on the frozen teacher; evaluate.py takes them from the run's config
-    # After training; evaluate.py --tasks=… adds others: linear, knn, fewshot, finetune, attention,
-    # segmentation, pca. Those that the data cannot serve (no labels, no masks) are left out.
+    # Tasks after training; evaluate.py --tasks=… adds others: linear, knn, fewshot, finetune, attention,
+    # segmentation, pca. Tasks whose labels or masks the data lacks are left out.
     c.evals.tasks = ("linear", "knn", "fewshot", "attention", "segmentation", "pca")
-    # During training: k-NN and ridge probe of the teacher on so many training images, a third of them
+    # k-NN and ridge probe of the teacher during training, on so many training images, a third of them
     # held out; 0: never.
     c.evals.monitor_every_epochs = 1.0
     c.evals.monitor_images = 1500
@@ -173,10 +177,10 @@ def get_config() -> ConfigDict:
     c.evals.finetune_fraction = 0.1  # of the training labels
     c.evals.finetune_blocks = 1  # the last ones
     c.evals.finetune_epochs = 20  # over the labelled images, at most 1,000 steps
-    c.evals.attention_size = 448  # side of the pictures whose attention is looked at, pixels
+    c.evals.attention_size = 448  # side in pixels of the images for attention maps
     c.evals.attention_keep = 0.6  # share of the attention that a mask keeps
     c.evals.mask_images = 1000  # test images whose attention is scored against masks; 0: all
-    c.evals.pictures = 8  # images in attention.png and the others; 0: no pictures
+    c.evals.pictures = 8  # images in attention.png and the other pictures; 0: no pictures
     return c
 
 
@@ -191,7 +195,7 @@ def dino_terms(
             "hidden_dim": hidden_dim,
             "bottleneck_dim": bottleneck_dim,
             "norm_last_layer": True,
-            "use_bn": False,  # batch norm in the head: helps short runs of small models to get going
+            "use_bn": False,  # batch norm in the head: helps short runs of small models to start
             "student_temp": 0.1,
             "centering": "ema",  # ema | sinkhorn_knopp (DINOv2): prototypes get equal shares of a batch
             "center_momentum": 0.9,  # of ema
@@ -223,13 +227,13 @@ def ibot_terms(
             "hidden_dim": hidden_dim,
             "bottleneck_dim": bottleneck_dim,
             "norm_last_layer": True,
-            "shared_head": "",  # dino: the head of that term, whose out_dim this one's must be
+            "shared_head": "",  # dino: use that term's head; out_dim must be equal
             "student_temp": 0.1,
             "centering": "sinkhorn_knopp",  # ema | sinkhorn_knopp
             "center_momentum": 0.9,
-            "image_fraction": 0.5,  # of the global crops get a mask
-            "mask_ratio": (0.1, 0.5),  # of their patches
-            "min_patches": 4,  # of one block
+            "image_fraction": 0.5,  # share of the global crops that are masked
+            "mask_ratio": (0.1, 0.5),  # share of their patches
+            "min_patches": 4,  # smallest block, in patches
         }
     )
 
@@ -244,8 +248,8 @@ def gram_terms(weight: float = 2.0) -> ConfigDict:
     return ConfigDict(
         {
             **_weights(weight),
-            "start_epochs": 75.0,  # nothing before; then the anchor is the teacher of that time
-            "refresh_epochs": 5.0,  # the anchor becomes the teacher again; 0: never
+            "start_epochs": 75.0,  # no loss before; then the anchor is the teacher of that step
+            "refresh_epochs": 5.0,  # interval at which the anchor is reset to the teacher; 0: never
             "max_refreshes": 3,
             "level": "image",  # pairs of patches of one image | batch: of all images
             "normalise": True,
@@ -261,7 +265,7 @@ def byol_terms(hidden_dim: int = 4096, out_dim: int = 256) -> ConfigDict:
             **_weights(1.0),
             "hidden_dim": hidden_dim,
             "out_dim": out_dim,
-            # Batch norm behind projector and predictor too, as in MoCo v3.
+            # Batch norm after projector and predictor too, as in MoCo v3.
             "norm_output": False,
         }
     )

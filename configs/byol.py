@@ -2,7 +2,7 @@
 
     python -m dinotwins_jax.main --config=configs/byol.py:demo      # also :coco, :cifar10
 
-Two global views of Barlow Twins' crops, which are BYOL's, and MoCo v3's batch norm behind both heads.
+Two global views with Barlow Twins' crops, which are BYOL's, and MoCo v3's batch norm after both heads.
 """
 
 from dinotwins_jax.augment.presets import BARLOW_TWINS

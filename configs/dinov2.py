@@ -2,8 +2,8 @@
 
     python -m dinotwins_jax.main --config=configs/dinov2.py:demo      # also :coco, :cifar10
 
-The student's global crops are masked in all losses. One head for DINO and iBOT, as in DINOv2's short
-recipe: --config.loss.ibot.shared_head=dino
+The student's global crops are masked for all losses. To share one head between DINO and iBOT, as in
+DINOv2's short recipe: --config.loss.ibot.shared_head=dino
 """
 
 from dinotwins_jax.configs import base, presets
@@ -14,7 +14,7 @@ def get_config(preset: str = "demo"):
 
 
 def add_terms(config):
-    """The config with DINOv2's terms and schedules."""
+    """Adds DINOv2's terms and schedules to a config."""
     config.loss.dino = base.dino_terms()
     config.loss.dino.centering = "sinkhorn_knopp"
     config.loss.ibot = base.ibot_terms()

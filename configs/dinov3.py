@@ -1,8 +1,8 @@
-"""DINOv3 (arXiv:2508.10104) at this size: DINOv2, and Gram anchoring for the last quarter of the run.
+"""DINOv3 (arXiv:2508.10104) at this size: DINOv2 with Gram anchoring in the last quarter of the run.
 
     python -m dinotwins_jax.main --config=configs/dinov3.py:demo      # also :coco, :cifar10
 
-Patch features keep the similarities that the teacher of an earlier time gave them.
+Gram anchoring keeps the similarities between patch features close to those of an earlier teacher.
 """
 
 from dinotwins_jax.configs import base, dinov2, presets

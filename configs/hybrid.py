@@ -5,9 +5,9 @@
 Barlow Twins acts on the student's two global views through a projector of its own. The abstract
 leaves the composition open: loss.barlow_twins.pair and .views are the alternatives. Its loss is a
 sum over the projection's dimensions, hundreds of times DINO's, and so is its gradient at first: with
-one fixed weight it drowns DINO for a while (the metrics "balance/…" show it) or says nothing at the
-end. So here its gradient at the class tokens is held at weight times DINO's in every step. A fixed
-weight, as papers have it: --config.match_gradients_to= --config.loss.barlow_twins.weight=0.003
+one fixed weight it either dominates DINO early on (see the metrics "balance/…") or has no effect at the
+end. So its gradient at the class tokens is scaled to weight times DINO's in every step. For a fixed
+weight, as in papers: --config.match_gradients_to= --config.loss.barlow_twins.weight=0.003
 """
 
 from dinotwins_jax.configs import base, presets

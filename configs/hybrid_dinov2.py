@@ -2,8 +2,8 @@
 
     python -m dinotwins_jax.main --config=configs/hybrid_dinov2.py:demo      # also :coco, :cifar10
 
-As in hybrid.py, gradients at the class tokens are held at their weight times DINO's, KoLeo's too; iBOT,
-which does not reach the class tokens, keeps its weight.
+As in hybrid.py, the gradients of Barlow Twins and KoLeo at the class tokens are scaled to their weight
+times DINO's; iBOT does not reach the class tokens and keeps its weight.
 """
 
 from dinotwins_jax.configs import base, dinov2, presets

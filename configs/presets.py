@@ -1,9 +1,9 @@
-"""Presets of every method: place and size of a run, and crops of papers, as differences to base.py.
+"""Presets for all methods: data set and size of a run, and published crops, as changes to base.py.
 
-After the colon comes the place, then crops of papers, joined with "+" and applied from left to right:
-configs/hybrid.py:coco+dinov2_as_trained. The word "auto" among them leaves the keys that depend on the
-number of images, the batch and the steps open for dinotwins_jax/settings/auto.py. Keys given on the
-command line are applied last.
+After the colon comes the data set, then published crops, joined with "+" and applied from left to right:
+configs/hybrid.py:coco+dinov2_as_trained. The word "auto" leaves the keys that depend on the number of
+images, the batch and the steps to dinotwins_jax/settings/auto.py. Keys given on the command line are
+applied last.
 """
 
 from ml_collections import config_dict
@@ -16,10 +16,10 @@ PRESETS = ("demo", "coco", "cifar10", "coco_cpu", "cifar10_cpu")
 
 
 def apply(config, preset: str):
-    """The config with presets applied, such as "demo" or "coco+barlow_twins".
+    """Applies presets, such as "demo" or "coco+barlow_twins", to a config and returns it.
 
     Raises:
-      ValueError: unknown preset, or an augmentation without a place.
+      ValueError: unknown preset, or an augmentation without a data set.
     """
     place, *words = preset.split("+")
     if place not in PRESETS:
@@ -44,7 +44,7 @@ def apply(config, preset: str):
 
 
 def _auto(c):
-    """None for every key that the recipe has a rule for: `build` finds its value."""
+    """Sets every key with an automatic rule to None; `build` fills it in."""
     for key in known_keys(c.to_dict()):
         *sections, name = key.split(".")
         section = c
@@ -54,7 +54,7 @@ def _auto(c):
 
 
 def _coco(c):
-    """ViT-S/16 at 224 on MS COCO: --config.data.dir=/path/to/coco. base.py is this recipe."""
+    """ViT-S/16 at 224 on MS COCO, the recipe of base.py: --config.data.dir=/path/to/coco."""
     c.data.source = "coco"
 
 
@@ -70,7 +70,7 @@ def _cifar10(c):
 
 
 def _demo(c):
-    """Scenes, small ViT: ends within 5 minutes on 2 CPU cores, evaluation included."""
+    """Scenes and a small ViT: 5 minutes at most on 2 CPU cores, evaluation included."""
     c.data.source = "scenes"
     c.batch_size, c.total_epochs = 128, 14.0
     _thousand_steps(c)
@@ -97,7 +97,7 @@ def _cifar10_cpu(c):
 
 
 def _coco_cpu(c):
-    """COCO, or some thousand images of it, at 96 pixels with a small ViT, on 2 CPU cores."""
+    """COCO, or a few thousand of its images, at 96 pixels with a small ViT, on 2 CPU cores."""
     c.data.source = "coco"
     c.batch_size, c.total_epochs = 64, 20.0
     _thousand_steps(c)
@@ -109,10 +109,10 @@ def _coco_cpu(c):
 
 
 def _thousand_steps(c):
-    """What a thousand steps of a narrow ViT need, instead of a hundred thousand of a wide one.
+    """Adapts the schedules to a thousand steps of a narrow ViT, from a hundred thousand of a wide one.
 
-    Everything that follows the student with a delay (center, teacher, their temperatures) has to be
-    quick, and initial weights large enough to act.
+    Everything that follows the student with a delay (center, teacher, their temperatures) has to follow
+    faster, and initial weights have to be larger.
     """
     c.model.name, c.model.init_std, c.model.drop_path_rate = "vit_tiny", 0.1, 0.0
     c.model.layer_scale_init = None
@@ -127,7 +127,7 @@ def _thousand_steps(c):
     _small_heads(c, prototypes=1024, width=256, bottleneck=256)
     for _, dino in terms_of(c, "dino"):
         dino.use_bn, dino.center_momentum = True, 0.0
-    for _ in terms_of(c, "byol"):  # features are held apart by a predictor ahead of its input
+    for _ in terms_of(c, "byol"):  # a predictor that learns faster than its input prevents collapse
         c.optim.predictor_lr_mult = 30.0
         if len(c.loss) == 1:
             c.optim.lr, c.teacher.momentum, c.teacher.final_momentum = 1e-3, 0.9, 0.97
@@ -136,7 +136,7 @@ def _thousand_steps(c):
 
 
 def _small_heads(c, prototypes: int, width: int, bottleneck: int):
-    """Narrow heads of the package's own terms; those of a fork's losses are left alone."""
+    """Narrows the heads of the package's own losses; heads of external losses stay as they are."""
     for _, term in terms_of(c, *LOSSES):
         if "out_dim" in term:
             term.out_dim = prototypes if "bottleneck_dim" in term else width // 2

@@ -1,8 +1,8 @@
-"""SimCLR (arXiv:2002.05709) on the same backbone: each view against all other images of the global batch.
+"""SimCLR (arXiv:2002.05709) on the same backbone: contrasts each view with the global batch.
 
     python -m dinotwins_jax.main --config=configs/simclr.py:demo      # also :coco, :cifar10
 
-Two global views of Barlow Twins' crops. It reads no teacher; the EMA of the backbone is what is evaluated.
+Two global views with Barlow Twins' crops. The loss uses no teacher; the EMA of the backbone is evaluated.
 """
 
 from dinotwins_jax.augment.presets import BARLOW_TWINS

@@ -2,8 +2,8 @@
 
     python -m dinotwins_jax.main --config=configs/vicreg.py:demo      # also :coco, :cifar10
 
-Two global views of Barlow Twins' crops, which are VICReg's. It reads no teacher; the EMA of the backbone
-is what is evaluated.
+Two global views with Barlow Twins' crops, which are VICReg's. The loss uses no teacher; the EMA of the
+backbone is evaluated.
 """
 
 from dinotwins_jax.augment.presets import BARLOW_TWINS

@@ -34,7 +34,7 @@ def run() -> int:
         return fail(f"unknown command '{name}': choose {', '.join(COMMANDS)}")
     if name == "train":
         restart_with_huge_pages()
-    if os.getcwd() not in sys.path:  # as with python -m: a loss or source of one's own is found
+    if os.getcwd() not in sys.path:  # as with python -m: finds custom losses and sources
         sys.path.insert(0, os.getcwd())
     module = importlib.import_module(f"dinotwins_jax.{COMMANDS[name][0]}")
     return module.run(arguments, f"dinotwins {name}")

@@ -1,6 +1,6 @@
-"""From the config to the parts of a run, checked before anything is compiled or written.
+"""Builds the parts of a run from its config and checks them before compiling or writing anything.
 
-Nothing below sees `config`.
+Modules below this one do not see `config`.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ class Run(NamedTuple):
     """All parts of a run, built and checked, before anything is compiled or written."""
 
     config: ConfigDict  # with a value for every key
-    recipe: list[str]  # lines: the values that `auto` chose, and why; none where all were given
-    advice: list[str]  # lines: settings that run and are known to work badly
+    recipe: list[str]  # lines: automatic values with reasons; empty where all were given
+    advice: list[str]  # lines: valid settings that are known to work badly
     source: object  # of training
     probe_sources: tuple  # (train, test) of the probes
     canvas_size: int
@@ -50,19 +50,19 @@ class Run(NamedTuple):
     checkpoint_steps: int
     monitor_steps: int  # 0: never
     train_step: Callable  # (state, batch) -> (state, metrics)
-    diagnose: Callable  # (state, batch) -> where the step is not finite
+    diagnose: Callable  # (state, batch) -> first module with non-finite values
     fresh_state: Callable  # () -> TrainState
     random_backbone: Callable  # () -> the backbone's parameters in fresh_state
-    trained_backbone: Callable | None  # () -> those of config.init_from, read and checked
+    trained_backbone: Callable | None  # () -> the parameters of config.init_from, checked
 
 
 def build(
     config: ConfigDict, devices: list[jax.Device] | None = None, make_crops: Callable | None = None
 ) -> Run:
-    """Turns config into parts; every mistake that can be seen without compiling is raised here.
+    """Builds a run from its config; raises every error that can be found without compiling.
 
     Args:
-      devices: all there are by default.
+      devices: all devices by default.
       make_crops: batch -> crops, instead of the multi-crop of config.views.
     """
     check_ranges(config)
@@ -117,7 +117,7 @@ def build(
         gather=placement.gather,
     )
     key, monitored = stream(config.seed, INIT), config.evals.monitor_every_epochs > 0
-    jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # shapes that do not fit
+    jax.eval_shape(lambda: create_state(backbone, loss, tx, key))  # raises for shape mismatches
     start = partial(read_backbone, config.init_from, backbone, key) if config.init_from else None
     return Run(
         config=config,
@@ -143,9 +143,9 @@ def build(
 
 
 def for_evaluation(config: ConfigDict) -> ConfigDict:
-    """The config for the devices that are here, which need not be those of the training."""
+    """Adapts a config to the devices present, which may differ from those of the training."""
     here = copy.deepcopy(config)
-    if auto.open_keys(config.to_dict()):  # before the batch is another one
+    if auto.open_keys(config.to_dict()):  # before batch_size is changed below
         here, _ = _resolved(here, len(open_source(config.data.to_dict(), "pretrain")))
     here.parallel, here.micro_batches, here.batch_size = "jit", 1, jax.local_device_count()
     here.mesh.data, here.mesh.fsdp = 0, 1
@@ -153,7 +153,7 @@ def for_evaluation(config: ConfigDict) -> ConfigDict:
 
 
 def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
-    """The config with values for the keys that it leaves open, and the recipe as lines."""
+    """Returns the config with its open keys filled in, and the recipe as lines."""
     keys = auto.open_keys(config.to_dict())
     if not keys:
         return config, []
@@ -172,7 +172,7 @@ def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
 
 
 def make_backbone(config: ConfigDict) -> VisionTransformer:
-    """The ViT of config.model; its positions are stored for the grid of the global crops."""
+    """Builds the ViT of config.model; position embeddings have the grid of the global crops."""
     fields = {name: value for name, value in config.model.to_dict().items() if value is not None}
     fields["dtype"] = jnp.dtype(fields["dtype"])
     if fields["attention"] == "cudnn" and (
@@ -187,7 +187,7 @@ def make_backbone(config: ConfigDict) -> VisionTransformer:
 
 
 def make_schedules(config: ConfigDict, num_steps: int, steps: dict[str, int]) -> dict:
-    """lr, weight_decay, teacher_momentum and teacher_temp, each step -> f32[].
+    """Builds the schedules lr, weight_decay, teacher_momentum and teacher_temp, each step -> f32[].
 
     Differs: the teacher's temperature warms up step by step as in DINOv2, not epoch by epoch.
     """
@@ -204,7 +204,7 @@ def make_schedules(config: ConfigDict, num_steps: int, steps: dict[str, int]) ->
 
 
 def _terms(config: ConfigDict, num_steps: int) -> dict[str, dict]:
-    """The terms of config.loss for `make_loss`, with a schedule for a weight that moves."""
+    """Returns the terms of config.loss for `make_loss`, with schedules for weights that change."""
     terms = terms_in_steps(config, num_steps)
     for term in terms.values():
         weight, warmup = float(term.get("weight", 1.0)), term.pop("weight_warmup_steps", 0)
@@ -217,7 +217,7 @@ def _terms(config: ConfigDict, num_steps: int) -> dict[str, dict]:
 
 
 def _check_evals(config: ConfigDict, backbone: VisionTransformer) -> None:
-    """What the keys of evals say together with others."""
+    """Checks the keys of config.evals against the rest of the config."""
     evals = config.evals
     with _key("config.evals.tasks"):
         check_tasks(evals.tasks)
@@ -231,7 +231,7 @@ def _check_evals(config: ConfigDict, backbone: VisionTransformer) -> None:
 
 @contextlib.contextmanager
 def _key(key: str):
-    """Errors inside name the key of the config."""
+    """Context manager that adds the config key to a ValueError."""
     try:
         yield
     except ValueError as error:
@@ -239,7 +239,7 @@ def _key(key: str):
 
 
 def _make_crops(views: dict, placement: Placement, seed: int) -> Callable:
-    # A loop over images that are split over devices would gather them all on each device.
+    # A loop over images sharded over devices would gather all of them on every device.
     split = placement.axis_name is None and placement.num_devices > 1
     return seeded_multi_crop(seed, **views, one_by_one=False if split else None)
 
@@ -252,7 +252,7 @@ def _check_crop(name: str, size, patch_size: int) -> None:
 
 
 def _probe_sources(data: dict) -> tuple:
-    """Sources "train" and "test", whose labels must mean the same."""
+    """Opens the sources "train" and "test" and checks that their classes agree."""
     train, test = open_source(data, "train"), open_source(data, "test")
     labelled = train.labels is not None and test.labels is not None
     if labelled and train.class_names != test.class_names:

@@ -1,4 +1,4 @@
-"""Saves and restores a run with Orbax."""
+"""Checkpoints of a run: saving, restoring and damage detection with Orbax."""
 
 import contextlib
 import json
@@ -25,18 +25,18 @@ from dinotwins_jax.training.state import TrainState
 
 
 class CheckpointError(OSError):
-    """A checkpoint that could not be written or read; the message says what is left."""
+    """Raised when a checkpoint cannot be written or read; the message names the intact ones."""
 
 
 class _Alone(CheckpointError):
-    """Of one of several processes; the others do not know of it."""
+    """A CheckpointError raised in one process only; the others are unaware of it."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir: state and data position together, written atomically.
 
-    With every state goes a fingerprint of each of its arrays, so that one that was damaged on disk is
-    found out, whatever the damage. As a context, it waits on leaving until everything is on disk.
+    A fingerprint of every array is saved with the state, so that any damage on disk is detected.
+    As a context manager, it waits on exit until everything is on disk.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Checkpoints:
         *,
         read_only: bool = False,
     ):
-        """Opens them.
+        """Opens the checkpoints of a workdir.
 
         Args:
-          keep: the last so many, and beside them the best one by best_metric, if that is named; "max"
-            or "min" of it is best.
-          read_only: changes nothing on disk: another process may be writing there.
+          keep: number of latest checkpoints to keep, besides the best one by best_metric, if given.
+          best_mode: whether "max" or "min" of best_metric is best.
+          read_only: changes nothing on disk, as another process may be writing there.
         """
         self.path = Path(workdir).absolute() / "checkpoints"
         self.damaged = self.path.parent / "damaged"
@@ -63,7 +63,7 @@ class Checkpoints:
         options = {"preservation_policy": _last_and_best(keep, best_metric, best_mode)}
         options |= {"create": True, "cleanup_tmp_directories": True}
         if best_metric:
-            # Asks Orbax to keep the metrics; the policy ranks.
+            # Makes Orbax store the metrics; the policy does the ranking.
             options["best_fn"] = lambda metrics: metrics
         options = ocp.CheckpointManagerOptions(**({"read_only": True} if read_only else options))
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
@@ -74,7 +74,7 @@ class Checkpoints:
             warn(
                 f"checkpoint {unfinished.name.split('.')[0]} in {self.path} was never finished: dropped"
             )
-        # Without its metric a checkpoint is as good as before; with a broken one Orbax cannot start.
+        # A checkpoint is usable without its metric, but Orbax cannot start with a broken metric file.
         for file in sorted(self.path.glob("*/metrics/metrics")):
             try:
                 json.loads(file.read_text())
@@ -85,12 +85,12 @@ class Checkpoints:
                     shutil.rmtree(file.parent, ignore_errors=True)
 
     def save(self, state: TrainState, data_position: dict, metrics: dict | None = None) -> None:
-        """Writes in the background; a step that is already there is left alone.
+        """Writes a checkpoint in the background; an existing one of this step is kept.
 
         Args:
-          metrics: name -> value; the best metric's is kept.
+          metrics: name -> value; only best_metric's is stored.
         Raises:
-          CheckpointError: this or the one before could not be written.
+          CheckpointError: this checkpoint or the one before could not be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -106,19 +106,19 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Returns when everything is on disk. Raises CheckpointError when it could not be written."""
+        """Waits until everything is on disk. Raises CheckpointError on a failed write."""
         with self._written():
             self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there, the last one's at the end."""
+        """Steps of the checkpoints on disk, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the best metric among those that are there; None when none has one."""
+        """Step of the checkpoint with the best metric; None if no checkpoint has one."""
         found = {}
         for step in self.steps():
             with contextlib.suppress(OSError, ValueError, KeyError):
@@ -128,14 +128,14 @@ class Checkpoints:
         return choose(found, key=found.get) if found else None
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-        """A state, with the shapes and shardings of `like`, and the data position.
+        """Restores a state with the shapes and shardings of `like`, and the data position.
 
         Args:
           like: arrays, or shapes with shardings.
-          step: None: the latest that is whole; those after it are named, and moved to WORKDIR/damaged.
+          step: None: the latest intact one; damaged later ones are reported and moved to WORKDIR/damaged.
         Raises:
-          ValueError: the state on disk is of another model or optimiser.
-          CheckpointError: the checkpoint is damaged, or no checkpoint is whole.
+          ValueError: the state on disk has another model or optimiser.
+          CheckpointError: the checkpoint is damaged, or no checkpoint is intact.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         steps = list(reversed(self.steps())) if step is None else [step]
@@ -147,15 +147,15 @@ class Checkpoints:
                     raise
                 self._put_aside(candidate, str(error))
         raise CheckpointError(
-            f"no checkpoint in {self.path} is whole; they are kept in {self.damaged}; --resume=force "
+            f"no intact checkpoint in {self.path}; damaged ones are in {self.damaged}; --resume=force "
             "starts from the beginning"
         )
 
     def restore_teacher(self, step: int | None = None) -> dict:
-        """The teacher's backbone, as numpy arrays, whatever the model and the optimiser of its run are.
+        """Restores the teacher's backbone as numpy arrays, for any model and optimiser.
 
         Args:
-          step: None: the latest that is whole.
+          step: None: the latest intact one.
         Raises:
           CheckpointError: there is none, or the one of this step is damaged.
         """
@@ -172,23 +172,23 @@ class Checkpoints:
                     )
                 data = json.loads((self.path / str(candidate) / "data" / "metadata").read_text())
                 if differ := changed(part, data["fingerprint"]):
-                    raise ValueError(f"{differ[0]} is not what was saved")
+                    raise ValueError(f"{differ[0]} does not match its fingerprint")
                 return part["teacher_params"]["backbone"]
             reason = f"checkpoint {candidate} in {self.path} is damaged ({found[0]})"
             if step is not None:
                 raise CheckpointError(reason)
             warn(reason)
-        raise CheckpointError(f"no checkpoint in {self.path} is whole")
+        raise CheckpointError(f"no intact checkpoint in {self.path}")
 
     def _restore_one(self, step: int, abstract) -> tuple[TrainState, dict]:
-        """What all processes find out alike is a CheckpointError in all of them."""
+        """Restores one step; damage found by any process raises CheckpointError in all of them."""
         shapes = {}
         with damage() as found:
             shapes = {
                 p: tuple(x.shape) for p, x in paths(self._manager.item_metadata(step)["state"])
             }
             if not shapes:
-                raise ValueError("it has no description of its arrays")
+                raise ValueError("the metadata of its arrays is missing")
             check_index(self.path / str(step) / "state")
             json.loads((self.path / str(step) / "data" / "metadata").read_text())
         if not _all_processes(not found):
@@ -201,11 +201,11 @@ class Checkpoints:
             self._cannot_read(step, found[0])
         state, data = restored["state"], restored["data"]
         if differ := changed(state, data.pop("fingerprint")):
-            raise CheckpointError(f"{differ[0]} is not what was saved")
+            raise CheckpointError(f"{differ[0]} does not match its fingerprint")
         return state, data
 
     def _cannot_read(self, step: int, reason: str):
-        """Of several processes, one may fail while the others wait for it: it cannot ask them."""
+        """Handles a read error; with several processes this one must not wait for the others."""
         if jax.process_count() == 1:
             raise CheckpointError(reason)
         self._put_aside(step, reason)
@@ -219,7 +219,7 @@ class Checkpoints:
             return
         warn(f"checkpoint {step} in {self.path} is damaged ({reason}): moved to {self.damaged}")
         self.damaged.mkdir(exist_ok=True)
-        with contextlib.suppress(OSError):  # another process may have been quicker
+        with contextlib.suppress(OSError):  # another process may have removed it already
             shutil.rmtree(self.damaged / str(step), ignore_errors=True)
             (self.path / str(step)).rename(self.damaged / str(step))
         self._manager.reload()
@@ -233,7 +233,7 @@ class Checkpoints:
 
     def _not_written(self, error: Exception) -> CheckpointError:
         if jax.process_index() == 0:
-            for unfinished in self.path.glob("*.orbax-checkpoint-tmp*"):  # makes room, too
+            for unfinished in self.path.glob("*.orbax-checkpoint-tmp*"):  # also frees space
                 shutil.rmtree(unfinished, ignore_errors=True)
         whole = [int(p.name) for p in self.path.glob("*") if p.name.isdigit()]
         left = f"the one of step {max(whole)} is intact" if whole else "there is none before it"
@@ -243,7 +243,7 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits until everything is on disk. Raises CheckpointError when it could not be written."""
+        """Waits until everything is on disk and closes. Raises CheckpointError on a failed write."""
         with self._written():
             self._manager.close()
 
@@ -256,11 +256,11 @@ class Checkpoints:
         except CheckpointError as error:
             if kind is None:
                 raise
-            warn(str(error))  # what stopped the run comes first
+            warn(str(error))  # the error that stopped the run takes precedence
 
 
 def chosen_step(checkpoints: Checkpoints, which: str) -> int | None:
-    """The step that is meant, None for the latest that is whole."""
+    """Parses --checkpoint; None means the latest intact one."""
     if which == "latest":
         return None
     step = checkpoints.best() if which == "best" else int(which) if which.isdigit() else None

@@ -1,4 +1,4 @@
-"""What the commands share: how they start, the flag --config, errors as one line."""
+"""Shared code of the commands: start-up, the flag --config and one-line errors."""
 
 import contextlib
 import difflib
@@ -115,7 +115,7 @@ def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> 
 
 
 def _with_config_path(arguments: list[str]) -> list[str]:
-    """The arguments with --config=PATH in front of all others, where it is given."""
+    """Moves --config=PATH, if given, in front of all other arguments."""
     found, rest, values = "", [], iter(arguments)
     for argument in values:
         name, equals, text = argument.partition("=")

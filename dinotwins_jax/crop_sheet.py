@@ -1,4 +1,4 @@
-"""A picture of what training sees: images, and their views as the first step draws them."""
+"""Crop sheet: a PNG of images and their views as the first training step draws them."""
 
 from pathlib import Path
 
@@ -16,16 +16,16 @@ _GAP = 4  # pixels between pictures
 def draw_crop_sheet(
     path: Path, source: Source, views: dict, *, canvas_size: int, seed: int, count: int = 8
 ) -> None:
-    """Writes a PNG: a row for each image, the image itself, its global, then its local views.
+    """Writes a PNG with one row per image: the image, its global views, its local views.
 
-    These are the first images of a run of that seed, and the very views that it takes of them.
+    These are the first images of a run with that seed, and exactly the views that it draws from them.
 
     Args:
       views: arguments of `make_multi_crop`.
-      canvas_size: side in pixels of what goes to the device; 0: the source's choice.
-      count: images.
+      canvas_size: side in pixels of the images on the device; 0: the source's choice.
+      count: number of images.
     Raises:
-      ValueError: an empty source or bad views. BadImage: nothing readable.
+      ValueError: an empty source or invalid views. BadImage: no readable image.
     """
     make_crops = jax.jit(seeded_multi_crop(seed, **views))
     height, width = np.broadcast_to(views["global_size"], 2)
@@ -45,13 +45,13 @@ def draw_crop_sheet(
 
 
 def _pictures(views: jax.Array) -> list[Image.Image]:
-    """Normalised f32[V, h, w, 3] as pictures again."""
+    """Converts normalised f32[V, h, w, 3] back to images."""
     pixels = (np.asarray(views, np.float32) * IMAGENET_STD + IMAGENET_MEAN) * 255
     return [Image.fromarray(p) for p in np.clip(pixels.round(), 0, 255).astype(np.uint8)]
 
 
 def _row(image, global_views, local_views, room: tuple[int, int]) -> np.ndarray:
-    """u8[height, width, 3]: the image in `room` (width, height), then views in columns."""
+    """Draws u8[height, width, 3]: the image within `room` (width, height), then the views."""
     height = max([room[1]] + [view.height for view in local_views[:1]])
     places, x = [(image, 0, 0)], room[0] + _GAP
     for view in global_views:

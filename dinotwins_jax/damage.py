@@ -9,21 +9,21 @@ import tensorstore
 
 
 def fingerprint(tree) -> dict[str, int]:
-    """{path: u32} of all arrays; the same however they are spread over devices."""
+    """Checksums {path: u32} of all arrays, independent of their sharding."""
     found = paths(tree)
     sums = jax.device_get(_sums([leaf for _, leaf in found]))
     return {path: int(value) for (path, _), value in zip(found, sums, strict=True)}
 
 
 def paths(tree) -> list[tuple[str, object]]:
-    """(path, leaf) of all leaves, a path as "params/backbone/pos_embed"."""
+    """Lists (path, leaf) of all leaves, with paths such as "params/backbone/pos_embed"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
 
 
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    """u32[] of each array: its bits, each word times an odd number of its own, added modulo 2^32."""
+    """Checksum u32[] of each array: sum modulo 2^32 of its words, each times its own odd number."""
 
     def of(x):
         words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
@@ -34,14 +34,14 @@ def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def changed(tree, expected: dict[str, int]) -> list[str]:
-    """Paths of the arrays that do not have the fingerprints with which they were saved."""
+    """Paths of the arrays whose fingerprints differ from the saved ones."""
     return [path for path, value in fingerprint(tree).items() if expected.get(path) != value]
 
 
 def check_index(path: Path) -> None:
-    """Raises ValueError unless the index of the arrays can be read.
+    """Raises ValueError if the index of the arrays cannot be read.
 
-    Orbax finds that out too, array by array, and prints a traceback for each.
+    Orbax would detect this too, but array by array and with a traceback for each.
     """
     spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     if not tensorstore.KvStore.open(spec).result().list().result():
@@ -49,17 +49,18 @@ def check_index(path: Path) -> None:
 
 
 def check_shapes(step: int, saved: dict, wanted: dict) -> None:
+    """Raises ValueError if the shapes {path: shape} of a checkpoint differ from those of the config."""
     differ = [p for p in saved.keys() | wanted.keys() if saved.get(p) != wanted.get(p)]
     if differ:
         path = min(differ)
         raise ValueError(
-            f"the checkpoint of step {step} is of another model or optimiser: {path} has shape "
-            f"{saved.get(path, 'none')} there and {wanted.get(path, 'none')} by this config "
+            f"the checkpoint of step {step} has another model or optimiser: {path} has shape "
+            f"{saved.get(path, 'none')} there and {wanted.get(path, 'none')} in this config "
             f"({len(differ)} arrays differ)"
         )
 
 
-# Errors of the machine, not of the file: the checkpoint may be whole.
+# Errors of the machine, not of the file: the checkpoint may be intact.
 _NOT_DAMAGE = (
     *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE", "Permission denied"),
     *("Input/output error", "Stale file handle", "Too many open files", "Cannot allocate memory"),
@@ -68,7 +69,7 @@ _NOT_DAMAGE = (
 
 @contextlib.contextmanager
 def damage():
-    """Collects what tells that a file is damaged; everything else is raised, and touches no file."""
+    """Collects errors that mean a damaged file; raises all others without touching a file."""
     found: list[str] = []
     try:
         yield found
@@ -85,7 +86,8 @@ def damage():
 
 
 def first_line(error: Exception) -> str:
-    if "No space left on device" in str(error):  # at the end of a long line
+    """First line of an error message, shortened."""
+    if "No space left on device" in str(error):  # it comes at the end of a long line
         return "No space left on device"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

@@ -1,17 +1,17 @@
-"""Durations of a run: a config states them in epochs of total_epochs, the step counts in steps.
+"""Durations of a run: conversion from the config's epochs to steps.
 
-With total_steps set, every duration keeps its share of the run.
+If total_steps is set, every duration keeps its share of total_epochs.
 """
 
 
 def total_steps(config, images: int) -> int:
-    """Steps of the run; images: of the training set. The last, smaller batch of an epoch is dropped."""
+    """Number of steps of the run; images: of the training set. An epoch's last partial batch is dropped."""
     steps_per_epoch = max(images // config.batch_size, 1)
     return config.total_steps or round(config.total_epochs * steps_per_epoch)
 
 
 def to_steps(config, epochs: float, steps: int) -> int:
-    """Epochs as steps of a run of `steps` steps."""
+    """Converts epochs to steps in a run of `steps` steps."""
     return round(epochs / config.total_epochs * steps)
 
 

@@ -72,7 +72,7 @@ def _from_torch(run, config, path: str):
 
     backbone, params = load_vit(path, like=run.backbone)
     backbone = backbone.clone(dtype=run.backbone.dtype)
-    if backbone.positions == "rope":  # no weight tells the size: it is that of the images to come
+    if backbone.positions == "rope":  # no tensor holds the image size: views.global_size is used
         backbone = backbone.clone(image_size=run.backbone.image_size)
     check_last_blocks(backbone, config.evals.n_last_blocks)
     random = init_backbone(backbone, jax.random.key(config.seed))

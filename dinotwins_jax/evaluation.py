@@ -19,7 +19,7 @@ from dinotwins_jax.evals.splits import spread_over_classes
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.models.vit import as_pair
 
-NEIGHBOURS = 6  # a query image in neighbours.png
+NEIGHBOURS = 6  # per query image in neighbours.png
 CAPTIONS = {
     "attention": "Attention of the class token in the last block",
     "segmentation": "Objects found by a normalised cut of the patch features",
@@ -131,7 +131,7 @@ def evaluate(
 def frozen_features(
     run: Run, config, weights: EvalWeights, cache: Path, checksums: list[str]
 ) -> FrozenFeatures:
-    """The features of a run's labelled data; checksums: `source_checksum` of train and test."""
+    """Frozen features of a run's labelled data; checksums: `source_checksum` of train and test."""
     return FrozenFeatures(
         run.backbone,
         {"teacher": weights.teacher, "random weights": weights.random},
@@ -171,7 +171,7 @@ def _possible(tasks, train, test) -> list[str]:
 def _score(
     task: str, run: Run, config, weights: EvalWeights, features: FrozenFeatures
 ) -> dict[str, dict]:
-    """{row: {task: scores}}; {} for a task that only draws."""
+    """Scores {row: {task: scores}} of one task; {} for a task that only draws pictures."""
     evals = config.evals
     rows = {"teacher": weights.teacher, "random weights": weights.random}
     if task in PROBES:
@@ -196,7 +196,7 @@ def _score(
 
 
 def _fine_tune(run: Run, config, params) -> dict[str, dict]:
-    """{"finetune": scores}, and "finetune multilabel" where images have several labels."""
+    """{"finetune": scores}, and "finetune multilabel" if images have several labels."""
     evals, view = config.evals, eval_view(run, config)
     train, test = run.probe_sources
     kinds = {"finetune": (train.labels, test.labels)}

@@ -72,8 +72,8 @@ def _main(values: flags.FlagValues) -> int:
 
 
 def _leave(code: int) -> int:
-    """Of several processes, one with an error of its own exits at once: the others wait for it, and it
-    must not wait for them."""
+    """Exits at once if one of several processes failed alone: the others wait for it, so it must not
+    wait for them."""
     alone = code in (1, USAGE_ERROR, INTERRUPTED) and "jax" in sys.modules
     if alone and sys.modules["jax"].distributed.is_initialized():
         sys.stdout.flush()

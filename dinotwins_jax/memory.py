@@ -1,4 +1,4 @@
-"""What a run would need: bytes of every part of its state on a device, and of its compiled step."""
+"""Memory use of a run: bytes per device for each part of its state and its compiled step."""
 
 import math
 
@@ -10,12 +10,12 @@ from dinotwins_jax.evals.table import markdown
 
 
 def step_memory(run: Run, batch_size: int) -> dict[str, int]:
-    """Bytes on one device, without making any array.
+    """Memory in bytes on one device, computed without allocating arrays.
 
     Returns:
-      a part of the state -> bytes; "batch"; "temporaries" of the compiled step, which hold activations
-      and gradients; "peak", all together (the new state takes the place of the old one). From XLA's
-      own analysis of the step for the devices that this process sees: for others it differs.
+      part -> bytes: the parts of the state; "batch"; "temporaries" of the compiled step (activations and
+      gradients); "peak", their sum (the new state replaces the old one in place). From XLA's memory
+      analysis of the step for the devices of this process; other devices give other figures.
     """
     state = run.placement.abstract(jax.eval_shape(run.fresh_state))
     batch = abstract_batch(run, batch_size)
@@ -42,7 +42,7 @@ def step_memory(run: Run, batch_size: int) -> dict[str, int]:
 
 
 def compiled_step(run: Run, state, batch) -> jax.stages.Compiled:
-    """The step of a run for a state and a batch, arrays or their shapes, for XLA's analyses of it."""
+    """Compiles the step for a state and a batch, arrays or shapes, for XLA's analyses."""
     return run.placement.compile(run.train_step, state).lower(state, batch).compile()
 
 
@@ -63,7 +63,7 @@ def _bytes_here(leaf) -> int:
 
 
 def memory_table(found: dict[str, int], run: Run) -> str:
-    """The figures as text."""
+    """Formats the figures of `step_memory` as a table."""
     rows = [["on each device", "MiB"]]
     rows += [[name, f"{size / 2**20:,.1f}"] for name, size in found.items()]
     devices = f"{run.placement.num_devices} x {jax.devices()[0].device_kind}"

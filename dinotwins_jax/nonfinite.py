@@ -1,4 +1,4 @@
-"""Whether a run may go on: numbers that are no numbers, where they come from, and what is left."""
+"""Non-finite values: detection, the module they come from, and stopping the run."""
 
 import contextlib
 from pathlib import Path
@@ -12,11 +12,11 @@ from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.stopping import NonFiniteError
 from dinotwins_jax.training.state import TrainState
 
-SKIPPED_LIMIT = 3  # steps in a row without a finite loss and gradient, then the run stops
+SKIPPED_LIMIT = 3  # non-finite steps in a row after which the run stops
 
 
 def check_row(run: Run, workdir: Path, state: TrainState, done, checkpoints: Checkpoints) -> None:
-    """Stops a run that has come to a stop by itself; waits for the step in question."""
+    """Stops a run after SKIPPED_LIMIT non-finite steps in a row; waits for the step checked."""
     step, batch, metrics = done
     if int(metrics["skipped/in_a_row"]) < SKIPPED_LIMIT:
         return
@@ -38,7 +38,7 @@ def _first_bad_module(run: Run, state: TrainState, batch) -> str:
         batch = run.placement.put_batch(batch)
     try:
         return run.diagnose(state, batch) or "nothing, when run again"
-    except Exception as error:  # such as the whole batch at once, which may not fit
+    except Exception as error:  # the undivided batch may not fit in memory
         return f"unknown ({str(error).strip().splitlines()[0][:200]})"
 
 
@@ -49,7 +49,7 @@ def _all_finite(tree) -> jax.Array:
 
 
 def check_finite(state: TrainState, step: int, workdir: Path, checkpoints: Checkpoints) -> None:
-    """What is saved is finite: the update itself may overflow where loss and gradient did not."""
+    """Stops the run if the state is not finite: an update can overflow with finite gradients."""
     if not _all_finite(state):
         raise NonFiniteError(
             f"stopped: the state is not finite after step {step}; {_kept(checkpoints)} in {workdir}; to "
@@ -59,12 +59,16 @@ def check_finite(state: TrainState, step: int, workdir: Path, checkpoints: Check
 
 def _kept(checkpoints: Checkpoints) -> str:
     step = checkpoints.latest()
-    return "no checkpoint was due yet" if step is None else f"the checkpoint of step {step} is kept"
+    return (
+        "no checkpoint has been saved yet"
+        if step is None
+        else f"the checkpoint of step {step} is kept"
+    )
 
 
 @contextlib.contextmanager
 def debugging_nans(on: bool):
-    """With debug_nans, an error at the operation that made the first NaN."""
+    """With debug_nans, raises an error at the operation that produced the first NaN."""
     if not on:
         yield
         return

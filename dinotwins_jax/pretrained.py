@@ -1,4 +1,4 @@
-"""Weights that a run starts from: PyTorch's files, or the teacher of another run."""
+"""Initial weights of a run from a PyTorch file or the teacher of another run."""
 
 import json
 from pathlib import Path
@@ -15,23 +15,23 @@ from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer, as_pair, interpolate_pos_embed
 from dinotwins_jax.training.state import TrainState, init_backbone
 
-# What a model may have that its weights lack: trained from scratch, it disturbs the rest little.
+# Parameters that the weights may lack; their random start disturbs the rest little.
 _FRESH = ("register_tokens", "mask_token")
 
 
 def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dict:
-    """Parameters of `backbone` from weights that somebody trained.
+    """Reads parameters of `backbone` from pretrained weights.
 
-    Positions are interpolated to the backbone's grid; registers and the mask token start fresh where
-    the weights have none, and a line says so. A mask token that is not needed is left out. Nothing else
-    is made up or left out.
+    Positions are interpolated to the backbone's grid; registers and a mask token that the weights lack
+    are initialised at random, with a warning. An unneeded mask token is dropped. All other tensors must
+    match.
 
     Args:
       path: a file with DINO's, DINOv2's or timm's names (.safetensors, .npz, .pth), or the workdir of a
-        run, of whose last checkpoint the teacher is taken.
-      key: of what starts fresh, as for a random start.
+        run, whose last teacher is used.
+      key: for randomly initialised parameters.
     Raises:
-      ValueError: no such weights, or of another architecture; the message names the first tensor that
+      ValueError: no such weights, or another architecture; the message names the first tensor that
         differs and both shapes.
     """
     try:
@@ -42,9 +42,7 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
         if "pos_embed" in found:
             found = found | {"pos_embed": _positions(found["pos_embed"], grid, backbone)}
         shapes = jax.eval_shape(lambda: init_backbone(backbone, key))
-        if (
-            "mask_token" not in shapes
-        ):  # as from files: a model that hides nothing has no use for it
+        if "mask_token" not in shapes:  # as from files: unused without masking
             found = {name: part for name, part in found.items() if name != "mask_token"}
         fresh = [name for name in _FRESH if name in shapes and name not in found]
         if fresh:
@@ -59,11 +57,10 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
 
 
 def start_from(state: TrainState, backbone: dict) -> TrainState:
-    """The state with the backbones of student, teacher and anchor replaced, where and how the state keeps
-    its own."""
+    """Replaces the backbones of student, teacher and anchor, keeping the state's placement and dtypes."""
 
     def instead(of):
-        # A copy each: the step writes into the student's.
+        # A copy each: the step donates the student's.
         def place(new, old):
             return jax.device_put(jnp.array(new, old.dtype), old.sharding)
 
@@ -84,16 +81,16 @@ def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
     usual, left = divmod(found["cls_token"].shape[-1], 64)
     if not left and usual != backbone.num_heads:
         warn(
-            f"{path} does not tell its number of attention heads: it is taken for config.model's "
+            f"{path} does not state its number of attention heads: assuming config.model's "
             f"{backbone.num_heads}; DINO's, DINOv2's and timm's models of this width have {usual}"
         )
     return found, None
 
 
 def _read_run(workdir: Path, backbone: VisionTransformer) -> tuple[dict, tuple[int, int]]:
-    """The teacher of a run, and the grid of its positions."""
+    """Reads the teacher of a run and its position grid."""
     if not (workdir / "config.json").is_file() or not (workdir / "checkpoints").is_dir():
-        raise ValueError("is no run: it has no config.json or no checkpoints")
+        raise ValueError("is not a run: config.json or checkpoints are missing")
     config = json.loads((workdir / "config.json").read_text())
     model = config["model"]
     num_heads = model["num_heads"] or VARIANTS[model["name"]]["num_heads"]  # in no tensor's shape
@@ -109,7 +106,7 @@ def _read_run(workdir: Path, backbone: VisionTransformer) -> tuple[dict, tuple[i
 
 
 def _positions(positions, grid, backbone: VisionTransformer) -> np.ndarray:
-    """Interpolated from their grid, None for a square one, to the backbone's."""
+    """Interpolates positions from `grid` (None: square) to the backbone's grid."""
     tokens = positions.shape[1] - 1
     side = round(tokens**0.5)
     grid = grid or (side, side)
@@ -120,7 +117,7 @@ def _positions(positions, grid, backbone: VisionTransformer) -> np.ndarray:
 
 
 def _check_shapes(found: dict, wanted: dict) -> None:
-    """Raises ValueError for the first tensor that is not on both sides in one shape."""
+    """Raises ValueError for the first tensor that is missing on one side or differs in shape."""
 
     def shapes(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -1,4 +1,4 @@
-"""Schedules: pure functions step -> scalar, element for element the official arrays."""
+"""Schedules: pure functions step -> scalar that reproduce the official arrays element by element."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ Schedule = Callable[[jax.Array | int], jax.Array]
 
 
 def _lookup(values: np.ndarray) -> Schedule:
-    # A table built in float64 and rounded once: computing the cosine in float32 on the device would
-    # lose digits where the value is small. Steps past the end keep the last value.
+    # A table computed in float64 and rounded once: a float32 cosine on the device would lose digits
+    # where the value is small. Steps past the end keep the last value.
     table = np.asarray(values, np.float32)
 
     def schedule(step):
@@ -24,8 +24,8 @@ def cosine_schedule(base, final, total_steps, warmup_steps=0, warmup_start=0.0) 
     """Linear warm-up to `base`, then half a cosine towards `final`.
 
     Args:
-      base, final, warmup_start: values, in the unit of what is scheduled.
-      total_steps, warmup_steps: in steps, the warm-up is part of the total.
+      base, final, warmup_start: values, in the unit of the scheduled quantity.
+      total_steps, warmup_steps: in steps; the warm-up is part of the total.
     Returns:
       fn(step i32[]) -> f32[]. The warm-up includes both ends, so steps warmup_steps - 1 and
       warmup_steps both have `base`; the last step is close to `final`, not at it.
@@ -44,12 +44,12 @@ def cosine_schedule(base, final, total_steps, warmup_steps=0, warmup_start=0.0) 
 
 
 def teacher_temp_schedule(warmup_temp, temp, warmup_steps, steps_per_update=1) -> Schedule:
-    """Linear from `warmup_temp` to `temp` (both ends included), then constant.
+    """Linear warm-up from `warmup_temp` to `temp` (both ends included), then constant.
 
     Args:
       warmup_temp, temp: softmax temperatures.
       warmup_steps: length of the ramp, in steps.
-      steps_per_update: the value changes every so many steps: 1, or the steps of an epoch as in the
+      steps_per_update: steps between two changes of the value: 1, or the steps of an epoch as in the
         official code.
     Source: dino main_dino.py, DINOLoss.__init__ (per epoch); dinov2 (per step).
     """

@@ -1,11 +1,11 @@
-"""Why a run ends before its time: a signal, or numbers that are no numbers."""
+"""Early ends of a run: signals and non-finite values."""
 
 import signal
 import threading
 
 
 class Halt(RuntimeError):
-    """A run that ended early and can be gone on with; `code` is the exit code of the commands."""
+    """A run that ended early and can be resumed; `code` is the exit code of the commands."""
 
     code: int
 
@@ -23,10 +23,10 @@ class Stopped(Halt):
 
 
 class StopSignals:
-    """While open, SIGTERM (preemption) and SIGINT (Ctrl-C) are requests to stop after the step at hand.
+    """Context manager that turns SIGTERM (preemption) and SIGINT (Ctrl-C) into a stop after this step.
 
-    A second one acts as it would have without. With several processes, JAX's preemption service tells
-    all of them to stop after the same step, whichever of them was told; SIGINT is left alone.
+    A second signal has its default effect. With several processes, JAX's preemption service makes all
+    of them stop after the same step, whichever got the signal; SIGINT keeps its default effect.
     """
 
     def __init__(self, processes: int = 1):
@@ -45,7 +45,7 @@ class StopSignals:
         self._kept = {}
 
     def requested(self, step: int) -> str | None:
-        """The signal's name when all processes should stop after this step; call it after every step."""
+        """The signal's name if all processes should stop after this step; call it after every step."""
         if self._processes > 1:
             from jax.experimental import multihost_utils
 

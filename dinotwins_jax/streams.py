@@ -1,4 +1,4 @@
-"""The random streams of a run: every random number comes from the seed, one stream for each use."""
+"""Random streams of a run: all random numbers derive from the seed, with one stream per use."""
 
 import jax
 
@@ -6,5 +6,5 @@ INIT, AUGMENT, DROP_PATH, MASKS = range(4)
 
 
 def stream(seed: int, use: int) -> jax.Array:
-    """The key of one use; fold in the step, or the place of an image, before drawing from it."""
+    """PRNG key of one use; fold in the step or an image's position before drawing from it."""
     return jax.random.fold_in(jax.random.key(seed), use)

@@ -40,7 +40,7 @@ def train(
     A second call with the same config goes on from the last checkpoint.
 
     Args:
-      cache: of evaluation, see `scoring.evaluate`.
+      cache: of evaluation, see `evaluation.evaluate`.
       resume: "auto" refuses to go on with another config; "force" goes on all the same.
       phases: gets the seconds of each part of the run, also written to WORKDIR/timing.json.
     Returns:
@@ -118,7 +118,7 @@ def fit(
     Args:
       workdir: where all processes keep their checkpoints.
       log: of this process; not started.
-      monitor: see evals/monitor.py; None: nothing is looked at.
+      monitor: see evals/monitor.py; None: no monitoring.
       force: start from the beginning where only damaged checkpoints are left.
       phases: gets the seconds of each part.
       backbone: parameters that a run without a checkpoint starts from, as run.trained_backbone() gives
@@ -171,7 +171,7 @@ def _loop(
             waiting = time.perf_counter()
             try:
                 batch = next(batches)
-            except ChildProcessError:  # a signal to all processes of the run ends its decoders too
+            except ChildProcessError:  # a signal to the process group also ends the decoders
                 if signal := stop.requested(step):
                     _stop(run, workdir, state, batches, checkpoints, signal)
                 raise
@@ -186,10 +186,10 @@ def _loop(
             ):
                 state, metrics = train_step(state, on_device)
                 if step == first:
-                    jax.block_until_ready(metrics)  # compiled, and run once
+                    jax.block_until_ready(metrics)  # waits for compilation and the first run
             step += 1
             running.append((step, batch, metrics))
-            # One step runs, one waits: no more batches on the device.
+            # One step runs, one is queued: no more batches on the device.
             check_row(run, workdir, state, running[0], checkpoints)
             interval.add(metrics, config.batch_size, waited)
             progress.advance(step)
@@ -227,7 +227,7 @@ def _loop(
 
 
 def _stop(run: Run, workdir: Path, state: TrainState, batches, checkpoints, signal: str):
-    """Saves what is done, and says so."""
+    """Saves the state and raises Stopped."""
     step = int(state.step)
     check_finite(state, step, workdir, checkpoints)
     checkpoints.save(state, batches.get_state())
@@ -239,7 +239,7 @@ def _stop(run: Run, workdir: Path, state: TrainState, batches, checkpoints, sign
 
 
 def _lacks_best_metric(config, means: dict, monitor) -> bool:
-    """Whether a metric is asked for that the log does not have; without labels there is no monitor."""
+    """Whether best_metric is missing from the log (ignored if the data has no labels to monitor)."""
     name = config.checkpoint.best_metric
     return (
         bool(name) and name not in means and not (monitor is None and name.startswith("monitor/"))
@@ -247,7 +247,7 @@ def _lacks_best_metric(config, means: dict, monitor) -> bool:
 
 
 def _monitor(run: Run, config):
-    """A function of the teacher's backbone, None where there is nothing to look at."""
+    """Builds the monitor, a function of the teacher's backbone; None without labels."""
     source = run.probe_sources[0]
     if not run.monitor_steps or source.labels is None:
         return None

@@ -1,4 +1,4 @@
-"""A workdir belongs to one run: which config it has, and whether another one may go on with it."""
+"""Workdirs: one run each, with its config, and the check before a resume."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.settings.keys import flatten
 
-# Keys that may differ between two starts of one run: they change no weight, but for rounding.
+# Keys that may differ between two starts of one run: they change weights by rounding at most.
 _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
@@ -19,10 +19,10 @@ _ABSENT = object()
 
 
 def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
-    """Writes WORKDIR/config.json, after a check that the run that is there is this one.
+    """Writes WORKDIR/config.json after checking that an existing run has the same config.
 
     Args:
-      force: go on with that run although it is not: say what differs.
+      force: resume it although the config differs, with a warning that lists the differences.
     Raises:
       ValueError: the workdir holds checkpoints of another config; the message names the keys.
     """
@@ -32,18 +32,18 @@ def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
         differ = _differences(json.loads(path.read_text()), config)
         if differ and not force:
             raise ValueError(
-                f"{workdir} holds another run, choose another --workdir, or go on with it all the same by "
-                f"--resume=force; differs in {differ}"
+                f"{workdir} holds a run with another config: choose another --workdir, or continue it "
+                f"with --resume=force; differs in {differ}"
             )
         if differ:
-            warn(f"{workdir} goes on with another config: {differ}")
+            warn(f"{workdir} is continued with another config: {differ}")
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether there is a run to go on with."""
+    """Whether there is a run to resume."""
     entries = (Path(workdir) / "checkpoints").glob("*")
     return any(entry.name.isdigit() for entry in entries)
 

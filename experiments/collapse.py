@@ -1,11 +1,11 @@
-"""Centering alone, sharpening alone, both: how DINO collapses, and how it does not.
+"""Collapse of DINO with centering alone and sharpening alone, and none with both.
 
     python -m experiments.collapse --out=runs/collapse --plot=docs/collapse.png      # 6 minutes on 2 cores
 
-Section 5.3 and figure 7 of arXiv:2104.14294 on the embedded scenes. Centering alone lets the teacher
-drift to the uniform distribution: its entropy goes to ln K. Sharpening alone lets one prototype take
-all images: the entropy of the batch's mean distribution goes to 0. In both cases KL, what the student
-can still learn from the teacher, goes to 0. Against each other they do neither.
+Section 5.3 and figure 7 of arXiv:2104.14294 on the embedded scenes. With centering alone the teacher
+drifts to the uniform distribution: its entropy goes to ln K. With sharpening alone one prototype takes
+all images: the entropy of the batch's mean distribution goes to 0. In both cases KL(teacher, student),
+which is what the student can still learn, goes to 0. Together they prevent both collapses.
 """
 
 import json
@@ -23,10 +23,10 @@ from dinotwins_jax.logs.writers import Log
 from dinotwins_jax.train import fit
 from dinotwins_jax.workdir import claim_workdir
 
-# What a run has: centering, a running mean of the teacher's logits that is taken from them; sharpening, a
-# teacher temperature below the student's.
+# Centering subtracts a running mean from the teacher's logits; sharpening is a teacher temperature below
+# the student's.
 WITHOUT_SHARPENING = {"teacher.temp": 0.1, "teacher.warmup_temp": 0.1}
-WITHOUT_CENTERING = {"loss.dino.center_momentum": 1.0}  # the center stays where it starts, at 0
+WITHOUT_CENTERING = {"loss.dino.center_momentum": 1.0}  # the center stays at its initial value, 0
 VARIANTS = {
     "both": {},
     "centering alone": WITHOUT_SHARPENING,
@@ -40,7 +40,7 @@ METRICS = {
 
 
 def config_of(variant: str, steps: int) -> ConfigDict:
-    """The demo's DINO, less what the variant lacks."""
+    """Config of the demo's DINO without the parts that the variant lacks."""
     config = dino.get_config("demo")
     config.update_from_flattened_dict(
         {"total_steps": steps}
@@ -52,7 +52,7 @@ def config_of(variant: str, steps: int) -> ConfigDict:
 
 
 def curves(out: Path, config_of) -> dict[str, dict[str, list[float]]]:
-    """{variant: {"step" or a metric: its values}} of trainings in folders of OUT, which go on if stopped.
+    """Trains the variants in folders of OUT, resuming them; returns {variant: {"step" or metric: values}}.
 
     Args: config_of: variant -> config.
     """
@@ -70,7 +70,7 @@ def curves(out: Path, config_of) -> dict[str, dict[str, list[float]]]:
 
 
 def table(found: dict) -> str:
-    """Means over the last quarter of each run."""
+    """Table of means over the last quarter of each run."""
     rows = [["", *METRICS]]
     for variant, of in found.items():
         last = {m: np.mean(of[m][-max(len(of[m]) // 4, 1) :]) for m in METRICS}
@@ -79,7 +79,7 @@ def table(found: dict) -> str:
 
 
 def draw(found: dict, path: Path) -> None:
-    """A panel a metric, a line a variant."""
+    """Draws one panel per metric, with one line per variant."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

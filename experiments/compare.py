@@ -1,13 +1,13 @@
-"""DINO, Barlow Twins and the hybrid side by side: trained alike, judged alike, with error bars.
+"""Comparison of DINO, Barlow Twins and the hybrid under equal training and evaluation, with error bars.
 
     python -m experiments.compare --preset=demo --seeds=3
     python -m experiments.compare --preset=coco --seeds=3 --config.data.dir=/data/coco --out=runs/compare
 
 Every run starts from the same backbone, sees the same images in the same order, and has the same
 number of steps (--budget=steps) or of floating-point operations (--budget=flops). --config.key=value
-is for all methods that have the key, --dino.key=value for one. The same command goes on where it was
-interrupted, and prints the tables again when all is done. OUT/table.md, comparison.json, curves.png
-and attention.png hold the outcome, OUT/<method>-seed<k>/report.html each run's own.
+is for all methods that have the key, --dino.key=value for one. The same command continues after an
+interruption, and prints the tables again when all is done. Results are in OUT/table.md, comparison.json,
+curves.png and attention.png, and for each run in OUT/<method>-seed<k>/report.html.
 """
 
 import json
@@ -41,17 +41,21 @@ from experiments.comparison.plan import (
     split_overrides,
 )
 
-_PRESET = flags.DEFINE_string("preset", "demo", "As after the colon of configs/hybrid.py:demo")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many; seed k is the config's seed", lower_bound=1)
+_PRESET = flags.DEFINE_string(
+    "preset", "demo", "Preset, as after the colon of configs/hybrid.py:demo"
+)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "Number of seeds; seed k is the config's seed", lower_bound=1
+)
 _METHODS = flags.DEFINE_list("methods", list(METHODS[:3]), "Files in configs/")
-_BUDGET = flags.DEFINE_enum("budget", "steps", ["steps", "flops"], "What is equal")
+_BUDGET = flags.DEFINE_enum("budget", "steps", ["steps", "flops"], "What is equal between methods")
 _OUT = flags.DEFINE_string(
-    "out", None, "Directory; default runs/compare-<preset>, for equal FLOPs with -flops at its end"
+    "out", None, "Directory; default runs/compare-<preset>, with the suffix -flops for equal FLOPs"
 )
 
 
 def compare(preset: str, seeds: int, methods, budget: str, out: Path, overrides: dict) -> str:
-    """Trains and evaluates what is not yet done; returns the tables as Markdown."""
+    """Trains and evaluates the unfinished runs; returns the tables as Markdown."""
     first = make_configs(preset, methods, 0, overrides)
     steps, flops = _cost_of(out, first)
     if budget == "flops":
@@ -97,7 +101,7 @@ def _train_missing(out: Path, configs: dict, steps: dict[str, int], seed: int) -
 
 
 def _cost_of(out: Path, configs: dict) -> tuple[dict[str, int], dict[str, float]]:
-    """Steps as configured, and FLOPs of a step, a method; found once and kept in OUT/flops.json."""
+    """Configured steps and FLOPs per step of each method; computed once, kept in OUT/flops.json."""
     path, text = out / "flops.json", {m: c.to_json_best_effort() for m, c in configs.items()}
     try:
         kept = json.loads(path.read_text())
@@ -113,7 +117,7 @@ def _cost_of(out: Path, configs: dict) -> tuple[dict[str, int], dict[str, float]
 
 
 def _seconds(workdir: Path) -> float | None:
-    """Wall time of all starts of a run that came to their end; None when it is not known."""
+    """Wall time of all completed starts of a run; None if unknown."""
     path = workdir / "seconds.txt"
     return float(path.read_text()) if path.exists() else None
 
@@ -123,7 +127,7 @@ def _add_seconds(workdir: Path, seconds: float) -> None:
 
 
 def _report(out: Path, workdirs: dict, configs: dict, costs: dict, budget: str) -> str:
-    """Writes the outcome into OUT; returns its tables."""
+    """Writes the results to OUT; returns the tables."""
     table = collect(workdirs)
     found = significance(table)
     seeds = len(next(iter(workdirs.values())))
@@ -144,7 +148,7 @@ def _report(out: Path, workdirs: dict, configs: dict, costs: dict, budget: str) 
 
 
 def _draw_attention(out: Path, workdirs: dict, configs: dict) -> dict:
-    """Draws OUT/attention.png unless it is there already; returns what it shows."""
+    """Draws OUT/attention.png unless it exists; returns what it shows."""
     shown = {}
     for method, workdir in workdirs.items():
         weights = json.loads((workdir / "scores.json").read_text())["weights"]
@@ -182,7 +186,7 @@ _overrides: dict = {}
 
 
 def _parse(argv):
-    """absl's parser on what is left after the overrides of configs."""
+    """Parses the arguments with absl, without the config overrides."""
     try:
         rest, found = split_overrides(argv, METHODS)
         _overrides.update(found)

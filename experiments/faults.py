@@ -1,10 +1,10 @@
-"""Kills a run again and again and shows that it ends as if nothing had happened.
+"""Fault test: kills a run repeatedly and checks that its final state is that of an unbroken run.
 
     python -m experiments.faults --out=runs/faults --kills=30 --terms=10 [--config.key=value …]
 
-Trains the demo once without a break, then once more under SIGKILL and SIGTERM at random moments: while
-it starts, between checkpoints, and while a checkpoint is being written. After each the same command is
-given again. Prints one table; exits with 1 unless every array of both final states is equal bit for bit.
+Trains the demo once without interruption, then again under SIGKILL and SIGTERM at random moments: while
+it starts, between checkpoints, and while a checkpoint is being written. After each signal the same command
+is restarted. Prints one table; exits with 1 unless all arrays of both final states are equal bit for bit.
 """
 
 import json
@@ -35,23 +35,23 @@ DEMO = (
     "--config.evals.tasks=()",
 )
 MOMENTS = ("while it starts", "while it trains", "while it saves")
-WAIT_S = 300.0  # for a moment to come
+WAIT_S = 300.0  # longest wait for a moment
 
 
 class Fault(NamedTuple):
-    """A signal, the moment that was meant, what the process returned, the last checkpoint then."""
+    """A signal, its intended moment, the process' return code and its last checkpoint."""
 
     name: str
     moment: str
     returned: int
-    unfinished: int  # checkpoints that were half-written
+    unfinished: int  # half-written checkpoints
     step: int
 
 
 def break_run(
     command: list[str], workdir: Path, signals: list[int], seed: int, spell_s: float = 4.0
 ) -> list[Fault]:
-    """Starts `command` once for each signal and sends it at a random moment, then once to the end.
+    """Starts `command` once per signal, sent at a random moment, then once to the end.
 
     Args:
       command: trains in `workdir`; workdir: must not exist yet.
@@ -123,7 +123,7 @@ def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def table(faults: list[Fault]) -> str:
-    """Counts by signal and moment."""
+    """Table of counts by signal and moment."""
     rows = [["signal", "moment", "times", "half-written checkpoints", "exit codes"]]
     for name, moment in dict.fromkeys((f.name, f.moment) for f in sorted(faults)):
         of = [f for f in faults if (f.name, f.moment) == (name, moment)]
@@ -133,12 +133,14 @@ def table(faults: list[Fault]) -> str:
 
 
 def define_flags() -> None:
-    """The command's; other commands have flags of the same names."""
-    flags.DEFINE_string("out", "runs/faults", "Directory; what was there is removed")
+    """Defines the command's flags; other commands have flags of the same names."""
+    flags.DEFINE_string("out", "runs/faults", "Directory; existing contents are removed")
     flags.DEFINE_integer("kills", 30, "SIGKILLs", lower_bound=0)
     flags.DEFINE_integer("terms", 10, "SIGTERMs", lower_bound=0)
-    flags.DEFINE_integer("seed", 0, "Of the moments")
-    flags.DEFINE_string("train_config", "configs/hybrid.py:demo", "As for dinotwins_jax.main")
+    flags.DEFINE_integer("seed", 0, "Seed of the moments")
+    flags.DEFINE_string(
+        "train_config", "configs/hybrid.py:demo", "Config, as for dinotwins_jax.main"
+    )
 
 
 def main(argv) -> int:
@@ -172,7 +174,7 @@ def main(argv) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """The program's name and the --config.… arguments, which are passed on."""
+    """Parses the flags; returns the program's name and the --config.… arguments to pass on."""
     ours = [argument for argument in argv if not argument.startswith("--config.")]
     return flags.FLAGS(ours) + [argument for argument in argv if argument not in ours]
 

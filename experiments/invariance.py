@@ -1,14 +1,14 @@
-"""The same training whatever it runs on: one table of differences to a run on one device.
+"""Invariance of training to its devices: one table of differences to a run on one device.
 
     python -m experiments.invariance [--real_crops]
 
 Each row trains the same two steps (plain SGD, so that every difference of a gradient stays visible) on
-virtual CPU devices: jit over a mesh, pmap, a state split over devices (fsdp), two processes that talk
-over loopback, and batches that go through the backbone in parts. A number is the largest difference of
-any value of an array over the array's largest value, and of all arrays the largest. Left out is what is
-truly zero, where there is only rounding: the gradients of the keys' bias and of biases before a batch norm,
-and the mean that BYOL's predictor sees of standardised projections. Images are cut; with --real_crops they
-go through the multi-crop of training, which takes longer to compile. Exits with 1 above LIMIT.
+virtual CPU devices: jit over a mesh, pmap, a state split over devices (fsdp), two processes connected
+over loopback, and micro-batches. A number is an array's largest difference over its largest value, and
+the maximum of that over all arrays. Arrays that are exactly zero up to rounding are left out: the gradients
+of the keys' bias and of biases before a batch norm, and the mean that BYOL's predictor sees of standardised
+projections. Images are cut into crops; with --real_crops the multi-crop of training is used, which takes
+longer to compile. Exits with 1 above LIMIT.
 """
 
 import json
@@ -65,7 +65,7 @@ CONSTANTS = {"lr": 0.1, "weight_decay": 1e-4, "teacher_momentum": 0.9, "teacher_
 
 
 class Case(NamedTuple):
-    """Where a training runs; devices: of all processes together."""
+    """Set-up of a training; devices: of all processes together."""
 
     method: str = "hybrid"
     mode: str = "jit"
@@ -101,7 +101,7 @@ PLACES = (
     Case(remat=True),
     Case(micro_batches=4, remat=True),
 )
-# The hybrid everywhere, the others where they could go ways of their own.
+# The hybrid in all set-ups, other methods where they could differ.
 CASES = (
     *PLACES,
     *(
@@ -122,10 +122,10 @@ CASES = (
 
 
 def run_case(case: Case, real_crops: bool = True) -> dict[str, dict[str, np.ndarray]]:
-    """{quantity: {path: array}} after the steps; of several processes, called in each.
+    """Trains; returns {quantity: {path: array}}. With several processes, called in each.
 
     Args:
-      real_crops: the whole multi-crop of training; False: cuts, which compile in no time.
+      real_crops: the multi-crop of training; False: plain cuts, which compile quickly.
     """
     placement = make_placement(
         case.mode,
@@ -171,7 +171,7 @@ def run_case(case: Case, real_crops: bool = True) -> dict[str, dict[str, np.ndar
 
 
 def sgd() -> optax.GradientTransformationExtraArgs:
-    """p <- p - lr * g, and keeps the last gradients as its state."""
+    """SGD, p <- p - lr * g, with the last gradients as its state."""
 
     def update(grads, state, params, *, lr, **_):
         del state, params
@@ -193,12 +193,12 @@ def _make_crops(real: bool, in_loop: bool):
     return seeded_multi_crop(SEED, **sizes, one_by_one=in_loop)
 
 
-# Biases of which a batch norm or the softmax takes no notice; means of what has none.
+# Biases cancelled by a batch norm or the softmax; means that are zero.
 _ROUNDING = re.compile(r"heads/dino/mlp_[01]/bias$|backbone/norm/bias$|byol_predictor/bn_0/mean$")
 
 
 def _arrays(tree) -> dict[str, np.ndarray]:
-    """{path: array} of what is more than rounding."""
+    """{path: array} without arrays that are only rounding."""
     arrays = {}
     for name, leaf in paths(tree):
         if name.endswith("qkv/bias"):
@@ -209,7 +209,7 @@ def _arrays(tree) -> dict[str, np.ndarray]:
 
 
 def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    """The largest difference, as the module's text defines it; NaN if there is one."""
+    """The largest difference, as defined in the module docstring; NaN if there is one."""
     if ours.keys() != theirs.keys():
         raise ValueError(f"arrays differ: {sorted(ours.keys() ^ theirs.keys())}")
     errors = [
@@ -220,14 +220,14 @@ def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> fl
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def run_processes(case: Case, real_crops: bool = True) -> dict[str, dict[str, np.ndarray]]:
-    """`run_case` in processes of its own, which find each other over loopback; what process 0 found.
+    """`run_case` in separate processes connected over loopback; returns process 0's result.
 
     Raises:
       ChildProcessError: a process failed; the message is its last line.
@@ -272,7 +272,7 @@ def worker(address: str, index: str, out: str, real_crops: str, case: str) -> No
 
 
 def differences(cases, real_crops: bool = True) -> dict[str, dict[str, float]]:
-    """{title of a case: {quantity: difference to one device, jit, the batch in one piece}}."""
+    """{title of a case: {quantity: difference to one device with jit and no micro-batches}}."""
     references, found = {}, {}
     for case in cases:
         if case.method not in references:
@@ -290,7 +290,7 @@ def differences(cases, real_crops: bool = True) -> dict[str, dict[str, float]]:
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
-    """Markdown, a line a case; an empty quantity has no difference."""
+    """Markdown table, one line per case; quantities that a case lacks are empty."""
     columns = list(next(iter(found.values())))
     rows = [[title, *(f"{of[c]:.1e}" for c in columns)] for title, of in found.items()]
     worst = {c: max(of[c] for of in found.values()) for c in columns}
@@ -311,5 +311,5 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_boolean("real_crops", False, "The multi-crop of training instead of cuts")
+    flags.DEFINE_boolean("real_crops", False, "Use the multi-crop of training instead of cuts")
     app.run(main)

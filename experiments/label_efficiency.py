@@ -1,9 +1,9 @@
-"""Accuracy against the share of the labels, for the runs of a finished comparison.
+"""Label efficiency: accuracy against the share of labels, for the runs of a finished comparison.
 
     python -m experiments.label_efficiency runs/compare-demo
 
-Frozen features of every teacher and of random weights, the bank of ridge probes, five draws of the
-labels; a band is the standard deviation over training seeds. Writes label_efficiency.png and .json.
+Uses frozen features of every teacher and of random weights, the bank of ridge probes and five draws of
+the labels; a band is the standard deviation over training seeds. Writes label_efficiency.png and .json.
 """
 
 import json
@@ -19,13 +19,13 @@ from dinotwins_jax.files import replace_text
 from experiments.comparison.plan import METHODS
 
 _FRACTIONS = flags.DEFINE_list(
-    "fractions", ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"], "Of the labels"
+    "fractions", ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"], "Shares of the labels"
 )
 RANDOM = "random weights"
 
 
 def label_efficiency(out: Path, fractions: list[float]) -> dict:
-    """{"metric", "fractions", "scores": {row: [[one value a fraction] a seed]}} of the runs in OUT."""
+    """{"metric", "fractions", "scores": {row: [[value per fraction] per seed]}} of the runs in OUT."""
     from dinotwins_jax.evals.bank import bank_probe_splits
     from dinotwins_jax.evals.probes import label_kinds
 
@@ -38,7 +38,7 @@ def label_efficiency(out: Path, fractions: list[float]) -> dict:
             if row == RANDOM and seed in of_random:
                 continue  # the methods of a seed start from the same weights
             (train, test), embed = features.labelled()[row], features.embeds[row]
-            y, t = list(label_kinds(train, test).values())[-1]  # several labels, where there are
+            y, t = list(label_kinds(train, test).values())[-1]  # multi-label if available
             metric = "map" if y.ndim == 2 else "top1"
             sets = [{n: s.features[:, c] for n, c in embed.sets.items()} for s in (train, test)]
             values = [
@@ -88,8 +88,7 @@ def _features(workdir: Path):
         run = build(config)
     except AttributeError as error:  # a key that the run's version did not have
         raise ValueError(
-            f"{workdir / 'config.json'} is of another version ({error}); "
-            "give its config.json the missing key"
+            f"{workdir / 'config.json'} has another version ({error}); add the missing key to it"
         ) from None
     data = [source_checksum(source, config.data.to_dict()) for source in run.probe_sources]
     weights = from_checkpoint(run, config, workdir)
@@ -104,7 +103,7 @@ def _features(workdir: Path):
 
 
 def draw(path: Path, found: dict) -> None:
-    """One line a method, named at its end; the share of the labels on a logarithmic axis."""
+    """Draws one line per method, labelled at its end; the share of the labels is on a log axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -124,7 +123,7 @@ def draw(path: Path, found: dict) -> None:
         ends.append((float(mean[-1]), row, colour))
     low, high = axes.get_ylim()
     above = -np.inf
-    for value, row, colour in sorted(ends):  # names that would overlap move up
+    for value, row, colour in sorted(ends):  # labels that would overlap are moved up
         above = max(value, above + 0.05 * (high - low))
         axes.annotate(row, (x[-1], above), (7, 0), textcoords="offset points", color=colour,
                       fontsize=9, va="center", annotation_clip=False)  # fmt: skip
@@ -141,7 +140,7 @@ def draw(path: Path, found: dict) -> None:
 
 
 def table(found: dict) -> str:
-    """Markdown: mean ± standard deviation over training seeds."""
+    """Markdown table: mean ± standard deviation over training seeds."""
     from dinotwins_jax.evals.table import cell, markdown
     from experiments.comparison.statistics import mean_std
 
@@ -157,7 +156,7 @@ def main(argv) -> int:
     """The command; returns the exit code, errors are one line on stderr."""
     if len(argv) != 2:
         return fail(
-            "which comparison? e.g. python -m experiments.label_efficiency runs/compare-demo"
+            "give the directory of a comparison: python -m experiments.label_efficiency runs/compare-demo"
         )
     logging.set_verbosity(logging.WARNING)
     out = Path(argv[1])
@@ -173,7 +172,7 @@ def main(argv) -> int:
 
 
 def _parse(argv):
-    """absl's parser, errors as one line."""
+    """Parses the arguments with absl; errors are one line."""
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:

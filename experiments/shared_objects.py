@@ -1,9 +1,9 @@
-"""How often views of one image show a common object, for a config's crops and with local_overlap.
+"""Object overlap of a config's crops, and of the same with local_overlap.
 
     python -m experiments.shared_objects --config=configs/hybrid.py:demo
     python -m experiments.shared_objects --config=configs/hybrid.py:coco --config.data.dir=/path/to/coco
 
-Looks at the images with masks of the split "train". Crops of a paper: configs/hybrid.py:coco+barlow_twins
+Uses the images with masks in the split "train". Published crops: configs/hybrid.py:coco+barlow_twins
 """
 
 import sys
@@ -32,20 +32,20 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "min_visible",
         MIN_VISIBLE,
-        "an object is in a view with this part of its area, …",
+        "an object counts as in a view with this share of its area inside, …",
         **options,
     )
-    flags.DEFINE_float("min_fill", MIN_FILL, "… or if it fills this part of the view", **options)
+    flags.DEFINE_float("min_fill", MIN_FILL, "… or if it fills this share of the view", **options)
 
 
 def measure(values: flags.FlagValues) -> None:
-    """Raises ValueError for a source without masks, and what the source and the recipe raise."""
+    """Prints the table; raises ValueError for a source without masks."""
     started, config = time.perf_counter(), values.config
     views, source = config.views.to_dict(), open_source(config.data.to_dict(), "train")
     if not hasattr(source, "masks"):
         raise ValueError(
-            f"config.data.source '{config.data.source}' has no masks of split 'train': scenes and "
-            "coco do, and data prepared with --masks=train,test"
+            f"config.data.source '{config.data.source}' has no masks for split 'train': use scenes, "
+            "coco, or data prepared with --masks=train,test"
         )
     recipes = {"as configured": make_view_specs(**views)}
     if views["num_local"]:
@@ -65,7 +65,7 @@ def measure(values: flags.FlagValues) -> None:
     )
     images = len(rates["as configured"].get("globals", ()))
     if not images:
-        raise ValueError(f"none of {len(indices)} images has an object: more --images")
+        raise ValueError(f"none of {len(indices)} images has an object: raise --images")
     print(rate_table(rates))
     print(
         f"\nPercent, mean and standard error of {images} images with objects out of {len(indices)}, "

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test (the parallel ones need them), one compilation cache."""
+"""Test set-up: eight virtual CPU devices (needed by the parallel tests) and one compilation cache."""
 
 import os
 from pathlib import Path

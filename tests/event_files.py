@@ -1,11 +1,11 @@
-"""What TensorBoard itself reads from a run's event files."""
+"""Reads a run's event files with TensorBoard's own reader."""
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
 
 def read_events(workdir):
-    """TensorBoard's own reader, all of WORKDIR/tensorboard loaded."""
+    """Loads all of WORKDIR/tensorboard with TensorBoard's reader."""
     keep_all = {"scalars": 0, "images": 0, "tensors": 0}
     events = EventAccumulator(str(workdir / "tensorboard"), size_guidance=keep_all)
     events.Reload()

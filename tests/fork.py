@@ -1,4 +1,4 @@
-"""What a fork of one's own would hold: losses from outside the package, named 'fork:…' in a config."""
+"""External losses for tests, named 'fork:…' in a config."""
 
 import jax.numpy as jnp
 
@@ -18,7 +18,7 @@ def alignment(*, scale: float = 1.0, nan_from_step: int = -1) -> Loss:
 
 
 def late(*, start_steps: int = 0) -> Loss:
-    """Nothing; keeps when it would start."""
+    """A zero loss that records its start step."""
 
     def apply(loss_state, student, teacher, hparams):
         return 0.0 * jnp.sum(student["cls"]), loss_state, {}
@@ -27,7 +27,7 @@ def late(*, start_steps: int = 0) -> Loss:
 
 
 def patchwise(*, patches: tuple[str, ...] = ("student", "teacher")) -> Loss:
-    """Every patch of the student's first view against the teacher's, within the batch: no images apart."""
+    """Squared distance of student and teacher patches in the first view, plus their squared batch mean."""
 
     def apply(loss_state, student, teacher, hparams):
         ours, theirs = student["patches"]["global"][:, 0], teacher["patches"]["global"][:, 0]

@@ -1,4 +1,4 @@
-"""Access to the reference numbers that the official PyTorch codes gave (tests/golden)."""
+"""Access to reference numbers computed by the official PyTorch codes (tests/golden)."""
 
 from pathlib import Path
 

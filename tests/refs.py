@@ -1,4 +1,4 @@
-"""Plain-loop references in float64, straight from the papers' equations."""
+"""Plain-loop references in float64, written from the papers' equations."""
 
 import math
 

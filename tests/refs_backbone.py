@@ -1,4 +1,4 @@
-"""Plain loops of what DINOv2 and DINOv3 put into a block. numpy, float64, one number at a time."""
+"""Plain-loop references of DINOv2's and DINOv3's block components, in float64 numpy."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def rotated(x, grid, prefix, base=100.0):
-    """x [T, D] of one head, prefix + h * w tokens: each plane (i, i + D / 2) of a patch is turned.
+    """Rotates x [T, D] of one head, prefix + h * w tokens, in each plane (i, i + D / 2) of a patch.
 
     DINOv3: the angle is 2 pi * coordinate / period; i < D / 4 turns by the row, the others by the column.
     """

@@ -1,4 +1,4 @@
-"""Plain-loop references in float64 of the family's losses, straight from the papers' equations."""
+"""Plain-loop references in float64 of the family's losses, written from the papers' equations."""
 
 import math
 

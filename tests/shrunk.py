@@ -1,4 +1,4 @@
-"""Shipped configs, shrunk to seconds."""
+"""Shipped configs, reduced to run in seconds."""
 
 from configs import hybrid
 

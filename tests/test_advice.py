@@ -1,4 +1,4 @@
-"""Every piece of advice is given for a setting that asks for it, and none for what is shipped."""
+"""Advice: every warning is given for a setting that causes it, and none for shipped configs."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -43,7 +43,7 @@ def test_shipped_configs_need_none(module, preset):
 SAYS = [
     ({"batch_size": 64, "images": 40, "loss.dino.out_dim": 32}, "batch_size is 64 and there are 40"),
     ({"loss.dino.weight": 0.0, "loss.barlow_twins.weight": 0.0, "match_gradients_to": ""},
-     "loss has terms of weight 0 alone"),
+     "all terms of loss have weight 0"),
     ({"loss.dino.weight": 0.0}, "match_gradients_to is 'dino', of weight 0"),
     ({"views.num_local": 0}, "views.num_local is 0 and views.global_scale starts at 0.4"),
     ({"model.depth": 1}, "model.drop_path_rate is 0.1 and model.depth 1"),
@@ -60,7 +60,7 @@ SAYS = [
     ({"loss.dino.center_momentum": 0.0, "batch_size": 8}, "center_momentum is 0 with batch_size 8"),
     ({"batch_size": 8}, "batch_size is 8: correlations of so few images, as in loss.barlow_twins"),
     ({"loss.barlow_twins.lambd": 0.0}, "loss.barlow_twins.lambd is 0: nothing keeps"),
-    ({"loss.barlow_twins.lambd": 1.0}, "loss.barlow_twins.lambd is 1: what is off the diagonal"),
+    ({"loss.barlow_twins.lambd": 1.0}, "loss.barlow_twins.lambd is 1: the off-diagonal terms"),
     ({"optim.lr": 0.0}, "optim.lr is 0: nothing is trained"),
     ({"optim.lr": 1e-7}, "optim.final_lr is 1e-06, above the peak 1e-07"),
     ({"optim.clip": 0.0, "optim.lr": 4e-3}, "optim.clip is 0 with a peak rate of 0.004"),
@@ -97,7 +97,7 @@ def test_what_a_method_has_no_use_for_is_said():
     assert "match_gradients_to is 'dino', the only term: no effect" in line
     config = barlow_twins.get_config("coco")
     (line,) = find(changed(config, {"teacher.warmup_temp_epochs": 30.0}))
-    assert "teacher.warmup_temp_epochs is 30, and no term of loss has a teacher's" in line
+    assert "teacher.warmup_temp_epochs is 30, and no term of loss has a teacher temperature" in line
     config = byol.get_config("demo")
     (line,) = find(changed(config, {"optim.predictor_lr_mult": 1.0, "images": IMAGES["demo"]}))
     assert "optim.predictor_lr_mult is 1 for byol in a run of 868 steps: the predictor lags" in line

@@ -58,7 +58,7 @@ def test_rollout_equals_the_plain_loop(prefix):
 
 
 def test_rollout_of_known_blocks():
-    """Looking at itself alone leaves the class token; looking at patch 1, then half of it is there."""
+    """Attention to itself only leaves the class token; attention to patch 1 mixes in half of it."""
     itself = jnp.eye(5)[None, None]
     assert not attention.rollout([itself, itself], (2, 2)).any()
     elsewhere = itself.at[0, 0, 0].set(jax.nn.one_hot(2, 5))

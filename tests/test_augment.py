@@ -1,4 +1,4 @@
-"""Augmentation: Pillow's numbers, and what a view may depend on. What is drawn: test_augment_draws."""
+"""Augmentation: agreement with Pillow, and what a view depends on. Draws: test_augment_draws.py."""
 
 import colorsys
 import pathlib
@@ -180,7 +180,7 @@ def test_color_jitter_follows_the_order(order, with_hue):
 
 @pytest.fixture(scope="module")
 def plain_views():
-    """600 images of 8 x 8 and their views with the crop alone."""
+    """600 images of 8 x 8 and their views with only the crop."""
     batch = (random_images(600, 8), jnp.full((600, 2), 8), keys_of(600))
     return batch, jax.jit(augment.make_multi_crop(**TINY, **PLAIN))(*batch)
 

@@ -1,4 +1,4 @@
-"""What is drawn: firing rates and distributions of every preset against the official recipes, and
+"""Random parameters of views: rates and distributions of every preset against the official ones, and
 boxes of local views held to the global ones."""
 
 import inspect
@@ -134,7 +134,7 @@ def test_every_parameter_is_uniform_in_its_range(drawn, preset, view):
 
 @pytest.mark.parametrize("preset", ["dino", "dinov2_as_trained"])
 def test_operations_and_views_are_independent(drawn, preset):
-    """No two of the eight things drawn for each of four views are correlated."""
+    """The eight random parameters of each of four views are pairwise uncorrelated."""
     columns = {}
     for group, draws in enumerate(drawn(preset)):
         for view in range(draws.flip.shape[1]):
@@ -160,7 +160,7 @@ def test_operations_and_views_are_independent(drawn, preset):
 
 @pytest.mark.parametrize(("preset", "view"), VIEWS)
 def test_boxes_are_torchvisions(drawn, preset, view):
-    """Two-sample comparison with the plain loop, on a picture that is not square."""
+    """Two-sample comparison with the plain loop, on a non-square image."""
     scale = OFFICIAL[preset][1 if view == "local" else 0]
     rng = np.random.default_rng(1)
     count = 10_000
@@ -172,7 +172,7 @@ def test_boxes_are_torchvisions(drawn, preset, view):
 
 
 def test_boxes_are_uniform_where_every_draw_fits():
-    """Square picture, small boxes: area, log ratio and place are uniform up to whole pixels."""
+    """Square image, small boxes: area, log ratio and position are uniform up to whole pixels."""
     _, recipe = make_view_specs(local_scale=(0.1, 0.5), num_local=1)
     _, draws = draw_images(DRAWS, (recipe, recipe), size=(2000, 2000))
     top, left, height, width = (side[:, 0].astype(float) for side in draws.box)
@@ -185,7 +185,7 @@ def test_boxes_are_uniform_where_every_draw_fits():
 
 
 def test_every_place_is_equally_likely_to_the_pixel():
-    """3 x 3 boxes in 5 x 7 pixels have 3 x 5 places."""
+    """3 x 3 boxes in 5 x 7 pixels have 3 x 5 positions."""
     recipe, _ = make_view_specs(global_scale=(0.25, 0.25), ratio=(1.0, 1.0))
     draws, _ = draw_images(DRAWS, (recipe, recipe), size=(5, 7))
     assert (draws.box[2] == 3).all() and (draws.box[3] == 3).all()
@@ -203,7 +203,7 @@ def test_box_falls_back_to_the_central_crop():
 
 
 def test_view_is_drawn_from_its_key_alone():
-    """View v of an image: fold_in(key, v), whatever else is drawn."""
+    """View v of an image depends only on fold_in(key, v)."""
     recipes = make_view_specs(num_local=3)
     groups = draw_images(5, recipes)
     key = jax.random.split(jax.random.key(0), 5)[4]
@@ -221,7 +221,7 @@ def test_view_is_drawn_from_its_key_alone():
 
 
 def shares(global_draws, local_draws):
-    """Best part of each local box inside one global box, by a plain formula: f64[images, locals]."""
+    """Largest share of each local box inside one global box, by a plain formula: f64[images, locals]."""
     best = np.zeros(local_draws.flip.shape)
     top, left, height, width = (side.astype(np.int64) for side in local_draws.box)
     for view in range(2):
@@ -250,7 +250,7 @@ def test_local_boxes_keep_their_overlap(overlap, size, recipe):
 
 
 def test_overlap_moves_only_the_boxes_that_lack_it():
-    """All else stays as drawn, sizes included; a box is cut only where no global one can hold it."""
+    """All other parameters are unchanged, even sizes; a box is cut only if it fits in no global one."""
     free = draw_images(DRAWS, make_view_specs(num_local=LOCALS))
     held = draw_images(DRAWS, make_view_specs(num_local=LOCALS, local_overlap=1.0))
     for a, b in zip(jax.tree.leaves(free[0]), jax.tree.leaves(held[0]), strict=True):
@@ -276,7 +276,7 @@ def test_overlap_moves_only_the_boxes_that_lack_it():
     ],
 )
 def test_places_with_overlap_are_uniform_over_those_that_have_it(overlap, boxes, places):
-    """Boxes of one size and fixed global ones; the reference tries every place by a plain loop."""
+    """Boxes of one size and fixed global ones; the reference tries all positions in a plain loop."""
     others = tuple(jnp.array(side) for side in zip(*boxes, strict=True))
     size, height, width = (14, 22), 4, 5
     allowed = {}
@@ -304,7 +304,7 @@ def test_places_with_overlap_are_uniform_over_those_that_have_it(overlap, boxes,
 
 
 def test_overlap_reaches_the_pixels():
-    """Pictures whose red and green are the coordinates: each local crop shows part of a global one."""
+    """Images whose red and green are coordinates: each local crop overlaps a global one."""
     ramp = np.arange(0, 240, 4, dtype=np.uint8)
     picture = np.stack([*np.meshgrid(ramp, ramp, indexing="ij"), np.zeros((60, 60), np.uint8)], -1)
     count = 200

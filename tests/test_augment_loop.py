@@ -1,4 +1,4 @@
-"""One view at a time (bands, branches) gives what all views at once (dense products, selections) give."""
+"""Rendering view by view (bands, branches) equals rendering all at once (dense products, selections)."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_bands_equal_dense_products(banded, box, flip):
 
 @pytest.mark.parametrize("box", BOXES)
 def test_bands_are_pillows(banded, box):
-    """The pictures keep clear of 0 and 255, where Pillow clips between its two passes."""
+    """The images avoid 0 and 255, where Pillow clips between its two passes."""
     top, left, height, width = box
     cut = Image.fromarray(PIXELS).crop((left, top, left + width, top + height))
     expected = np.asarray(cut.resize(OUT[::-1], Image.Resampling.BICUBIC), np.float64)
@@ -58,7 +58,7 @@ def test_bands_are_pillows(banded, box):
 
 
 def test_bands_are_narrow():
-    """The program that is meant to be cheap multiplies less than half of what the dense one does."""
+    """The banded program has less than half the multiplications of the dense one."""
 
     def flops(max_box):
         resize = jax.jit(lambda box: ops.resize_rows(ROWS, box, OUT, max_box=max_box))

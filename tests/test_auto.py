@@ -1,4 +1,4 @@
-"""What is left open gets the values that worked here and those that are official, and says why."""
+"""Automatic values of open keys, and their reasons."""
 
 import json
 import math

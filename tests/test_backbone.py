@@ -120,12 +120,12 @@ def test_options_work_on_any_grid_and_in_two_halves(fields):
     tokens = vit.apply({"params": params}, images, 1, method="embed_until")
     halves = vit.apply({"params": params}, tokens, 1, grid=(3, 5), method="finish_from")
     np.testing.assert_array_equal(halves.patches, out.patches)
-    with pytest.raises(ValueError, match=rf"{prefix + 15} tokens where grid \(2, 2\) has"):
+    with pytest.raises(ValueError, match=rf"{prefix + 15} tokens, but grid \(2, 2\) has"):
         vit.apply({"params": params}, tokens, 1, method="finish_from")
 
 
 def test_places_tell_patches_apart():
-    """Without them a shuffled picture has the same class token."""
+    """Without positions a shuffled image has the same class token."""
     images = jnp.float32(normal(0, 1, 16, 16, 3))
     vit = VisionTransformer(**TINY, positions="rope", init_std=0.3)
     params = vit.init(jax.random.key(0), images)["params"]
@@ -195,8 +195,8 @@ def test_patches_move_in_training_alone_and_by_their_key():
 def test_options_that_do_not_fit_are_named():
     images = jnp.ones((1, 16, 16, 3))
     for fields, message in (
-        ({"ffn": "glu"}, "ffn is 'glu': mlp or swiglu"),
-        ({"positions": "rotary"}, "positions is 'rotary': learned or rope"),
+        ({"ffn": "glu"}, "ffn is 'glu': choose mlp or swiglu"),
+        ({"positions": "rotary"}, "positions is 'rotary': choose learned or rope"),
         ({"positions": "rope", "num_heads": 8}, "embed_dim 48 / num_heads 8"),
         ({"rope_jitter": 2.0}, "rope_jitter and rope_rescale need positions='rope'"),
     ):

@@ -1,4 +1,4 @@
-"""How two terms share the backbone: against plain gradients of the whole loss."""
+"""Gradient balance of two terms, against plain gradients of the whole loss."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The bank of probes: scikit-learn's solutions, selection on training labels alone."""
+"""The bank of probes: agreement with scikit-learn, selection on training labels only."""
 
 import numpy as np
 import pytest
@@ -148,9 +148,9 @@ def test_the_monitors_number_is_the_best_over_regularisations():
         ({"solver": "svm"}, "unknown solver 'svm': choose ridge or logistic"),
         (
             {"regularisations": (1e-3, 1.0)},
-            r"regularisations=\(0.001, 1.0\) must be positive and fall",
+            r"regularisations=\(0.001, 1.0\) must be positive and decreasing",
         ),
-        ({"regularisations": ()}, "must be positive and fall"),
+        ({"regularisations": ()}, "must be positive and decreasing"),
         ({"split_seeds": ()}, "split_seeds is empty"),
         ({"num_classes": 2}, "label 2 does not fit num_classes=2"),
         ({"test": {"y": np.zeros((4, 7))}}, r"\['x'\] and \['y'\] must be the same"),

@@ -1,4 +1,4 @@
-"""The input benchmark, shrunk to seconds: it runs on drawn pictures and its figures hang together."""
+"""The input benchmark, reduced to seconds: it runs on generated images with consistent figures."""
 
 import json
 import subprocess

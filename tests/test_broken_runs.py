@@ -1,4 +1,4 @@
-"""A run under five signals ends as the run without. The long form: python -m experiments.faults"""
+"""A run interrupted by five signals equals an unbroken run. Long form: python -m experiments.faults"""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what a damaged, half-written or foreign one leads to, a full disk."""
+"""Checkpoints: retention, damaged, half-written and foreign ones, a full disk."""
 
 import os
 import shutil
@@ -76,7 +76,7 @@ def test_without_a_metric_only_the_last_are_kept(tmp_path):
 
 
 def flip(path):
-    """One bit of the middle of a file."""
+    """Flips one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes(bytes(data))
@@ -112,7 +112,7 @@ def test_a_teacher_is_read_without_its_model_from_the_last_that_is_whole(tmp_pat
     assert "WARNING checkpoint 2 in" in capfd.readouterr().err
     assert (tmp_path / "checkpoints" / "2").is_dir()  # of another run: nothing is moved
     truncate(values_file(tmp_path / "checkpoints" / "1"))
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint in .*checkpoints"):
         teacher()
 
 
@@ -159,14 +159,14 @@ def test_a_bit_that_orbax_does_not_miss_is_found_by_the_fingerprint(tmp_path, ca
     flip(values_file(tmp_path / "checkpoints" / "2"))
     found, _ = restore(tmp_path, State(jnp.int32(0), {"a": noise}))
     assert int(found.step) == 1
-    assert "(params/a is not what was saved)" in capfd.readouterr().err
+    assert "(params/a does not match its fingerprint)" in capfd.readouterr().err
 
 
 def test_when_no_checkpoint_is_whole_nothing_is_thrown_away(tmp_path):
     save(tmp_path, [1, 2])
     for step in (1, 2):
         truncate(tmp_path / "checkpoints" / str(step) / "data" / "metadata")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole.*--resume=force"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint in .*--resume=force"):
         restore(tmp_path)
     assert {p.name for p in (tmp_path / "damaged").iterdir()} == {"1", "2"}
 
@@ -235,7 +235,7 @@ def test_a_broken_metric_does_not_cost_a_checkpoint(tmp_path, capfd):
 def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
     save(tmp_path, [1])
     with pytest.raises(
-        ValueError, match=r"step 1 is of another model.*params/a has shape \(4, 6\).*\(4, 7\)"
+        ValueError, match=r"step 1 has another model.*params/a has shape \(4, 6\).*\(4, 7\)"
     ):
         restore(tmp_path, state(0, width=7))
     assert int(restore(tmp_path)[0].step) == 1

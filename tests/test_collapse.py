@@ -1,4 +1,4 @@
-"""The two collapses of DINO and what holds them off, on a run of seconds; the table and the picture."""
+"""The two collapses of DINO and their prevention, in runs of seconds; the table and the picture."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The three-way comparison: what it trains, what it makes of the scores, how it goes on."""
+"""The three-way comparison: training plan, tables of scores, resuming."""
 
 import json
 import os
@@ -218,7 +218,7 @@ def test_a_run_is_finished_when_its_steps_and_tasks_are(tmp_path):
     ],
 )
 def test_a_finished_run_is_of_the_same_config(tmp_path, key, value, finished):
-    """Otherwise scores of one learning rate would be printed as those of another."""
+    """Otherwise scores of one learning rate would be reported for another."""
     config = shrunk(dino, evals__tasks=("knn",))
     old = config.to_dict()
     del old["evals"]["finetune_blocks"]  # a run from before this key
@@ -281,7 +281,7 @@ def test_the_methods_start_from_one_backbone_and_seeds_differ(compared):
 
 @pytest.mark.slow
 def test_a_second_start_goes_on_where_the_first_stopped(compared):
-    """What is done stays untouched; a run without its scores is evaluated again, to the same ones."""
+    """Finished runs are untouched; a run without scores is evaluated again, with the same result."""
     out, arguments, printed = compared
     picture = (out / "attention.png").stat().st_mtime_ns
     lost = out / "hybrid-seed1" / "scores.json"

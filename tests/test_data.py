@@ -187,7 +187,7 @@ def test_unknown_split():
 
 @pytest.fixture
 def coco_dir(tmp_path):
-    """Four images with ids out of order, two categories; what is where is worked out in the tests."""
+    """Four images with ids out of order, and two categories."""
     for k in (1, 2, 3, 4):
         write_image(tmp_path / f"train2017/{k:012d}.jpg", 20 * k, size=(10, 8))
     write_image(tmp_path / "unlabeled2017/000000000009.jpg")

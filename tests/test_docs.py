@@ -1,4 +1,4 @@
-"""What docs/ says is so: links, names, keys, lines that the program prints."""
+"""Correctness of docs/: links, names, keys, quoted program output."""
 
 import ast
 import json
@@ -34,7 +34,7 @@ def text_of(path: Path) -> str:
 
 
 def heading_anchors(path: Path) -> set[str]:
-    """As GitHub makes them."""
+    """Heading anchors, as on GitHub."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
@@ -150,7 +150,7 @@ def test_the_page_of_all_keys_has_all_of_them():
 
 
 def printed_texts() -> list[str]:
-    """Every string of the package and the configs, with "…" where a value is put in."""
+    """All strings of the package and the configs, with "…" for formatted values."""
     texts = []
     for path in [*(ROOT / "dinotwins_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -163,7 +163,7 @@ def printed_texts() -> list[str]:
 
 
 def quoted_lines() -> list[str]:
-    """What the tables of troubleshooting.md quote: code of more than one word."""
+    """Lines quoted in the tables of troubleshooting.md: code of more than one word."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     tables = "\n".join(line for line in page.splitlines() if line.startswith("|"))
     return [quote for quote in re.findall(r"`([^`\n]+)`", tables) if " " in quote]

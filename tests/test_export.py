@@ -38,7 +38,7 @@ MODELS = {
 
 
 def model(name, **fields):
-    """(vit, params) with no parameter at a value that hides its absence."""
+    """(vit, params) with random values for all parameters, so that a missing one is noticed."""
     vit = VisionTransformer(**TINY | MODELS[name] | fields)
     shapes = jax.eval_shape(vit.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))["params"]
     rng = np.random.RandomState(0)
@@ -50,7 +50,7 @@ def images(side=32):
 
 
 def write(directory, vit, params, target):
-    """As the command, from parameters at hand."""
+    """Exports given parameters as the command does."""
     from safetensors.numpy import save_file
 
     tensors, config = exported(vit, params, target)
@@ -270,7 +270,7 @@ def test_transformers_loads_the_export_and_has_the_same_features(name, tmp_path)
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of no steps, with a teacher that is not its student."""
+    """A run of zero steps, with a teacher that differs from its student."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     config = shrunk()
     claim_workdir(workdir, config.to_dict())

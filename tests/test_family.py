@@ -166,7 +166,7 @@ def test_sinkhorn_shares_prototypes_equally_and_ignores_padding():
 
 @pytest.mark.parametrize("copies", [2, 6])
 def test_koleo_bears_duplicates(copies):
-    """Equal features are one image: no infinity, and no gradient that tears them apart."""
+    """Equal features count as one image: no infinity, and no gradient between them."""
     x = np.array(normal(6, 5), np.float32)
     x[:copies] = x[0]
     loss, grad = jax.value_and_grad(koleo_loss)(jnp.asarray(x))

@@ -1,4 +1,4 @@
-"""What the family asks of the step: hidden patches, an anchor, heads on heads, shared heads."""
+"""Features of the step for the family's losses: masked patches, anchor, stacked and shared heads."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def features(params, hidden=None):
 
 
 def test_the_mask_token_stands_in_for_hidden_patches():
-    """A token that is the embedding's bias is what a black patch gives."""
+    """A mask token equal to the embedding's bias gives the same as a black patch."""
     images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
     params = VIT.init(jax.random.key(0), images)["params"]
     bias = jax.random.normal(jax.random.key(2), (48,))

@@ -1,4 +1,4 @@
-"""Broken and odd files, from the disk to the views: each works or is named in one line, nothing hangs."""
+"""Broken and unusual image files: each works or is reported in one line, and nothing hangs."""
 
 import io
 import json
@@ -90,7 +90,7 @@ def test_odd_files_train_and_broken_ones_are_named(odd_folder, num_workers, capl
 
 
 def test_an_annotation_that_names_a_missing_file(tmp_path):
-    """The run goes on with the next image; the file is named once."""
+    """The run continues with the next image; the file is reported once."""
     (tmp_path / "train2017").mkdir()
     (tmp_path / "annotations").mkdir()
     picture().save(tmp_path / "train2017/1.jpg")
@@ -114,7 +114,7 @@ def test_a_killed_worker_is_one_line_and_the_stream_goes_on(tmp_path):
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
     start = time.perf_counter()
-    with pytest.raises(ChildProcessError, match=r"exit code -9.*num_workers, 1 now") as error:
+    with pytest.raises(ChildProcessError, match=r"exit code -9.*num_workers, now 1") as error:
         for _ in range(1000):  # a few batches are ready already
             state = batches.get_state()
             next(batches)

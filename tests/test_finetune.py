@@ -26,7 +26,7 @@ def make_backbone(**fields):
 
 
 def same_sign(num_images, seed, classes=2):
-    """Is the upper half as bright as the lower? In noise no linear function of the pixels knows."""
+    """Noisy images, labelled by whether their halves differ in sign: not linear in the pixels."""
     rng = np.random.RandomState(seed)
     bits = rng.randint(2, size=(num_images, 2))
     images = (
@@ -174,7 +174,7 @@ def test_cache_holds_images_and_mirror_images_in_order_without_the_unreadable(to
         exact = backbone.apply({"params": params}, images, 1, method="embed_until")
         np.testing.assert_allclose(tokens[:, side], exact, rtol=1e-3, atol=1e-4)
     huge = jax.tree.map(lambda p: p * 1e6, params)
-    with pytest.raises(ValueError, match="do not fit cache_dtype float16"):
+    with pytest.raises(ValueError, match="overflow cache_dtype float16"):
         finetune.cache_tokens(backbone, huge, views, asked, 1, np.dtype(np.float16))
 
 

@@ -1,4 +1,4 @@
-"""The report: one file, everything in it, opened in a real browser; its tables."""
+"""The HTML report: self-contained, opened in a real browser; its tables."""
 
 import re
 import shutil

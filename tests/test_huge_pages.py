@@ -1,4 +1,4 @@
-"""A training on a CPU starts itself anew with large pages: once, the same process, the same command."""
+"""Restart of CPU training with huge pages: once, the same process id, the same command."""
 
 import os
 import subprocess

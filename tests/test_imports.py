@@ -1,4 +1,4 @@
-"""Who may import whom: one row a folder, one row a floor of single files, read from the source."""
+"""Allowed imports: one row per folder, one per level of single files, checked against the source."""
 
 import ast
 import subprocess
@@ -37,7 +37,7 @@ ALIASES = {"augment_presets": ("augment",), "__init__": ()}  # augment_presets: 
 
 
 def allowed() -> dict[str, set[str]]:
-    """Room -> the rooms that it may import."""
+    """Folder or file -> those that it may import."""
     rows, below = {name: {name, *of} for name, of in (FOLDERS | ALIASES).items()}, set()
     for files, folders in FLOORS:
         rows |= {name: {*below, *folders} for name in files}
@@ -106,7 +106,7 @@ def loaded_by(*modules: str) -> set[str]:
 
 
 def test_what_needs_no_jax_imports_none():
-    """Decoding processes, configs and commands start without it."""
+    """Decoding processes, configs and commands start without JAX."""
     assert "jax" not in loaded_by(*(f"dinotwins_jax.{name}" for name in NO_JAX))
 
 

@@ -1,4 +1,4 @@
-"""Devices, pmap, fsdp, processes, a batch in parts, remat: the same training, as the table measures it.
+"""Invariance of training to devices, pmap, fsdp, processes, micro-batches and remat.
 
 All cases, with the crops of a training: python -m experiments.invariance
 """
@@ -76,7 +76,7 @@ def test_other_losses_too(case, monkeypatch):
 
 @pytest.mark.slow
 def test_other_blocks_too(monkeypatch):
-    """SwiGLU, and rotary positions that move: every device and every part draws the same moves."""
+    """SwiGLU and augmented rotary positions: all devices and micro-batches use the same draw."""
     fields = {"ffn": "swiglu", "positions": "rope", "rope_shift": 0.2, "rope_rescale": 2.0}
     monkeypatch.setattr(invariance, "VIT", invariance.VIT.clone(**fields, num_register_tokens=2))
     ours, theirs = (
@@ -106,7 +106,7 @@ def test_a_difference_shows():
         ({"fsdp": 3}, "mesh.fsdp 3 does not divide 8 devices"),
         ({"fsdp": 0}, "fsdp must be positive"),
         ({"data": -1}, "mesh is data=-1"),
-        ({"data": 4, "fsdp": 4}, "asks for 16 devices: there are 8"),
+        ({"data": 4, "fsdp": 4}, "needs 16 devices: there are 8"),
         ({"mode": "pmap", "fsdp": 2}, "fsdp is 2: .*pmap keeps whole states"),
         ({"micro_batches": 3}, r"does not divide by 8 devices .* times config.micro_batches 3"),
         ({"micro_batches": 0}, "micro_batches is 0"),

@@ -1,4 +1,4 @@
-"""The quick decoder of plain JPEGs gives Pillow's pixels, and leaves to Pillow what it must."""
+"""The fast JPEG decoder gives Pillow's pixels, and leaves unsupported files to Pillow."""
 
 import io
 

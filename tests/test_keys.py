@@ -1,4 +1,4 @@
-"""What kind a term of the loss is, decided in one place: ranges, automatic values, advice, presets."""
+"""Kinds of loss terms, used by ranges, automatic values, advice and presets."""
 
 import inspect
 

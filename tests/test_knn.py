@@ -146,7 +146,7 @@ def test_multi_label_knn_equals_the_plain_loop_and_scikit_learn(monkeypatch, tem
 
 
 def spy(record, function):
-    """The function itself, with its first arguments kept in record["seen"]."""
+    """Wraps the function to record its first arguments in record["seen"]."""
 
     def wrapped(first, *others):
         record.setdefault("seen", []).append(first)

@@ -1,4 +1,4 @@
-"""Gradients written by hand equal JAX's own, and the class token alone is that of the whole block."""
+"""Hand-written gradients equal JAX's own, and the class-token-only block equals the whole block."""
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ def plain_normalise(x, scale, bias):
 
 
 def dense(before):
-    """Dense on what `before` makes of x: ours makes it again on the way back."""
+    """Dense on `before`(x), which ours recomputes in the backward pass."""
 
     def ours(x, kernel, *rest):
         layer = Dense(kernel.shape[1], lambda x: before(x, *rest), use_bias=False)

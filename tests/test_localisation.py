@@ -209,7 +209,7 @@ def test_attention_scores_equal_plain_loops(keep):
 
 
 def test_known_answers():
-    """Two heads: one lights the object's four patches, the other the opposite corner."""
+    """Two heads: one attends to the object's four patches, the other to the opposite corner."""
     grid, size = (4, 4), (8, 8)
     maps = np.zeros((4, 2, *grid), np.float32)
     maps[:, 0, :2, :2] = 1.0
@@ -234,7 +234,7 @@ def test_known_answers():
 
 
 def test_cross_fitting_never_uses_an_image_for_its_own_head():
-    """Even images like head 0, odd ones head 1: each half gets what the other half likes."""
+    """Head 0 is best on even images, head 1 on odd ones: each half is scored with the other's best."""
     maps = np.zeros((4, 2, 2, 2), np.float32)
     maps[:, 0, 0, 0], maps[:, 1, 1, 1] = 1.0, 1.0
     masks = [np.zeros((1, 4, 4), bool) for _ in range(4)]

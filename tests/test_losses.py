@@ -1,4 +1,4 @@
-"""Losses against the official numbers, and the properties that their papers promise."""
+"""Losses against the official numbers, and the properties stated in their papers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Masks of patches: the official blocks, draw by draw, and the ladder of their sizes."""
+"""Patch masks: the official blocks, draw by draw, and their spread of mask ratios."""
 
 import jax
 import jax.numpy as jnp

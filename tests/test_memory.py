@@ -1,4 +1,4 @@
-"""What a step needs and what saves it, by XLA's analysis; the rule table; precision; the dry run."""
+"""Memory of a step and its savings, by XLA's analysis; sharding rules; precision; the dry run."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Numbers that are no numbers: skipped, counted, and traced to the module that made them."""
+"""Non-finite values: skipped, counted, and traced to the module that produced them."""
 
 import functools
 
@@ -67,7 +67,7 @@ def test_a_bad_step_changes_nothing_but_the_counts_and_a_good_one_ends_the_row()
 
 
 def overflow(network, *path):
-    """A change that makes the weights at `path` so large that what they make overflows."""
+    """Scales the weights at `path` so that their output overflows."""
 
     def change(state):
         tree = jax.tree.map(lambda x: x, getattr(state, network))

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, each in a kernel of its own, as a reader runs them."""
+"""The notebooks run from top to bottom, each in its own kernel."""
 
 import json
 from pathlib import Path

@@ -175,7 +175,7 @@ def dinov2_rate(name, decay, patch_embed):
 
 
 def test_adamw_with_layer_decay_equals_the_loop_over_groups():
-    """Every tensor alone, by its PyTorch name, at its own learning rate: decay and update scale with it."""
+    """Each tensor, by its PyTorch name, at its own learning rate, which scales decay and update."""
     params = vit_and_head()
     options = {"layer_decay": 0.7, "patch_embed_lr_mult": 0.2}
     tx = make_optimizer(clip=0.0, freeze_last_layer_steps=1, **options)
@@ -198,7 +198,7 @@ def test_adamw_with_layer_decay_equals_the_loop_over_groups():
 
 
 def test_lars_scales_its_steps_by_layer():
-    """LARS is linear in the rate: the step of each tensor is that without decay, times its factor."""
+    """LARS is linear in the rate: each tensor's step is that without layer decay, times its factor."""
     params = vit_and_head()
     grads = jax.tree.map(jnp.cos, params)
     steps = []
@@ -231,7 +231,7 @@ def test_a_predictor_has_its_own_rate(name):
 
 @pytest.mark.parametrize("name", ["adamw", "lars"])
 def test_a_frozen_backbone_is_skipped_wholly(name):
-    """For two steps not a bit changes, though it decays; then its own first step. Heads move at once."""
+    """Bit for bit unchanged for two steps, despite decay; then its first step. Heads train at once."""
     params = vit_and_head()
     grads = jax.tree.map(lambda p: jnp.cos(7 * p), params)
     frozen = make_optimizer(name, clip=0.0, freeze_backbone_steps=2, freeze_last_layer_steps=1)

@@ -46,7 +46,7 @@ def test_second_fit_sees_the_foreground_alone():
 
 
 def test_which_side_is_the_foreground():
-    """With a grid the middle of the pictures; without, the side of the component's largest entry."""
+    """With a grid the middle of the images; without, the side of the component's largest entry."""
     for seed in range(4):
         patches, inside = scene_patches(seed)
         for features in (patches, -patches):

@@ -1,4 +1,4 @@
-"""Batches: what they hold, in which order, and what becomes of unreadable images."""
+"""Batches: contents, order, and unreadable images."""
 
 import gc
 import itertools
@@ -18,7 +18,7 @@ from dinotwins_jax.data.pipeline import BadImageLog, eval_batches, fit_canvas, t
 
 
 class Shades:
-    """Record i is a 4 x 6 picture of value i; the indices in `broken` are unreadable."""
+    """Record i is a 4 x 6 image of value i; the indices in `broken` are unreadable."""
 
     class_names = ()
     labels = None
@@ -203,7 +203,7 @@ def test_worker_processes_give_the_same_stream(tmp_path):
 
 
 def test_a_batch_stays_as_it_is_while_somebody_holds_it():
-    """Arrays are used again, but not those that a caller, a view or a device still has."""
+    """Arrays are reused unless a caller, a view or a device still references them."""
     batches, source = stream(Shades(200), batch_size=4), Shades(200)
     held = take(batches, 20)
     views = [next(batches)["image"][1:, 2:] for _ in range(5)]
@@ -267,7 +267,7 @@ def test_a_source_that_breaks_its_word_is_named():
         def __getitem__(self, i):
             return np.zeros((4, 6), np.uint8)
 
-    with pytest.raises(ValueError, match=r"shades/\d: the source gave uint8\[4, 6\]"):
+    with pytest.raises(ValueError, match=r"shades/\d: the source returned uint8\[4, 6\]"):
         next(stream(Grey(10)))
 
 
@@ -292,7 +292,9 @@ def test_a_run_of_unreadable_records_counts_the_one_that_was_wanted():
 
 
 def test_nothing_readable_gives_up():
-    with pytest.raises(BadImage, match=r"shades/\d: made so; so were the 2 records before it"):
+    with pytest.raises(
+        BadImage, match=r"shades/\d: made so; the 2 records before it are unreadable too"
+    ):
         next(stream(Shades(3, broken=range(3))))
 
 

@@ -1,4 +1,4 @@
-"""plain_gradients=True: the same numbers, and forward mode through the backbone and a whole hybrid step."""
+"""plain_gradients=True: the same numbers, and forward mode through the backbone and a hybrid step."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Prepared data: what is stored, what a reader gets, and what becomes of interrupted work."""
+"""Prepared data: contents, reading, and resuming interrupted work."""
 
 import io
 import json
@@ -25,7 +25,7 @@ SMALL = Settings(short_side=20, images_per_shard=4)
 
 
 def photo(seed, size=(48, 32)):
-    """Blobs of one tint, so that a JPEG of it is close to it."""
+    """Smooth blobs of one tint, which JPEG stores accurately."""
     light = np.random.default_rng(seed).integers(60, 200, (4, 6, 1))
     coarse = Image.fromarray((light + np.array([0, 20, -20])).astype(np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC)
@@ -203,7 +203,7 @@ def test_a_manifest_of_something_else_is_left_alone(coco, tmp_path):
 
 @pytest.mark.parametrize("removed", range(5))
 def test_overwriting_may_be_killed_anywhere(coco, prepared, monkeypatch, removed):
-    """After any number of removed files the next start finds its way, to the same bytes."""
+    """After the removal of any files the next start completes the same bytes."""
     expected = contents(prepared)
     real, left = Path.unlink, [removed]
 
@@ -234,7 +234,7 @@ def test_the_same_files_by_another_path_are_the_same(coco, prepared, monkeypatch
 def test_images_of_the_same_name_are_refused(coco):
     source = make_source("coco", "pretrain", dir=str(coco))
     source.paths[4] = source.paths[1]
-    with pytest.raises(ValueError, match=r"split 'pretrain': two images are called '.*1.jpg'"):
+    with pytest.raises(ValueError, match=r"split 'pretrain': two images have the name '.*1.jpg'"):
         union({"pretrain": source})
 
 
@@ -294,7 +294,7 @@ def run(*args):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Photos that take long enough to be interrupted, and what prepare makes of them unbroken."""
+    """Photos slow enough to be interrupted, and the uninterrupted result."""
     root = tmp_path_factory.mktemp("large")
     (root / "images").mkdir()
     for k in range(64):
@@ -340,7 +340,7 @@ def test_killed_work_goes_on_to_the_same_bytes(large, tmp_path, victim):
     for path in out.glob("images-*.array_record"):  # a final name is a whole shard
         assert path.read_bytes() == unbroken[path.name]
     with pytest.raises(
-        FileNotFoundError, match=r"is unfinished; to go on: python -m dinotwins_jax"
+        FileNotFoundError, match=r"is unfinished; to continue: python -m dinotwins_jax"
     ):
         make_source("array_record", "train", dir=str(out))
     started = {path: path.stat().st_mtime_ns for path in out.glob("images-*.json")}
@@ -391,7 +391,7 @@ def test_dry_run_and_crop_sheet_write_nothing_else(large, tmp_path):
     [
         (["--quality=99"], "quality is 99"),
         (["--short_side=-1"], "short_side is -1"),
-        (["--masks=val"], "masks of 'val'"),
+        (["--masks=val"], "masks of split 'val'"),
         (["--config.data.dir=/no/such/place"], "no such directory: /no/such/place"),
     ],
 )

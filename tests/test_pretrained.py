@@ -1,4 +1,4 @@
-"""Where a run starts: weights of PyTorch's files or of another run, a backbone that waits for its heads."""
+"""Initial weights from PyTorch files or another run, and a backbone frozen until its heads adapt."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def official(tmp_path):
 
 @pytest.mark.parametrize(("name", "size"), [("native", 16), ("local", None), ("rect", None)])
 def test_positions_fit_the_new_grid_as_the_official_model_makes_them(official, name, size):
-    """A model whose own grid is the images': it interpolates nothing, and the numbers are the same."""
+    """A model with the grid of the images gives the same numbers without interpolation."""
     path, _, golden = official
     images = golden[f"x_{name}"]
     vit = VisionTransformer(**TINY, image_size=size or images.shape[1:3])
@@ -58,7 +58,7 @@ def test_heads_that_no_tensor_tells_are_doubted_where_they_are_unusual(tmp_path,
     assert equal(read_backbone(str(tmp_path / "vit.npz"), vit, KEY), params)
     assert "attention heads" not in capfd.readouterr().err
     read_backbone(str(tmp_path / "vit.npz"), vit.clone(num_heads=4), KEY)
-    assert "is taken for config.model's 4; DINO's" in capfd.readouterr().err
+    assert "assuming config.model's 4; DINO's" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def equal(a, b):
 
 @pytest.mark.slow
 def test_a_run_starts_from_another_ones_teacher_and_warms_up_its_heads(tmp_path, capfd):
-    """Frozen for two of four steps: not a bit of the backbone moves, then it does; heads move at once."""
+    """The backbone is bit for bit frozen for two of four steps, then trains; heads train at once."""
     first, second = tmp_path / "first", tmp_path / "second"
     other = shrunk(barlow_twins, total_steps=2, views__global_size=24, **OPTIONS)
     train(other, first)
@@ -171,8 +171,8 @@ def test_a_state_that_is_split_over_devices_starts_from_weights_too(tmp_path):
     [
         ("nowhere.npz", "no file of weights"),
         ("run.txt", "weights are one of .safetensors, .npz"),
-        ("", "is no run: it has no config.json or"),
-        ("empty", r"no checkpoint in .*empty.* is whole"),
+        ("", "is not a run: config.json or"),
+        ("empty", r"no intact checkpoint in .*empty"),
         ("heads", "it has 6 attention heads, this model 3: change config.model.num_heads"),
     ],
 )

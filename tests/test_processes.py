@@ -1,4 +1,4 @@
-"""Several processes: who starts them, and a whole run of two that is the run of one."""
+"""Several processes: start-up, and a run of two that equals the run of one."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_wrong_description_is_one_line(arguments, environment, message):
 
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
-    """Two of two devices each against one of four: log, scores and state; one log, one set of scores."""
+    """Two processes of two devices against one of four: equal state, one log, one set of scores."""
     # LARS at a high rate, see test_train.test_a_run_goes_on_on_other_devices.
     options = {"optim__name": "lars", "optim__lr": 300.0, "optim__clip": 0.0}
     options |= {"mesh__data": 2, "mesh__fsdp": 2, "evals__pictures": 0}

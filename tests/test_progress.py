@@ -1,4 +1,4 @@
-"""What a terminal shows, in a real one (a pseudo-terminal), and what a file gets."""
+"""Progress display: in a pseudo-terminal, and as lines in a file."""
 
 import fcntl
 import os

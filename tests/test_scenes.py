@@ -1,4 +1,4 @@
-"""The embedded pictures: reproducible, labelled by texture and outline alone."""
+"""The generated scenes: reproducible, labelled only by texture and outline."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_pictures_masks_and_labels_agree():
 
 
 def test_an_object_looks_unlike_what_lies_behind_it():
-    """The texture's contrast shows inside the mask: the labels are there to be seen."""
+    """The texture's contrast is visible inside the mask."""
     source = Scenes("train", num_train=30)
     ratio = []
     for i in range(30):

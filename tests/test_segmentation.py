@@ -10,7 +10,7 @@ from dinotwins_jax.evals import pictures, segmentation
 
 
 def two_regions(seed, grid=(6, 7), common=0.0, noise=0.1, width=32):
-    """Patch features of a block on a background, all with a shared part, and where the block is."""
+    """Patch features of a block on a background, with a common component, and the block's mask."""
     rng = np.random.RandomState(seed)
     inside = np.zeros(grid, bool)
     inside[1:4, 2:5] = True
@@ -42,7 +42,7 @@ def test_a_shared_part_leaves_nothing_to_cut_unless_centred():
 @pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("tau", [0.1, 0.2])
 def test_equals_the_generalised_eigenproblem(tau, centre):
-    """On features without clear regions; the second eigenvalue is apart from its neighbours."""
+    """Features without clear regions, but with a well-separated second eigenvalue."""
     for seed in range(4):
         patches = np.random.RandomState(seed).randn(30, 6) + 0.3
         expected = refs.cut_vector(patches, tau, centre)

@@ -1,4 +1,4 @@
-"""Rate of shared objects: against a plain loop over pixels, and what it says of scenes and of COCO."""
+"""Rate of shared objects: against a plain loop over pixels, and its values on scenes and COCO."""
 
 import os
 import re
@@ -102,7 +102,7 @@ def test_rates_equal_loops_over_draws_and_pairs():
 
 
 def test_rates_know_certain_answers():
-    """Whole-picture views share all; an object in one corner is shared by nobody who misses it."""
+    """Views of the whole image share all objects; an object in a corner only those that contain it."""
     full = make_view_specs(global_scale=(1.0, 1.0), local_scale=(1.0, 1.0), ratio=(1.0, 1.0))
     corner = np.zeros((1, 20, 20), bool)
     corner[0, :2, :2] = True
@@ -127,7 +127,7 @@ def measured(source, images, **recipe):
 
 
 def check_order(rates):
-    """What must hold for any data: bounds, and held local crops share more than free ones."""
+    """Properties for any data: bounds, and local crops with local_overlap share more objects."""
     for row in rates.values():
         for values in row.values():
             assert (values >= 0).all() and (values <= 1).all()
@@ -143,7 +143,7 @@ def check_order(rates):
 
 
 def test_overlap_raises_the_rate_on_scenes():
-    """Small crops of scenes miss the objects often enough to see a difference."""
+    """Small crops of scenes, which often miss the objects."""
     small = {"global_scale": (0.15, 0.3), "local_scale": (0.02, 0.08), "num_local": 4}
     rates = measured(make_source("scenes", "train"), 60, **small)
     check_order(rates)

@@ -1,4 +1,4 @@
-"""The compiled step of the demo has not become more expensive."""
+"""The cost of the demo's compiled step has not increased."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Any config trains or says in one line, before anything is compiled, which key is wrong.
+"""Any config trains, or its invalid key is reported in one line before compilation.
 
 DINOTWINS_SWEEP=200 python -m pytest tests/test_sweep.py trains every config that it draws, so many.
 """
@@ -179,7 +179,7 @@ def check_error(error, changed):
 
 
 def trained_or_named(changed, workdir):
-    """Whether it trained; all the checks."""
+    """Runs all checks; returns whether the config trained."""
     config = config_of(changed)
     try:
         run = build(config)
@@ -210,7 +210,7 @@ def test_any_config_trains_or_names_its_key(changed, tmp_path_factory):
 
 @pytest.mark.parametrize("key", VALUES)
 def test_every_value_alone_is_taken_or_named(key):
-    """Each value of each key by itself, as far as one can see without tracing."""
+    """Checks the value of each key without tracing."""
     for value in VALUES[key]:
         try:
             build(config_of({key: value}))

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets written here without TensorFlow, as `tfds build` leaves them, and read back."""
+"""TensorFlow Datasets: written here in the format of `tfds build`, without TensorFlow, and read back."""
 
 import io
 import json

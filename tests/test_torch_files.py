@@ -1,4 +1,4 @@
-"""Files of PyTorch weights, read without PyTorch. The golden ones were written by torch.save 2.13."""
+"""PyTorch weight files, read without PyTorch. The golden ones were written by torch.save 2.13."""
 
 import pickle
 import struct
@@ -25,7 +25,7 @@ FIELDS = {
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_tensors_of_every_kind_equal_torchs(suffix):
-    """Half, bfloat16, transposed and strided views, parameters, integers, an empty one: bit for bit."""
+    """Half, bfloat16, transposed and strided views, parameters, integers, an empty tensor: bit for bit."""
     expected = load("torch_tensors")
     found = read_state_dict(GOLDEN / f"torch_tensors.{suffix}")
     assert set(found) == set(expected) - ({"empty"} if suffix == "safetensors" else set())
@@ -74,7 +74,9 @@ def zipped(path, content):
 
 def test_a_pickle_that_asks_for_more_is_refused_and_not_run(tmp_path, capsys):
     path = zipped(tmp_path / "evil.pth", pickle.dumps({"a": Evil()}))
-    with pytest.raises(ValueError, match=r"evil\.pth: its pickle asks for builtins\.eval") as error:
+    with pytest.raises(
+        ValueError, match=r"evil\.pth: its pickle refers to builtins\.eval"
+    ) as error:
         read_state_dict(path)
     assert "\n" not in str(error.value) and capsys.readouterr().out == ""
 

@@ -1,4 +1,4 @@
-"""Whole runs, shrunk: what they leave behind, how they go on, and what they say to bad input."""
+"""Whole runs at reduced size: their files, resuming, and errors for invalid input."""
 
 import json
 import os
@@ -210,14 +210,9 @@ class FakeLength:
 
 
 def test_no_key_of_the_config_is_dead():
-    """Sections that are passed on whole fail on unknown keys by themselves; the rest is read by name."""
-    modules = (
-        build_module,
-        train_module,
-        data_module,
-        durations,
-        evaluation,
-    )  # ranges.py reads all
+    """Sections passed as keyword arguments fail on unknown keys; all other keys are read by name."""
+    modules = (build_module, train_module, data_module, durations)
+    modules = (*modules, evaluation)  # ranges.py reads all keys
     files = (module.__file__ for module in modules)
     source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()
@@ -364,13 +359,13 @@ def test_a_workdir_belongs_to_one_config(tmp_path, capfd):
     elsewhere = {"mesh": {"data": 2, "fsdp": 4}, "micro_batches": 2, "parallel": "pmap"}
     claim_workdir(tmp_path, config | elsewhere)  # the same numbers, but for rounding
     with pytest.raises(
-        ValueError, match=r"another run.*--resume=force; differs in seed \(0 -> 1\)"
+        ValueError, match=r"another config.*--resume=force; differs in seed \(0 -> 1\)"
     ):
         claim_workdir(tmp_path, config | {"seed": 1})
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
     claim_workdir(tmp_path, config | {"seed": 1}, force=True)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
-    assert "goes on with another config: seed (0 -> 1)" in capfd.readouterr().err
+    assert "is continued with another config: seed (0 -> 1)" in capfd.readouterr().err
 
 
 def test_labels_of_both_splits_must_mean_the_same(monkeypatch):

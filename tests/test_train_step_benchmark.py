@@ -1,4 +1,4 @@
-"""The step benchmarks, shrunk to seconds: contestants are processes, figures hang together."""
+"""The step benchmarks, reduced to seconds: contestants are processes, figures are consistent."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def test_figures_hang_together(figures):
 
 @pytest.mark.slow
 def test_formula_is_what_the_compiler_counts():
-    """Beyond matrix products, which the formula counts, XLA counts an operation a number."""
+    """Besides the matrix products of the formula, XLA counts one operation per element."""
     settings = TINY._replace(method="dino", global_size=64, local_size=32, prototypes=256)
     run = build(config_of(settings), jax.devices()[:1], make_crops=lambda batch: batch)
     state = run.placement.abstract(jax.eval_shape(run.fresh_state))

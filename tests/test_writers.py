@@ -1,4 +1,4 @@
-"""The log on disk and in the trackers: what a resume forgets, what it sends again, what a failure does."""
+"""The log on disk and in the trackers: dropped and resent lines after a resume, failures."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_tensorboard_reads_the_log_config_scores_and_pictures(tmp_path):
 
 
 def test_tensorboard_forgets_what_comes_after_the_checkpoint(tmp_path):
-    """What was never computed again is gone too."""
+    """Lines that are not computed again are dropped too."""
     log = Log(tmp_path, ("tensorboard",), "project", CONFIG)
     log.start(0)
     for step in (1, 2, 3, 4):

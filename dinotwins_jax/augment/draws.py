@@ -1,5 +1,5 @@
-"""Random numbers of the views of an image: key -> ViewDraw. No pixels, so that what is drawn can be
-tested and counted by itself.
+"""Random parameters of the views of an image: key -> ViewDraw. Separate from the pixels, so that their
+distributions can be tested.
 
 Source: torchvision's RandomResizedCrop.get_params and ColorJitter.get_params.
 """
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from dinotwins_jax.augment.views import ViewSpec
 
 CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop
-PLACE_ATTEMPTS = 10  # of a local box, until enough of it lies inside a global one
+PLACE_ATTEMPTS = 10  # positions tried for a local box until it overlaps a global one enough
 
 
 class ViewDraw(NamedTuple):
-    """Everything random about one view."""
+    """All random parameters of one view."""
 
     box: tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # i32[] top, left, height, width
     flip: jax.Array  # bool[]
@@ -30,7 +30,7 @@ class ViewDraw(NamedTuple):
 
 
 def random_box(key: jax.Array, size, scale: Sequence[float], ratio: Sequence[float]):
-    """Box of torchvision's RandomResizedCrop inside an image of `size`.
+    """Draws a box as torchvision's RandomResizedCrop, inside an image of `size`.
 
     Args:
       key: PRNG key.
@@ -39,7 +39,7 @@ def random_box(key: jax.Array, size, scale: Sequence[float], ratio: Sequence[flo
       ratio: (low, high) of the log-uniform box width / height.
     Returns:
       (top, left, height, width), i32[] each, inside the image. The first of 10 draws that fits;
-      when none does, the largest central box whose ratio lies in `ratio`.
+      if none does, the largest central box whose ratio lies in `ratio`.
     """
     image_height, image_width = (jnp.asarray(side, jnp.float32) for side in size)
     draws = jax.random.uniform(key, (2 * CROP_ATTEMPTS + 2,))
@@ -64,7 +64,7 @@ def random_box(key: jax.Array, size, scale: Sequence[float], ratio: Sequence[flo
 
 
 def common_area(box, others) -> jax.Array:
-    """Pixels of `box` inside that one of `others` which holds most of it, i32[].
+    """Largest intersection of `box` with one of `others`, i32[] pixels.
 
     Args:
       box: (top, left, height, width), i32[] each (pixels).
@@ -78,12 +78,12 @@ def common_area(box, others) -> jax.Array:
 
 
 def overlapping_box(key: jax.Array, box, size, others, overlap: float):
-    """`box`, moved where less than `overlap` of its area lies inside one of `others`.
+    """Moves `box` if less than `overlap` of its area lies inside one of `others`.
 
-    Its size stays and its place is drawn again, so that area and ratio keep their distributions and
-    the place is uniform over those that satisfy the constraint. After 10 places without success
-    (the box itself is the first) it lands anywhere wholly inside one of `others`, chosen in
-    proportion to the room there. Only where it is too long for all of them is it cut to fit.
+    The size is kept and the position redrawn, so area and ratio keep their distributions and the
+    position is uniform over those that satisfy the constraint. After 10 failed positions (the first is
+    that of `box`) it is placed fully inside one of `others`, uniformly over all such positions. It is
+    cut only if it is too long for all of them.
 
     Args:
       key: PRNG key.
@@ -92,14 +92,14 @@ def overlapping_box(key: jax.Array, box, size, others, overlap: float):
       others: i32[V] each of (tops, lefts, heights, widths).
       overlap: static, in (0, 1].
     Returns:
-      (top, left, height, width), i32[] each, inside the image; of its area at least `overlap` lies
+      (top, left, height, width), i32[] each, inside the image; at least `overlap` of its area lies
       inside one of `others`.
     """
     top, left, height, width = box
     pick, inside, anywhere = jnp.split(jax.random.uniform(key, (1 + 2 * PLACE_ATTEMPTS,)), (1, 3))
 
     def place(draw, room):
-        """Uniform whole number from 0 to room."""
+        """Uniform integer from 0 to room."""
         return jnp.minimum(jnp.floor(draw * (room + 1)), room).astype(jnp.int32)
 
     rows, columns = jnp.split(anywhere, 2)
@@ -128,15 +128,15 @@ def overlapping_box(key: jax.Array, box, size, others, overlap: float):
 def draw_view(
     key: jax.Array, size, blur_prob, solarize_prob, *, spec: ViewSpec, others=None
 ) -> ViewDraw:
-    """Random numbers of one view.
+    """Draws the random parameters of one view.
 
     Args:
-      key: PRNG key of the view; every operation splits its own from it.
+      key: PRNG key of the view; split for each operation.
       size: (height, width) of the image, i32[2] (pixels).
       blur_prob, solarize_prob: f32[] probabilities of this view.
-      spec: what the views of the group share.
-      others: boxes that spec.overlap speaks of, (tops, lefts, heights, widths), i32[V] each; only
-        looked at where it is above 0.
+      spec: of all views of the group.
+      others: boxes to overlap, (tops, lefts, heights, widths), i32[V] each; unused unless
+        spec.overlap > 0.
     """
     crop_key, flip_key, jitter_key, gray_key, blur_key, solar_key = jax.random.split(key, 6)
     draws = jax.random.uniform(jitter_key, (9,))
@@ -164,10 +164,10 @@ def draw_view(
 def draw_image_views(
     key: jax.Array, size, *, global_spec: ViewSpec, local_spec: ViewSpec
 ) -> tuple[ViewDraw, ViewDraw]:
-    """Random numbers of all views of one image: (global ones, local ones), a leading axis of views.
+    """Draws all views of one image: (global ones, local ones), with a leading axis of views.
 
-    View v, globals first, is drawn from fold_in(key, v). Local boxes look at the global boxes where
-    local_spec.overlap asks for it, and at nothing else.
+    View v, globals first, is drawn from fold_in(key, v). Local boxes depend on the global boxes only if
+    local_spec.overlap > 0.
 
     Args:
       key: PRNG key of the image.

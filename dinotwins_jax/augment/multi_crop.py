@@ -1,13 +1,13 @@
-"""Multi-crop on the device: images u8[B, S, S, 3] and keys become global and local crops under jit.
+"""Multi-crop on the device: images u8[B, S, S, 3] and keys -> global and local crops, under jit.
 
-    views what may be drawn, from checked arguments; augment.presets has those of papers
-    draws  key -> the random numbers of the views of an image
+    views specification of the views, from checked arguments; augment.presets has published ones
+    draws  key -> the random parameters of the views of an image
     augment.ops    the pixel operations
     here           their order, the views of an image, and the unaugmented view of evaluation
 
 Source: DINO's DataAugmentationDINO (arXiv:2104.14294) with torchvision's semantics: crop, flip,
-colour jitter, grayscale, blur, solarize, normalise. A view depends on its image, its size and its
-key only, so neither on the batch nor on the number of devices.
+colour jitter, grayscale, blur, solarize, normalise. A view depends only on its image, size and key, not
+on the batch or the number of devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def render_view(rows: jax.Array, draw: ViewDraw, *, spec: ViewSpec, max_box=None) -> jax.Array:
-    """Pixels f32[3, h, w] in [0, 1] of a drawn view of rows u8[S, 3, S].
+    """Renders a drawn view of rows u8[S, 3, S] as pixels f32[3, h, w] in [0, 1].
 
-    An operation whose probability is 0 in every view of the group is left out of the program, and
-    one that was not drawn is a branch not taken, where `jax.vmap` has not made it a selection.
+    An operation with probability 0 in every view of the group is left out of the program; others are
+    conditional branches, which `jax.vmap` turns into selections.
     max_box: as in augment.ops.resize_rows.
     """
     planes = ops.resize_rows(rows, draw.box, spec.out, flip=draw.flip, max_box=max_box)
@@ -58,13 +58,13 @@ def _check_moments(mean: Sequence[float], std: Sequence[float]) -> None:
 
 
 def _normalize(planes: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """f32[..., 3, h, w] in [0, 1] -> f32[..., h, w, 3] with (x - mean) / std a channel."""
+    """f32[..., 3, h, w] in [0, 1] -> f32[..., h, w, 3], (x - mean) / std per channel."""
     images = jnp.moveaxis(planes, -3, -1)
     return (images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
 
 
 def _to_rows(images: jax.Array) -> jax.Array:
-    """u8[B, S, S, 3] -> u8[B, S, 3, S]: a row's channels one after the other."""
+    """u8[B, S, S, 3] -> u8[B, S, 3, S]: channels moved before columns."""
     if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be uint8 [B, S, S, 3], got {images.dtype} {images.shape}")
     return images.swapaxes(2, 3)
@@ -75,7 +75,7 @@ def _one_by_one(choice: bool | None) -> bool:
 
 
 def _compose(global_spec: ViewSpec, local_spec: ViewSpec, mean, std, one_by_one):
-    """The function that `make_multi_crop` returns."""
+    """Builds the function that `make_multi_crop` returns."""
     specs = (global_spec, local_spec)
     draw_views = partial(draw_image_views, global_spec=global_spec, local_spec=local_spec)
 
@@ -120,26 +120,26 @@ def make_multi_crop(
     Args:
       mean, std: of each channel, for values in [0, 1].
       one_by_one: True renders one view after the other, with real branches and narrow resize bands,
-        as a CPU likes it; False all at once with dense products, as accelerators and arrays that
-        are split over devices like it. None: True on a CPU.
+        best on a CPU; False all at once with dense products, best on accelerators and for arrays
+        sharded over devices. None: True on a CPU.
       views: arguments of augment.views.make_view_specs, such as num_local=4; augment.presets has
-        whole sets of them.
+        complete sets.
     Returns:
       multi_crop(images u8[B, S, S, 3], sizes i32[B, 2], keys [B] typed PRNG keys) -> dict of
       "global_crops" f32[B, 2, h, w, 3] and "local_crops" f32[B, num_local, h, w, 3], normalised.
-      `sizes` holds the valid (height, width) from the top left; pixels beyond never contribute.
+      `sizes` holds the valid (height, width) from the top left; pixels outside never contribute.
       View v (globals first) of image b is drawn from fold_in(keys[b], v).
     Raises:
       ValueError: an argument out of range; at call, images that are not u8[B, S, S, 3].
     Source: facebookresearch/dino main_dino.py, DataAugmentationDINO.
-    Differs: values are never rounded to 8 bits in between; see augment.ops.
+    Differs: no rounding to 8 bits between operations; see augment.ops.
     """
     _check_moments(mean, std)
     return _compose(*make_view_specs(**views), mean, std, one_by_one)
 
 
 def seeded_multi_crop(seed: int, **options) -> Callable[[dict], dict[str, jax.Array]]:
-    """The crops of a training run: batch -> crops, drawn from (seed, epoch, position) of each image.
+    """Builds the crops of a training run: batch -> crops, drawn from (seed, epoch, position) per image.
 
     Args:
       options: of `make_multi_crop`.
@@ -156,7 +156,7 @@ def seeded_multi_crop(seed: int, **options) -> Callable[[dict], dict[str, jax.Ar
 
 
 def image_keys(key: jax.Array, place: jax.Array) -> jax.Array:
-    """Keys [B] of pictures at i32[B, 2] (epoch, position in it): no step, no batch, no device."""
+    """Keys [B] of images from i32[B, 2] (epoch, position) only, not from step, batch or device."""
     fold = jax.vmap(jax.random.fold_in)
     return fold(fold(jnp.broadcast_to(key, len(place)), place[:, 0]), place[:, 1])
 
@@ -171,10 +171,10 @@ def center_view(
     std: Sequence[float] = IMAGENET_STD,
     one_by_one: bool | None = None,
 ) -> jax.Array:
-    """The view of evaluation: short side to `resize` pixels (bicubic), then the central `crop`.
+    """Evaluation view: resizes the short side to `resize` pixels (bicubic), then crops the centre.
 
-    Both are one box in the source's coordinates. As torchvision's Resize and CenterCrop, with their
-    rounding: pixels next to the box still contribute, since the resize comes first.
+    Both are applied as one box in source coordinates. As torchvision's Resize and CenterCrop, with their
+    rounding: pixels next to the box contribute too, since the resize comes first.
 
     Args:
       images: u8[B, S, S, 3], the image in the top left corner.
@@ -200,7 +200,7 @@ def center_view(
     def view(image):
         image_rows, size = image
         resized = resize * size // size.min()
-        step = size / resized  # source pixels a resized pixel
+        step = size / resized  # source pixels per resized pixel
         start = jnp.round((resized - jnp.array(out)) / 2) * step
         length = jnp.array(out) * step
         box, bounds = (start[0], start[1], length[0], length[1]), (0, size[0], 0, size[1])

@@ -1,10 +1,10 @@
-"""Image operations of the augmentation: what Pillow does to one RGB image, in float32 under jit.
+"""Image operations of the augmentation: Pillow's operations on one RGB image, in float32 under jit.
 
 Pixel values lie in [0, 1]. Operations take and return `planes` f32[3, h, w]: channels lead, so
-SIMD and TPU lanes run along a row of pixels. Every parameter may be traced, so `jax.vmap` gives
-each image its own; there is no gather and no convolution, which XLA's CPU backend does slowly.
+SIMD and TPU lanes run along a row of pixels. Every parameter may be traced and, under `jax.vmap`,
+differ between images; there is no gather and no convolution, which are slow on XLA's CPU backend.
 Differs (all operations): Pillow rounds and clips to 8 bits after every pass, even between the two
-axes of a resize, these do not.
+axes of a resize; these do not.
 """
 
 import math
@@ -18,7 +18,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # entries of `order` in color_
 
 BAND_ROWS = 16  # output rows that share one window of the input in a banded resize
 
-# Tensor cores and the MXU would round to 10 or 8 bits of mantissa: visible in an 8-bit image.
+# Tensor cores and the MXU round to 10 or 8 bits of mantissa, which is visible in an 8-bit image.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -38,7 +38,7 @@ def _cubic_weights(targets, pixels, scale, low, high) -> jax.Array:
 
 
 def _targets(start, length, out_size: int, flip) -> tuple[jax.Array, jax.Array]:
-    """Positions of the output pixels' centres on the input axis f32[out_size], and their distance."""
+    """Output pixel centres on the input axis, f32[out_size], and their spacing."""
     scale = jnp.asarray(length, jnp.float32) / out_size
     row = jnp.arange(out_size, dtype=jnp.float32)
     row = jnp.where(flip, out_size - 1 - row, row)
@@ -51,11 +51,11 @@ def resize_weights(
     """Matrix that resamples one axis: output i = sum_j weights[i, j] * input j.
 
     Args:
-      start, length: f32[] interval of the input that becomes the output (pixels; pixel j covers
+      start, length: f32[] interval of the input that is resampled (pixels; pixel j covers
         [j, j + 1)).
       low, high: f32[] only pixels whose centre lies between them contribute (pixels).
       in_size, out_size: static lengths of the axis.
-      flip: bool[] reverses the output, at no further cost.
+      flip: bool[] reverses the output, at no extra cost.
     Returns:
       f32[out_size, in_size], rows sum to 1.
     Source: Keys 1981 with a = -0.5, stretched when shrinking (antialias), as Pillow's BICUBIC.
@@ -65,10 +65,10 @@ def resize_weights(
 
 
 def _bands(start, length, low, high, *, in_size: int, out_size: int, max_length: int, flip):
-    """`resize_weights` cut into blocks of rows, each with the window of the input that it needs.
+    """`resize_weights` in blocks of rows, each restricted to the window of the input that it needs.
 
-    Yields (first pixel i32[], f32[rows, window]) a block; their sizes are static. One block, the
-    whole matrix, where windows would save little.
+    Yields (first pixel i32[], f32[rows, window]) per block, with static sizes. A single block, the
+    whole matrix, if windows would save little.
     """
     targets, scale = _targets(start, length, out_size, flip)
     largest = max(max_length / out_size, 1.0)
@@ -87,15 +87,15 @@ def _bands(start, length, low, high, *, in_size: int, out_size: int, max_length:
 def resize_rows(
     rows: jax.Array, box, out: tuple[int, int], *, bounds=None, flip=False, max_box=None
 ) -> jax.Array:
-    """`resize_crop` on the layout the augmentation works in.
+    """`resize_crop` in the row layout of the augmentation.
 
     Args:
       rows: u8[H, 3, W] or f32[H, 3, W] image.
       box, out, bounds: as in `resize_crop`.
       flip: bool[] mirrors the result left to right.
-      max_box: static (height, width) that no box exceeds; the weights are then used in narrow bands,
-        several times cheaper where real branches and slices are (one view at a time, on a CPU).
-        None: two dense products, which accelerators like and `jax.vmap` leaves alone.
+      max_box: static (height, width) that no box exceeds; the weights are then applied in narrow bands,
+        several times cheaper with real branches and slices (one view at a time, on a CPU).
+        None: two dense products, best on accelerators and under `jax.vmap`.
     Returns:
       f32[3, h, w] planes in [0, 1]; u8 is divided by 255.
     """
@@ -112,7 +112,7 @@ def resize_rows(
 
 
 def _unit(values: jax.Array) -> jax.Array:
-    """f32, with u8 brought to [0, 1]."""
+    """Converts to f32; u8 is scaled to [0, 1]."""
     return values.astype(jnp.float32) / 255.0 if values.dtype == jnp.uint8 else values
 
 
@@ -154,7 +154,7 @@ def resize_crop(image: jax.Array, box, out: tuple[int, int], *, bounds=None) -> 
       image: f32[H, W, 3] in [0, 1].
       box: (top, left, height, width), f32[] or i32[] each (pixels), may be traced and fractional.
       out: static (h, w).
-      bounds: (top, bottom, left, right) of the pixels that may contribute; None: those of the box.
+      bounds: (top, bottom, left, right) of the pixels that may contribute; None: the box.
         Pixels outside get weight zero and the other weights are renormalised.
     Returns:
       f32[h, w, 3] in [0, 1].
@@ -169,7 +169,7 @@ def luma(planes: jax.Array) -> jax.Array:
 
 
 def grayscale(planes: jax.Array) -> jax.Array:
-    """Three equal channels of grey, f32[3, h, w]."""
+    """Grey image with three equal channels, f32[3, h, w]."""
     return jnp.broadcast_to(luma(planes), planes.shape)
 
 
@@ -185,7 +185,7 @@ def blend(planes: jax.Array, operation: int, factor) -> jax.Array:
       planes: f32[3, h, w] in [0, 1].
       operation: BRIGHTNESS (base black), CONTRAST (base the mean grey) or SATURATION (base the
         pixel's grey).
-      factor: f32[] >= 0; 1 changes nothing.
+      factor: f32[] >= 0; 1 is the identity.
     Source: Pillow's ImageEnhance. Differs: the mean grey is not rounded to an 8-bit level.
     """
     if operation == BRIGHTNESS:
@@ -195,11 +195,11 @@ def blend(planes: jax.Array, operation: int, factor) -> jax.Array:
 
 
 def shift_hue(planes: jax.Array, shift) -> jax.Array:
-    """Turns the hue by `shift` f32[] (fraction of the circle), keeping HSV saturation and value.
+    """Rotates the hue by `shift` f32[] (fraction of the circle), keeping HSV saturation and value.
 
     Args and returns: f32[3, h, w] in [0, 1].
-    Source: Smith 1978, hexcone model; back to RGB with no branch a sextant.
-    Differs: torchvision on Pillow turns an 8-bit hue by int(255 * shift) / 256; this is continuous.
+    Source: Smith 1978, hexcone model; the conversion to RGB has no branch per sextant.
+    Differs: torchvision on Pillow rotates an 8-bit hue by int(255 * shift) / 256; this is continuous.
     """
     red, green, blue = planes
     value = jnp.maximum(jnp.maximum(red, green), blue)
@@ -227,7 +227,7 @@ def color_jitter(planes: jax.Array, factors, shift, order) -> jax.Array:
 
     Args:
       planes: f32[3, h, w] in [0, 1].
-      factors: f32[3] of brightness, contrast and saturation; 1 changes nothing.
+      factors: f32[3] of brightness, contrast and saturation; 1 is the identity.
       shift: f32[] hue shift (fraction of the circle), or None to leave hue out of the program.
       order: i32[4] permutation of (BRIGHTNESS, CONTRAST, SATURATION, HUE), first applied first.
     Returns:
@@ -254,7 +254,7 @@ def blur_matrix(radius, size: int) -> jax.Array:
     whole = jnp.floor((jnp.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
     ends = (2 * whole + 1) * (whole * (whole + 1) - 3.0 * variance)
     reach = whole + ends / (6.0 * (variance - (whole + 1) ** 2)) + 0.5
-    # Weight: overlap of pixel j with the box around pixel i; the outermost stand for all beyond.
+    # Weight: overlap of pixel j with the box around pixel i; edge pixels stand for all outside.
     pixel = jnp.arange(size, dtype=jnp.float32)
     west = jnp.where(pixel == 0, -jnp.inf, pixel - 0.5)
     east = jnp.where(pixel == size - 1, jnp.inf, pixel + 0.5)

@@ -1,7 +1,7 @@
-"""The augmentations that papers were trained with, as arguments of make_multi_crop.
+"""Published augmentations, as arguments of make_multi_crop.
 
-Each is complete but for the sizes of the crops in pixels, which belong to the model: 224 and 96, or
-98 for DINOv2's patches of 14. So one preset replaces another whole.
+Each sets everything except the crop sizes in pixels, which depend on the model: 224 and 96, or 98 for
+DINOv2's patches of 14. So a preset fully replaces another one.
 
 Source:
   dino: facebookresearch/dino main_dino.py, DataAugmentationDINO.
@@ -31,15 +31,15 @@ DINO = {
 
 BARLOW_TWINS = DINO | {"global_scale": (0.08, 1.0), "num_local": 0}
 
-# What augmentations.py asks for.
+# As intended by augmentations.py.
 DINOV2_AS_WRITTEN = DINO | {
     "global_scale": (0.32, 1.0),
     "local_scale": (0.05, 0.32),
     "blur_kernel": 9,
 }
 
-# What happened, in the released weights too: GaussianBlur in transforms.py hands 1 - p to
-# torchvision's RandomApply, which takes the probability of blurring and not that of leaving be.
+# As run, for the released weights too: GaussianBlur in transforms.py passes 1 - p to torchvision's
+# RandomApply, which expects the probability of blurring.
 DINOV2_AS_TRAINED = DINOV2_AS_WRITTEN | {"blur_prob": (0.0, 0.9, 0.5)}
 
 PRESETS = {

@@ -1,4 +1,4 @@
-"""Specification of the views of an image: arguments, checked and turned into static tuples."""
+"""View specifications: arguments, checked and converted to static tuples."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from dinotwins_jax.augment.presets import DINO
 
 
 class ViewSpec(NamedTuple):
-    """Static description of the views of one shape; the tuples of probabilities have one a view."""
+    """Static specification of the views of one shape; probabilities are tuples with one per view."""
 
     out: tuple[int, int]  # (h, w) pixels
     scale: tuple[float, float]  # box area / image area
@@ -19,8 +19,8 @@ class ViewSpec(NamedTuple):
     blur_radius: tuple[float, float]  # pixels of the crop
     blur_probs: tuple[float, ...]
     solarize_probs: tuple[float, ...]
-    blur_kernel: int = 0  # taps of the blur; 0: Pillow's, which has no such bound
-    overlap: float = 0.0  # part of the box that lies inside one global view of the image
+    blur_kernel: int = 0  # taps of the blur; 0: Pillow's, not truncated
+    overlap: float = 0.0  # least share of the box inside one global view of the image
 
 
 def make_view_specs(
@@ -44,22 +44,22 @@ def make_view_specs(
     blur_kernel: int = DINO["blur_kernel"],
     solarize_prob: tuple[float, float, float] = DINO["solarize_prob"],
 ) -> tuple[ViewSpec, ViewSpec]:
-    """Recipes of the two global views and of the local ones; the defaults are DINO's.
+    """Builds the ViewSpecs of the two global views and of the local ones; the defaults are DINO's.
 
     Args:
       global_size, local_size: pixels, a number or (h, w).
       global_scale, local_scale: box area / image area, 0 < low <= high <= 1.
-      num_local: local views an image, may be 0.
-      local_overlap: of a local box, the part of its area that at least lies inside a single global
-        box of the same image, in [0, 1]. 0: anywhere, as all official specs have it.
+      num_local: local views per image, may be 0.
+      local_overlap: least share of a local box's area inside a single global box of the same image,
+        in [0, 1]. 0: no constraint, as in all official recipes.
       ratio: box width / height, (low, high).
       flip, jitter_prob, grayscale_prob: probabilities, the same for every view.
       brightness, contrast, saturation: x gives factors uniform in [max(0, 1 - x), 1 + x].
       hue: x <= 0.5 gives shifts uniform in [-x, x] (fraction of the circle).
       blur_prob, solarize_prob: probabilities of (global 0, global 1, each local).
       blur_radius: (low, high), standard deviation of the Gaussian (pixels of the crop).
-      blur_kernel: 0 blurs as Pillow does; an odd number from 3 as torchvision's GaussianBlur with so
-        many taps, the tails cut off, edges reflected.
+      blur_kernel: 0: Pillow's blur; an odd number from 3: torchvision's GaussianBlur with that
+        many taps, truncated, edges reflected.
     Raises:
       ValueError: an argument out of range.
     Source: facebookresearch/dino main_dino.py, DataAugmentationDINO; others in augment.presets.
@@ -88,7 +88,7 @@ def make_view_specs(
 
     global_spec = spec(global_size, global_scale, (0, 1))
     check_view_spec("global", global_spec)
-    # One local view at least, so that a wrong probability is reported with num_local = 0 too.
+    # At least one local view, so that a wrong probability is reported even if num_local = 0.
     check_view_spec("local", spec(local_size, local_scale, (2,), local_overlap))
     if local_overlap * local_scale[0] > global_scale[1]:
         raise ValueError(
@@ -99,10 +99,10 @@ def make_view_specs(
 
 
 def largest_box(spec: ViewSpec, side: int) -> tuple[int, int]:
-    """(height, width) in pixels that no box of the spec exceeds in a picture within side x side.
+    """Upper bound (height, width) in pixels on the boxes of the spec in an image within side x side.
 
     An area of scale * H * W and a ratio give sqrt(area * ratio) pixels of width. The central box
-    stands in where no draw fits; that takes a picture narrower than side * scale / ratio, whose
+    is used if no draw fits; that requires an image narrower than side * scale / ratio, whose
     central box is at most ratio times as wide as it is high.
     """
     scale, (low, high) = spec.scale[1], spec.ratio
@@ -150,7 +150,7 @@ def _check_blur_kernel(name: str, spec: ViewSpec) -> None:
     taps = spec.blur_kernel
     if taps and (taps < 3 or taps % 2 == 0):
         raise ValueError(f"blur_kernel must be 0 or odd and at least 3, got {taps}")
-    if taps // 2 >= min(spec.out):  # the edge is reflected, once
+    if taps // 2 >= min(spec.out):  # the edge is reflected only once
         raise ValueError(
             f"blur_kernel {taps} needs {name}_size above {taps // 2} pixels, got {spec.out}"
         )

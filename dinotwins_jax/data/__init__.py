@@ -1,4 +1,4 @@
-"""Image sources by name, and the host pipeline that turns one into batches. No jax here."""
+"""Image sources by name, and the host pipeline that makes batches of them. No jax here."""
 
 import difflib
 import importlib
@@ -19,17 +19,17 @@ SOURCES = {
 
 
 def make_source(name: str, split: str, /, *, dir: str = "", **kwargs: Any) -> Source:
-    """The image source called `name`.
+    """Creates the image source called `name`.
 
     Args:
-      name: a key of SOURCES, or "pkg.module:factory" for one's own; the factory takes (split, *,
+      name: a key of SOURCES, or "pkg.module:factory" for a custom one; the factory takes (split, *,
         dir, ...).
       split: "pretrain" (labels may be missing), "train" or "test".
-      dir: the data's directory; "" where the source needs none.
+      dir: the data's directory; "" if the source needs none.
       kwargs: the source's own arguments.
     Raises:
       ValueError: unknown name or split, no such module or factory, or arguments that it does not
-        take.
+        accept.
     """
     check_split(split)
     factory = _find(name)
@@ -42,12 +42,12 @@ def make_source(name: str, split: str, /, *, dir: str = "", **kwargs: Any) -> So
 
 
 def open_source(data: Mapping[str, Any], split: str) -> Source:
-    """The source that the section `data` of a config names, with the arguments it has for it."""
+    """Creates the source that the section `data` of a config describes."""
     return make_source(data["source"], split, dir=data["dir"], **source_options(data))
 
 
 def source_options(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for the chosen source in the section `data` of a config."""
+    """Arguments for the chosen source in the section `data` of a config."""
     return dict(data.get(data["source"]) or {})
 
 
@@ -62,8 +62,8 @@ def _find(name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as err:
-        # A module that is there but lacks one of its own imports is another fault: let it show
-        # itself.
+        # A module that exists but fails to import something else is a different error: let it
+        # propagate.
         if err.name is None or not f"{module_name}.".startswith(f"{err.name}."):
             raise
         raise ValueError(f"data source {name!r}: no module named {err.name!r}") from None

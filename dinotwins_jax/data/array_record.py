@@ -1,4 +1,4 @@
-"""Prepared data: the directory that python -m dinotwins_jax.prepare writes (see store.py)."""
+"""Source of prepared data, as written by python -m dinotwins_jax.prepare (see store.py)."""
 
 import math
 import zipfile
@@ -21,16 +21,16 @@ from dinotwins_jax.data.store import ARRAYS, FORMAT, MANIFEST, UNFINISHED, VERSI
 
 
 class ArrayRecord:
-    """A split of prepared data. Safe with threads, and pickles; files are opened at the first read.
+    """A split of prepared data. Thread-safe and picklable; files are opened at the first read.
 
-    labels, multi_hot, class_names and name(i) are those of the source that it was prepared from.
+    labels, multi_hot, class_names and name(i) are those of the original source.
 
     Args:
       split: "pretrain", "train" or "test".
       dir: the prepared directory.
     Raises:
       FileNotFoundError: no such directory, not finished, or a shard is missing.
-      ValueError: not prepared data, of another version, or a shard is not as long as it was.
+      ValueError: not prepared data, another version, or a shard of the wrong length.
     """
 
     def __init__(self, split: str, *, dir: str = ""):
@@ -64,14 +64,14 @@ class ArrayRecord:
         return decode_image(self.encoded(i), name=self.name(i))
 
     def encoded(self, i: int) -> bytes:
-        """The stored JPEG. Raises BadImage if the shard was damaged there."""
+        """The stored JPEG. Raises BadImage if the record is damaged."""
         return self._read(self._images, int(self._rows[i]), i)
 
     @property
     def masks(self) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
         """masks(i) -> (bool[n, H, W] at the stored size, i32[n] indices into class_names).
 
-        Raises AttributeError where none are stored, so that hasattr tells.
+        Raises AttributeError if none are stored, so that hasattr works.
         """
         if self._masks is None:
             raise AttributeError(f"{self._where}: no masks; prepare with --masks to have them")
@@ -83,7 +83,7 @@ class ArrayRecord:
         return self._names[start:stop].tobytes().decode(errors="surrogateescape")
 
     def default_canvas(self, global_size: int) -> int:
-        """Holds 95 of 100 images as they are, at most twice the short side; a multiple of 32 pixels."""
+        """Canvas side that fits 95% of the images, at most twice the short side; a multiple of 32."""
         longest = math.ceil(self._longer_side / 32) * 32
         most = -(-2 * self._short_side // 32) * 32 or canvas_for_photos(global_size)
         return min(longest, most)
@@ -91,12 +91,12 @@ class ArrayRecord:
     def _read(self, records: ArrayRecordDataSource, row: int, i: int) -> bytes:
         try:
             return records[row]
-        except RuntimeError as error:  # of array_record: every block has a checksum
+        except RuntimeError as error:  # from array_record: a block's checksum is wrong
             raise BadImage(self.name(i), f"its record is damaged: {str(error)[:200]}") from None
 
 
 class _Shard(NamedTuple):
-    """All of a file, in the form that array_record asks for, so that it opens nothing to count."""
+    """A whole file as a read instruction, so that array_record need not open it to count records."""
 
     filename: str
     skip: int
@@ -108,10 +108,10 @@ def _read_manifest(root: Path) -> dict:
     manifest = read_json(root / MANIFEST)
     unfinished = read_json(root / UNFINISHED) if manifest is None else None
     if unfinished is not None:
-        raise FileNotFoundError(f"{root} is unfinished; to go on: {unfinished['command']}")
+        raise FileNotFoundError(f"{root} is unfinished; to continue: {unfinished['command']}")
     if manifest is None:
         raise FileNotFoundError(
-            f"{root} holds no {MANIFEST}: prepared data come from python -m dinotwins_jax.prepare"
+            f"{root} has no {MANIFEST}: write prepared data with python -m dinotwins_jax.prepare"
         )
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{root / MANIFEST}: not the manifest of prepared data")

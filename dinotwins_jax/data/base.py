@@ -1,4 +1,4 @@
-"""What an image source is, and how one image file becomes pixels."""
+"""Protocol of image sources, and decoding of image files."""
 
 import contextlib
 import io
@@ -16,10 +16,10 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 
 
 class BadImage(ValueError):
-    """A record that cannot be read: `name` says which (a file's path), `reason` why."""
+    """Raised for an unreadable record; `name` identifies it (a file's path), `reason` says why."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both, so that it survives pickling out of a worker process
+        super().__init__(name, reason)  # both, so that it can be pickled by a worker process
         self.name = name
         self.reason = reason
 
@@ -28,18 +28,18 @@ class BadImage(ValueError):
 
 
 class Source(Protocol):
-    """Random access to images. Must pickle when worker processes are used.
+    """Random access to images. Must be picklable if worker processes are used.
 
-    Optional, so that readers ask with getattr(source, "multi_hot", None):
-      multi_hot: bool[len(self), len(class_names)], every category that is in the image (crowds left
-        out, as in labels); None where an image has one label only.
+    Optional, read with getattr(source, "multi_hot", None):
+      multi_hot: bool[len(self), len(class_names)], all categories in the image (crowds left out, as in
+        labels); None if images have a single label.
     Optional methods:
       masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
         class_names.
-      encoded(i) -> bytes: image i as it is stored, not decoded (a JPEG or another file's bytes).
-        Raises BadImage. Where it is there, batches are decoded from it, reduced while decoding if they may
-        be, and prepared data are made of it without a loss; a subclass that changes [i] alone is
-        read through [i].
+      encoded(i) -> bytes: image i as stored, not decoded (the bytes of a JPEG or another file).
+        Raises BadImage. If present, batches are decoded from it, at reduced size where possible, and
+        prepared data keep its bytes where possible; a subclass that overrides only [i] is read
+        through [i].
     """
 
     class_names: tuple[str, ...]  # () when unlabelled
@@ -52,14 +52,14 @@ class Source(Protocol):
         ...
 
     def name(self, i: int) -> str:
-        """What to call record i in messages: its path, or such as "scenes/train/12".
+        """Unique name of record i for messages: its path, or e.g. "scenes/train/12".
 
-        No two records have the same name, except across splits where they are the same image.
+        Records of two splits share a name only if they are the same image.
         """
         ...
 
     def default_canvas(self, global_size: int) -> int:
-        """Canvas side (pixels) for global crops of global_size, where the config says "auto"."""
+        """Canvas side (pixels) for global crops of global_size, if data.canvas_size is 0."""
         ...
 
 
@@ -100,7 +100,7 @@ class ImageFiles:
 
 
 def gives_encoded(source: Source) -> bool:
-    """Whether encoded(i) may stand for [i]: not in a subclass that only overrides [i]."""
+    """Whether encoded(i) gives the same image as [i]; False if a subclass overrides only [i]."""
     for kind in type(source).__mro__:
         if "encoded" in vars(kind) or "__getitem__" in vars(kind):
             return "encoded" in vars(kind)
@@ -108,13 +108,13 @@ def gives_encoded(source: Source) -> bool:
 
 
 def check_split(split: str) -> None:
-    """Raises ValueError unless split is one of SPLITS."""
+    """Raises ValueError if split is not one of SPLITS."""
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
 
 
 def check_dir(source: str, dir: str | os.PathLike) -> Path:
-    """The data directory. Raises ValueError if none is given, FileNotFoundError if not there."""
+    """The data directory. Raises ValueError if not given, FileNotFoundError if missing."""
     if not dir:
         raise ValueError(f"data source {source!r} needs dir, the directory of its files")
     root = Path(dir).expanduser()
@@ -137,20 +137,20 @@ def decode_image(
 ) -> np.ndarray:
     """Decodes an image of any format and mode that PIL reads.
 
-    EXIF rotation is applied, an alpha channel dropped, 16-bit grey scaled to 8 bits, and of an
-    animation the first frame taken.
+    EXIF rotation is applied, an alpha channel dropped, 16-bit grey scaled to 8 bits, and only the first
+    frame of an animation read.
 
     Args:
       file: a path, or the encoded bytes themselves.
-      name: what to call it in an error, by default its path.
-      max_side: pixels. A JPEG that is at least twice as large is then decoded at 1/2, 1/4 or 1/8 of
-        its size, which is cheaper; its longer side stays >= max_side.
+      name: its name in errors, by default its path.
+      max_side: pixels. A JPEG at least twice as large is decoded at 1/2, 1/4 or 1/8 of its size, which
+        is cheaper; its longer side stays >= max_side.
       canvas: u8[S, S, 3], to be overwritten. A JPEG exactly S wide and no higher may be decoded
-        right into its first rows, which saves a copy.
+        directly into its first rows, which saves a copy.
     Returns:
-      u8[H, W, 3] RGB, perhaps a part of the canvas.
+      u8[H, W, 3] RGB, possibly a view of the canvas.
     Raises:
-      BadImage: missing, empty, truncated, no image, or more than PIL.Image.MAX_IMAGE_PIXELS pixels.
+      BadImage: missing, empty, truncated, not an image, or above PIL.Image.MAX_IMAGE_PIXELS pixels.
     """
     name = name or (repr(file[:8]) if isinstance(file, bytes) else os.fspath(file))
     try:
@@ -174,10 +174,10 @@ def decode_image(
 
 
 def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) -> np.ndarray | None:
-    """Pillow's pixels at twice its speed, for the JPEGs that most files are; else None.
+    """Fast decoder for common JPEGs: Pillow's pixels at twice its speed; None for other files.
 
-    Left to Pillow: other formats, CMYK, a rotation in EXIF, and whatever has a flaw, so that there
-    is one judge of what is broken.
+    Other formats, CMYK, EXIF rotations and flawed files are left to Pillow, which alone decides what
+    is broken.
     """
     if data[:3] != b"\xff\xd8\xff" or (_has_exif(data) and _is_rotated(data)):
         return None
@@ -205,7 +205,7 @@ def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) ->
 
 
 def _has_exif(data: bytes) -> bool:
-    """Whether a segment before the pixels of a JPEG is EXIF. Searching its bytes takes ten times longer."""
+    """Whether a JPEG has an EXIF segment before its pixels; searching the bytes is ten times slower."""
     place = 2
     while data[place : place + 1] == b"\xff" and data[place + 1] != 0xDA:
         if data[place + 1] == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
@@ -217,7 +217,7 @@ def _has_exif(data: bytes) -> bool:
 def _is_rotated(data: bytes) -> bool:
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
         return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return False  # a broken EXIF block says nothing
+    return False  # a broken EXIF block is ignored
 
 
 def _to_rgb(image: Image.Image, max_side: int | None) -> np.ndarray:
@@ -227,11 +227,11 @@ def _to_rgb(image: Image.Image, max_side: int | None) -> np.ndarray:
         raise ValueError(f"{width} x {height} pixels, more than PIL's limit of {limit}")
     longer = max(width, height)
     if max_side is not None and longer >= 2 * max_side:
-        # draft() keeps both sides at or above what it is asked for, so ask in the picture's own
+        # draft() keeps both sides at or above the requested size, so request the image's own
         # aspect.
         image.draft(None, (-(-width * max_side // longer), -(-height * max_side // longer)))
     image.load()
-    with contextlib.suppress(Exception):  # a broken EXIF block does not spoil the pixels
+    with contextlib.suppress(Exception):  # the pixels are valid even if the EXIF block is broken
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; convert it to 8 or 16 bits")

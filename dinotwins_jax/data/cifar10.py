@@ -12,9 +12,9 @@ class Cifar10:
     """CIFAR-10 from train.npz, test.npz and classes.txt in `dir`; images are decoded on access.
 
     Each .npz holds jpeg u8[bytes], all files end to end; offsets i64[n + 1], image i being
-    jpeg[offsets[i]:offsets[i + 1]]; labels u8[n]. classes.txt has one name a line, in label order.
+    jpeg[offsets[i]:offsets[i + 1]]; labels u8[n]. classes.txt has one name per line, in label order.
     "pretrain" and "train" are both the 50,000 training images.
-    Raises FileNotFoundError or ValueError, one line, when a file is missing or is not of that form.
+    Raises FileNotFoundError or ValueError, in one line, for a missing or invalid file.
     """
 
     def __init__(self, split: str, *, dir: str = ""):

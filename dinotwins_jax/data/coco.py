@@ -11,20 +11,20 @@ from PIL import Image, ImageDraw
 
 from dinotwins_jax.data.base import ImageFiles, check_dir, check_split
 
-SUPERSAMPLE = 5  # odd, so that one of the small pixels is the middle one
+SUPERSAMPLE = 5  # odd, so that a subpixel lies at the centre
 
 
 class Coco(ImageFiles):
     """COCO images; for "train" and "test" with labels and masks of their objects.
 
-    The directory holds one folder an image set (train2017/, val2017/) and
+    The directory holds one folder per image set (train2017/, val2017/) and
     annotations/instances_<set>.json. "pretrain" reads whole folders, sorted by name, and needs no
     annotations. "train" and "test" take the images that the JSON lists, sorted by id; one whose
     file is missing is a BadImage when it is read.
 
     class_names: the JSON's categories, sorted by id.
     labels: i32[len(self)], the category with the largest total annotated area in the image, crowds
-      left out, as an index into class_names; -1 where there is none.
+      left out, as an index into class_names; -1 if there is none.
     multi_hot: bool[len(self), len(class_names)], the categories of all its objects, crowds left out.
     Both are None for "pretrain".
 
@@ -36,7 +36,7 @@ class Coco(ImageFiles):
     Raises:
       FileNotFoundError: no such directory, image folder or annotation file, or an empty image
         folder.
-      ValueError: the annotation file is no JSON, or no COCO instances.
+      ValueError: the annotation file is not JSON, or not COCO instances.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Coco(ImageFiles):
     def masks(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """The objects of image i, crowds left out, in the file's order.
 
-        The annotation file is read again on the first call, so that training does not hold
-        polygons.
+        The annotation file is read again on the first call, so that training does not keep polygons in
+        memory.
 
         Returns:
           bool[n, H, W] at the image's own size, and i32[n] indices into class_names.
@@ -82,7 +82,7 @@ class Coco(ImageFiles):
           ValueError: the split is "pretrain", or a segmentation is compressed RLE.
         """
         if self._json_path is None:
-            raise ValueError('no masks in split "pretrain" of COCO: ask for "train" or "test"')
+            raise ValueError('no masks in split "pretrain" of COCO: use "train" or "test"')
         if self._segmentations is None:
             instances = _read_instances(self._json_path)
             with _naming(self._json_path):
@@ -98,19 +98,18 @@ class Coco(ImageFiles):
 def dominant_categories(
     image: np.ndarray, category: np.ndarray, area: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of images from the objects in them.
+    """Image labels from the objects in each image.
 
     Args:
-      image, category, area: i64[n], i64[n], f64[n]: of each object, the image that it is in, what it
-        is, and how large (any unit).
+      image, category, area: i64[n], i64[n], f64[n]: image, category and area (any unit) of each object.
       shape: (images, categories).
     Returns:
-      labels i32[images], the category with the largest total area, -1 where there is no object, and
-      multi_hot bool[images, categories], whether there is any object of the category.
+      labels i32[images], the category with the largest total area, -1 without objects, and
+      multi_hot bool[images, categories], whether the image has an object of the category.
     """
     total, present = np.zeros(shape), np.zeros(shape, bool)
     np.add.at(total, (image, category), area)
-    present[image, category] = True  # an object of area 0 still counts as one
+    present[image, category] = True  # an object of area 0 counts too
     if not shape[1]:
         return np.full(shape[0], -1, np.int32), present
     best = np.argmax(np.where(present, total, -1.0), axis=1)
@@ -119,7 +118,7 @@ def dominant_categories(
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turns a missing key or a wrong type in the block into one line that names the file."""
+    """Converts a KeyError or TypeError in the block to a one-line ValueError that names the file."""
     try:
         yield
     except KeyError as err:
@@ -158,7 +157,7 @@ def _read_instances(path: Path) -> dict[str, Any]:
 
 
 def _rows(entries: list[dict], wanted: list[int], what: str) -> np.ndarray:
-    """i64[n]: which entry each wanted id is."""
+    """Index i64[n] of the entry with each wanted id."""
     row = {entry["id"]: k for k, entry in enumerate(entries)}
     rows = np.array([row.get(k, -1) for k in wanted], np.int64)
     if (rows < 0).any():
@@ -177,7 +176,7 @@ def _labels(annotations: list, images: list, categories: list) -> tuple[np.ndarr
 
 
 def _group_segmentations(instances: dict[str, Any]) -> list[list[tuple[int, Any]]]:
-    """For every image, in order of id: (category index, polygons f32[points, 2] or an RLE dict)."""
+    """Per image, in order of id: list of (category index, polygons f32[points, 2] or an RLE dict)."""
     images = sorted(instances["images"], key=lambda image: image["id"])
     categories = sorted(instances["categories"], key=lambda category: category["id"])
     single = [a for a in instances["annotations"] if not a.get("iscrowd", 0)]
@@ -188,7 +187,9 @@ def _group_segmentations(instances: dict[str, Any]) -> list[list[tuple[int, Any]
         shape = annotation["segmentation"]
         if isinstance(shape, dict):
             if not isinstance(shape["counts"], list):
-                raise ValueError("compressed RLE segmentation: only polygons and counts are read")
+                raise ValueError(
+                    "compressed RLE segmentation: only polygons and uncompressed RLE are supported"
+                )
         else:
             shape = [np.array(polygon, np.float32).reshape(-1, 2) for polygon in shape]
         groups[row].append((int(kind), shape))
@@ -196,24 +197,24 @@ def _group_segmentations(instances: dict[str, Any]) -> list[list[tuple[int, Any]
 
 
 def _rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """bool[height, width] of a list of polygons (their union), or of an uncompressed RLE dict."""
+    """Mask bool[height, width] of a list of polygons (their union) or an uncompressed RLE dict."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # 0s, 1s, ... down the columns
         return runs.reshape(width, height).T
-    # PIL fills a polygon's outline too, half a pixel too wide: draw it larger, then keep the pixel
-    # that holds each centre. And COCO counts from a pixel's corner, PIL from its centre.
+    # PIL also fills a polygon's outline, half a pixel too wide: draw it supersampled, then keep the
+    # subpixel at each centre. COCO's coordinates start at a pixel's corner, PIL's at its centre.
     mask = np.zeros((height, width), bool)
     corners = np.concatenate([*segmentation, np.zeros((0, 2))])
     if not len(corners):
         return mask
-    # Drawn within the object's box and a pixel more, not in the whole picture.
+    # Drawn within the object's box plus one pixel, not in the whole image.
     left, top = (max(int(low) - 1, 0) for low in corners.min(axis=0))
     right, bottom = (
         min(int(high) + 2, side)
         for high, side in zip(corners.max(axis=0), (width, height), strict=True)
     )
-    if left >= right or top >= bottom:  # beside the picture
+    if left >= right or top >= bottom:  # outside the image
         return mask
     canvas = Image.new("1", ((right - left) * SUPERSAMPLE, (bottom - top) * SUPERSAMPLE))
     draw = ImageDraw.Draw(canvas)

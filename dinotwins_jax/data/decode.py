@@ -1,4 +1,4 @@
-"""From record numbers to one batch of pixels: read, shrink, place on a fixed canvas, in threads."""
+"""Loading of a batch from record indices: read, shrink, place on a fixed canvas, in threads."""
 
 import threading
 from collections.abc import Callable
@@ -10,25 +10,25 @@ from PIL import Image
 
 from dinotwins_jax.data.base import BadImage, Source, decode_image, gives_encoded
 
-MAX_REPLACEMENT_TRIES = 100  # records in a row, before a source is given up
+MAX_REPLACEMENT_TRIES = 100  # unreadable records in a row before giving up
 
 Batch = dict[str, np.ndarray]
 
-# (source, index, canvas u8[S, S, 3] to overwrite) -> (picture u8[h, w, 3], perhaps in the canvas
-# already, index it came from, bad index or -1)
+# (source, index, canvas u8[S, S, 3] to overwrite) -> (image u8[h, w, 3], possibly a view of the canvas,
+# index it came from, bad index or -1)
 Read = Callable[[Source, int, np.ndarray], tuple[np.ndarray, int, int]]
 
 
 def fit_canvas(image: np.ndarray, canvas_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts a picture on a square canvas.
+    """Places an image on a square canvas.
 
     Args:
       image: u8[H, W, 3].
       canvas_size: side S in pixels.
     Returns:
-      u8[S, S, 3], the picture top left and zeros below and to the right, and i32[2], its (height,
-      width). A picture larger than the canvas is shrunk (bicubic, antialiased, aspect kept, no side
-      below 1), a smaller one left as it is.
+      u8[S, S, 3], the image top left and zeros below and to the right, and i32[2], its (height,
+      width). An image larger than the canvas is shrunk (bicubic, antialiased, aspect kept, no side
+      below 1), a smaller one kept as it is.
     """
     picture = _shrink(image, canvas_size)
     height, width = picture.shape[:2]
@@ -38,7 +38,7 @@ def fit_canvas(image: np.ndarray, canvas_size: int) -> tuple[np.ndarray, np.ndar
 
 
 class BatchLoader:
-    """Record numbers i64[B] -> a batch, decoded by a pool of threads. Pickles without the pool."""
+    """Loads a batch of record indices i64[B] with a pool of threads. Pickles without the pool."""
 
     def __init__(self, source: Source, canvas_size: int, num_threads: int, read: Read):
         self._args = (source, canvas_size, num_threads, read)
@@ -50,7 +50,7 @@ class BatchLoader:
         return BatchLoader, self._args
 
     def close(self) -> None:
-        """Lets threads and memory go; the next call makes new ones."""
+        """Releases threads and memory; the next call creates new ones."""
         with self._lock:
             if self._pool is not None:
                 self._pool.shutdown(wait=False)
@@ -81,23 +81,23 @@ class BatchLoader:
             for row in rows:
                 place(row)
 
-        # A task a thread: handing over every picture by itself costs 5% of decoding it.
+        # One task per thread: one per image would cost 5% of decoding.
         rows = range(len(ids))
         list(pool.map(place_all, [rows[t::num_threads] for t in range(num_threads)]))
         return batch
 
 
 class _Canvases:
-    """Arrays that are used again once nobody else holds them: fresh memory costs 5% of decoding."""
+    """Pool of arrays, reused once unreferenced: fresh memory costs 5% of decoding."""
 
     def __init__(self, keep: int = 8):
         self._arrays: list[np.ndarray] = []
         self._keep = keep
         alone = [np.empty(0)]
-        self._alone = getrefcount(alone[0])  # of what only a list holds, in this Python
+        self._alone = getrefcount(alone[0])  # reference count of an object that only a list holds
 
     def free(self, shape: tuple[int, ...]) -> np.ndarray:
-        """u8[shape] of anything. Views, other threads and devices that hold an array count."""
+        """An uninitialised u8[shape] that no view, other thread or device references."""
         for number in range(len(self._arrays)):
             free = getrefcount(self._arrays[number]) == self._alone
             if free and self._arrays[number].shape == shape:
@@ -107,7 +107,7 @@ class _Canvases:
 
 
 def read_or_next(source: Source, index: int, canvas: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """For training: an unreadable record is replaced by the next readable one, wrapping round.
+    """Reads a record for training; an unreadable one is replaced by the next, wrapping round.
 
     Raises BadImage after MAX_REPLACEMENT_TRIES unreadable records in a row.
     """
@@ -118,11 +118,13 @@ def read_or_next(source: Source, index: int, canvas: np.ndarray) -> tuple[np.nda
             return _read(source, candidate, canvas), candidate, index if step else -1
         except BadImage as err:
             last = err
-    raise BadImage(last.name, f"{last.reason}; so were the {tries - 1} records before it")
+    raise BadImage(
+        last.name, f"{last.reason}; the {tries - 1} records before it are unreadable too"
+    )
 
 
 def read_or_black(source: Source, index: int, canvas: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """For evaluation: an unreadable record is a black picture as large as the canvas."""
+    """Reads a record for evaluation; an unreadable one gives a black image of the canvas size."""
     try:
         return _read(source, index, canvas), index, -1
     except BadImage:
@@ -138,7 +140,7 @@ def _read(source: Source, index: int, canvas: np.ndarray) -> np.ndarray:
     image = source[index]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         found = f"{image.dtype}{list(image.shape)}"
-        raise ValueError(f"{source.name(index)}: the source gave {found}, not uint8[H, W, 3]")
+        raise ValueError(f"{source.name(index)}: the source returned {found}, not uint8[H, W, 3]")
     return _shrink(image, len(canvas))
 
 

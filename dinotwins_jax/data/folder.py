@@ -1,4 +1,4 @@
-"""Any tree of image files."""
+"""Source of image files in any directory tree."""
 
 import glob
 import hashlib
@@ -11,26 +11,25 @@ from dinotwins_jax.data.base import EXTENSIONS, ImageFiles, check_dir, check_spl
 
 
 class Folder(ImageFiles):
-    """All images under `dir`, sorted by path; labelled when they lie in class folders.
+    """All images under `dir`, sorted by path; labelled if they lie in class folders.
 
-    Splits: if dir holds train/ and val/ (or test/), these are they, and "pretrain" is train/.
-      Otherwise a labelled tree holds out test_fraction of its files, chosen by a hash of (seed,
-      path), as "test", and "pretrain" and "train" are the rest; an unlabelled tree is the same in
-      every split.
-    Labels: the first-level folder's name, if every image lies in a folder and there are two or
-      more.
-    Hidden files and folders are passed over.
+    Splits: if dir holds train/ and val/ (or test/), these are "train" and "test", and "pretrain" is
+      train/. Otherwise test_fraction of a labelled tree's files, chosen by a hash of (seed, path), is
+      "test", and the rest is "pretrain" and "train"; an unlabelled tree is the same in every split.
+    Labels: the first-level folder's name, if every image lies in a folder and there are at least two
+      folders.
+    Hidden files and folders are ignored.
 
     Args:
       split: "pretrain", "train" or "test".
-      dir: the root, or a pattern with *, ? or [ in it, such as "/data/**/*.jpg" (** is any number
-        of folders). The root is then what stands before the first of these, here /data, and the
-        images that match are taken as an unsplit tree.
+      dir: the root, or a glob pattern with *, ? or [, such as "/data/**/*.jpg" (** is any number
+        of folders). The root is then the part before the first wildcard, here /data, and the
+        matching images are an unsplit tree.
       test_fraction: in (0, 1), of the files.
       seed: of the hold-out; the same for every split of a run.
     Raises:
-      FileNotFoundError: no such directory, or no images in it or of that pattern.
-      ValueError: bad test_fraction, or a class in the test folder that train/ does not have.
+      FileNotFoundError: no such directory, or no matching images.
+      ValueError: invalid test_fraction, or a class in the test folder that train/ lacks.
     """
 
     def __init__(self, split: str, *, dir: str = "", test_fraction: float = 0.2, seed: int = 0):
@@ -47,7 +46,7 @@ class Folder(ImageFiles):
         super().__init__([str(root / n) for n in names], labels=labels, class_names=class_names)
 
 
-# A split: the root, the files' names below it, their labels, the classes' names.
+# A split: root, file names relative to it, labels, class names.
 _Files = tuple[Path, list[str], np.ndarray | None, tuple[str, ...]]
 
 
@@ -78,7 +77,7 @@ def _held_out_split(
     class_names = _class_names(names)
     if not class_names:
         return root, names, None, ()
-    # By hash of the name and not by position: a file added later moves few others across.
+    # By hash of the name, not by position: an added file moves few others to another split.
     ranked = sorted(names, key=lambda n: hashlib.sha256(f"{seed}/{n}".encode()).digest())
     num_test = min(max(1, round(test_fraction * len(names))), len(names) - 1)
     kept = sorted(ranked[:num_test] if split == "test" else ranked[num_test:])
@@ -89,7 +88,7 @@ def _image_names(root: Path) -> list[str]:
     names, visited = [], set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in visited:  # a link back up the tree
+        if real in visited:  # a symbolic link to a parent folder
             subfolders.clear()
             continue
         visited.add(real)
@@ -102,9 +101,9 @@ def _image_names(root: Path) -> list[str]:
 
 
 def _split_pattern(dir: str | os.PathLike) -> tuple[Path, str]:
-    """What stands before the first part with a wildcard, and the rest ("" if there is none).
+    """Splits a pattern before its first part with a wildcard; the rest is "" without wildcards.
 
-    A folder that is there and has such a character in its own name is no wildcard.
+    An existing folder with a wildcard character in its name is not a wildcard.
     """
     parts = Path(dir).expanduser().parts
     for k, part in enumerate(parts):
@@ -118,7 +117,7 @@ def _matching_names(root: Path, pattern: str) -> list[str]:
     for name in glob.glob(pattern, root_dir=root, recursive=True):
         path = root / name
         if name.lower().endswith(EXTENSIONS) and path.is_file():
-            # As in a tree, each folder once, under its shortest name: a link may lead back up.
+            # As in a tree, each folder once, under its shortest name: links may point to a parent.
             key = (os.path.realpath(path.parent), path.name)
             found[key] = min(found.get(key, name), name, key=lambda n: (n.count(os.sep), n))
     if not found:

@@ -1,14 +1,14 @@
-"""From a source to batches: seeded order, decoding, a fixed canvas, prefetching. Host only, no jax.
+"""Input pipeline: seeded order, decoding, a fixed canvas, prefetching. Host only, no jax.
 
-The order is a stream of positions: epoch 0's shuffle, epoch 1's, and so on, with no gap between
-them. Global batch b is positions [b * batch_size, (b + 1) * batch_size), so a batch may straddle
-two epochs, and no record is ever dropped. What is at a position depends on (seed, position, number
-of records) alone: not on worker processes, threads, the number of hosts or where a run was resumed.
+The order is a stream of positions: epoch 0's shuffle, epoch 1's, and so on, without gaps. Global
+batch b holds positions [b * batch_size, (b + 1) * batch_size), so a batch may span two epochs, and no
+record is ever dropped. The record at a position depends only on (seed, position, number of records),
+not on worker processes, threads, the number of hosts or the step of a resume.
 
-A batch: "image" u8[B, S, S, 3], each picture in the top left corner and zeros around; "size" i32[B,
-2], its (height, width); "index" i32[B], the record it came from; "bad" i32[B], the record that
-should have been there but was unreadable, else -1. In training also "place" i32[B, 2], (epoch,
-position in it): what random keys are made of.
+A batch: "image" u8[B, S, S, 3], each image in the top left corner, padded with zeros; "size" i32[B,
+2], its (height, width); "index" i32[B], the record it came from; "bad" i32[B], the unreadable record
+that it replaces, else -1. In training also "place" i32[B, 2], (epoch, position in it), from which random
+keys are derived.
 """
 
 import atexit
@@ -26,7 +26,7 @@ from absl import flags, logging
 
 from dinotwins_jax.data.base import BadImage, Source
 from dinotwins_jax.data.decode import Batch, BatchLoader, read_or_black, read_or_next
-from dinotwins_jax.data.decode import fit_canvas as fit_canvas  # part of this module's face
+from dinotwins_jax.data.decode import fit_canvas as fit_canvas  # re-exported
 from dinotwins_jax.data.workers import num_cores
 
 BATCHES_AHEAD = 2  # enough to hide decoding; each is batch_size * canvas_size^2 * 3 bytes
@@ -43,7 +43,7 @@ def train_batches(
     process_count: int = 1,
     num_threads: int | None = None,
 ) -> "TrainBatches":
-    """Endless shuffled batches; see the module's text for the order and for what a batch holds.
+    """Endless shuffled batches; order and contents are in the module docstring.
 
     An unreadable record is replaced by the next readable one (index + 1, wrapping round).
 
@@ -52,11 +52,11 @@ def train_batches(
         batch_size / process_count.
       canvas_size: side S in pixels.
       seed: of the order, >= 0.
-      num_workers: decoding processes; 0 decodes in threads of this one, which PIL lets run in
+      num_workers: decoding processes; 0 decodes in threads of this process, which PIL runs in
         parallel.
-      num_threads: decoding threads in a process; by default as many as there are cores to share.
+      num_threads: decoding threads per process; by default its share of the cores.
     Raises:
-      ValueError: an empty source, or numbers that do not fit each other.
+      ValueError: an empty source, or inconsistent numbers.
       BadImage: from next(), after MAX_REPLACEMENT_TRIES unreadable records in a row.
       ChildProcessError: from next(), when the system killed a worker process.
     """
@@ -76,7 +76,7 @@ def train_batches(
 
 
 class TrainBatches(Iterator[Batch]):
-    """The iterator that train_batches returns. Nothing is started before the first next()."""
+    """Iterator that train_batches returns. Threads and processes start at the first next()."""
 
     def __init__(
         self,
@@ -94,9 +94,9 @@ class TrainBatches(Iterator[Batch]):
         self._seed = seed
         self._rows = rows
         self._num_workers = num_workers
-        self._position = 0  # in the stream, of the next global batch
+        self._position = 0  # of the next global batch, in the stream
         self._batches: Any = None
-        # grain's own clean-up at exit comes so late that it prints a traceback; this comes earlier.
+        # grain's own clean-up at exit runs too late and prints a traceback; this one runs earlier.
         atexit.register(_close_if_alive, weakref.ref(self))
 
     def __next__(self) -> Batch:
@@ -104,25 +104,25 @@ class TrainBatches(Iterator[Batch]):
             self._batches = self._start()
         try:
             batch = next(self._batches)
-        except RuntimeError as err:  # grain's word for a worker that is gone
+        except RuntimeError as err:  # raised by grain for a dead worker
             if "terminated unexpectedly" not in str(err):
                 raise
             code = "".join(re.findall(r"exit code (-?\d+)", str(err))[:1]) or "unknown"
             raise ChildProcessError(
-                f"a decoding process died (exit code {code}; -9: killed by the system, mostly for "
-                f"want of memory): lower config.data.num_workers, {self._num_workers} now"
+                f"a decoding process died (exit code {code}; -9: killed by the system, mostly when "
+                f"memory runs out): lower config.data.num_workers, now {self._num_workers}"
             ) from None
         self._position += self._batch_size
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Where the stream stands; the same in every process, small, and JSON can hold it."""
+        """Position of the stream: small, JSON-serialisable, the same in every process."""
         return {"position": self._position, "seed": self._seed, "num_records": self._num_records}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on exactly where get_state() was called, whatever the workers, hosts or batch size.
+        """Continues exactly where get_state() was called, for any workers, hosts or batch size.
 
-        Raises ValueError if the state is of another stream: another seed or number of records.
+        Raises ValueError if the state has another seed or number of records.
         """
         for key, mine in (("seed", self._seed), ("num_records", self._num_records)):
             if state[key] != mine:
@@ -131,24 +131,25 @@ class TrainBatches(Iterator[Batch]):
         self._position = int(state["position"])
 
     def close(self) -> None:
-        """Stops the threads and worker processes; the next next() starts new ones."""
+        """Stops threads and worker processes; the next next() starts new ones."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
         self._load.close()
 
     def _start(self) -> Any:
-        # grain's shuffle of epoch e uses seed + e, which would make epoch 1 of seed 0 epoch 0 of
-        # seed 1.
+        # grain's shuffle of epoch e uses seed + e: epoch 1 of seed 0 would equal epoch 0 of seed 1.
         (mixed,) = np.random.SeedSequence(self._seed).generate_state(1)
         stream = grain.MapDataset.range(self._num_records).shuffle(int(mixed))
-        # Endless for all that matters: repeat() alone is too long for slices of batches of one.
+        # Practically endless: repeat() alone is too long to be sliced at batch size 1.
         stream = stream.repeat(sys.maxsize // 4 // self._num_records)
         load = partial(_load_at, self._load, self._rows, self._position, self._num_records)
         batches = stream[self._position :].batch(self._batch_size).map_with_index(load)
         dataset = batches.to_iter_dataset(grain.ReadOptions(BATCHES_AHEAD, BATCHES_AHEAD))
         if self._num_workers:
-            if not flags.FLAGS.is_parsed():  # grain reads absl flags, which a notebook never parses
+            if (
+                not flags.FLAGS.is_parsed()
+            ):  # grain reads absl flags, which a notebook does not parse
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._num_workers)
             dataset = dataset.mp_prefetch(options, _leave_ctrl_c_to_the_parent)
@@ -156,13 +157,13 @@ class TrainBatches(Iterator[Batch]):
 
 
 def _leave_ctrl_c_to_the_parent(worker: int, workers: int) -> None:
-    """A terminal sends it to all processes of a run; the parent decides."""
+    """Ignores SIGINT, which a terminal sends to all processes; the parent handles it."""
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _load_at(load, rows: slice, start: int, num_records: int, number: int, ids) -> Batch:
-    """This process' rows of the global batch of `ids`, the number-th since position `start`."""
+    """Loads this process' rows of the global batch of `ids`, batch `number` after `start`."""
     positions = start + number * len(ids) + np.arange(len(ids))[rows]
     place = np.stack(np.divmod(positions, num_records), axis=1).astype(np.int32)
     return load(ids[rows]) | {"place": place}
@@ -181,11 +182,10 @@ def eval_batches(
     indices: Sequence[int] | np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> Iterator[Batch]:
-    """Every record once, in order, or those of `indices`; all batches full.
+    """All records once, in order, or those of `indices`; all batches are full.
 
-    A batch has "valid" bool[B] besides: False for the repeats of the last record that fill up the
-    last batch, and for an unreadable record, whose row is black, as large as the canvas, and marked
-    in "bad".
+    A batch also has "valid" bool[B]: False for the repeats of the last record that fill up the
+    last batch, and for an unreadable record, whose row is a black canvas and marked in "bad".
 
     Raises ValueError for an empty source or an index outside it.
     """
@@ -219,20 +219,19 @@ def _in_order(
 
 
 class BadImageLog:
-    """Counts the distinct unreadable records of the batches it is shown.
+    """Counts the distinct unreadable records in batches.
 
-    add() logs each new one once, and raises ValueError when there are more than max(1, limit *
-    len(source)) of
-    them: one broken file never stops a run, a broken data set does. limit is a fraction.
+    add() logs each new one once, and raises ValueError for more than max(1, limit * len(source)) of
+    them: a single broken file never stops a run, a broken data set does. limit is a fraction.
     """
 
     def __init__(self, source: Source, limit: float = 0.01):
         self._source = source
         self._limit = limit
-        self.indices: list[int] = []  # distinct, in the order in which they were met
+        self.indices: list[int] = []  # distinct, in order of appearance
 
     def add(self, batch: Batch) -> None:
-        """Takes batch["bad"], i32[B]."""
+        """Counts the records in batch["bad"], i32[B]."""
         bad = np.asarray(batch["bad"])
         for i in dict.fromkeys(bad[bad >= 0].tolist()):
             if i not in self.indices:
@@ -243,7 +242,7 @@ class BadImageLog:
             first = "; ".join(self._describe(i) for i in self.indices[:3])
             raise ValueError(
                 f"{count} of {total} images unreadable ({count / total:.1%}), "
-                f"more than {self._limit:.2%}: first ones {first}"
+                f"more than {self._limit:.2%}: the first are {first}"
             )
 
     def _describe(self, i: int) -> str:
@@ -251,7 +250,7 @@ class BadImageLog:
             self._source[i]
         except BadImage as err:
             return str(err)
-        return f"{self._source.name(i)}: unreadable when it was met, readable now"
+        return f"{self._source.name(i)}: unreadable in its batch, readable now"
 
 
 def _check_source(source: Source, batch_size: int, canvas_size: int) -> None:

@@ -1,4 +1,4 @@
-"""What a record of prepared data holds: one encoded image, or the masks of one image."""
+"""Records of prepared data: one encoded image, or the masks of one image."""
 
 import contextlib
 import io
@@ -18,26 +18,26 @@ _MASKS = struct.Struct("<3i")  # count, height, width
 
 
 class ImageRecord(NamedTuple):
-    """An image as it is stored, and where it came from."""
+    """A stored image and its source."""
 
     data: bytes  # a JPEG
-    source: bytes  # what it was made of: the source's encoded bytes, or its pixels
+    source: bytes  # the source's encoded bytes, or its pixels
     size: Size  # stored
     original_size: Size
-    verbatim: bool  # data is source
+    verbatim: bool  # data equals source
 
 
 def image_record(source: Source, i: int, *, short_side: int, quality: int) -> ImageRecord:
-    """Image i of a source, its short side brought down to `short_side`.
+    """Encodes image i of a source, its short side reduced to `short_side`.
 
-    Never enlarged. A JPEG that is small enough, RGB or grey and not rotated by EXIF keeps its bytes,
+    Never enlarged. A JPEG that is small enough, RGB or grey, and without EXIF rotation keeps its bytes;
     all others are encoded as JPEG, 4:2:0, upright.
 
     Args:
       short_side: pixels; 0 keeps every size.
       quality: of the JPEG, 1 to 95.
     Raises:
-      BadImage: unreadable; also where the bytes would have been kept.
+      BadImage: unreadable, even if the bytes could have been kept.
     """
     if not gives_encoded(source):
         pixels = source[i]
@@ -46,7 +46,7 @@ def image_record(source: Source, i: int, *, short_side: int, quality: int) -> Im
     else:
         raw, name = source.encoded(i), source.name(i)
         plain, original = _jpeg_header(raw)
-        # A large JPEG may be reduced while it is decoded, to no less than twice what is wanted.
+        # A large JPEG may be reduced while decoding, to no less than twice the target size.
         wanted = target_size(original, short_side) if original else None
         pixels = decode_image(raw, name=name, max_side=2 * max(wanted) if wanted else None)
         original = original or pixels.shape[:2]
@@ -62,7 +62,7 @@ def image_record(source: Source, i: int, *, short_side: int, quality: int) -> Im
 
 
 def target_size(size: Size, short_side: int) -> Size:
-    """`size` with its short side shrunk to short_side (0: left alone), the aspect kept."""
+    """`size` with its short side reduced to short_side (0: unchanged), keeping the aspect."""
     short = min(size)
     if not short_side or short <= short_side:
         return tuple(size)
@@ -71,7 +71,7 @@ def target_size(size: Size, short_side: int) -> Size:
 
 
 def _jpeg_header(data: bytes) -> tuple[bool, Size | None]:
-    """(may its bytes be kept, upright size) of a JPEG; (False, None) for anything else."""
+    """(whether its bytes can be kept, upright size) of a JPEG; (False, None) for other files."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format != "JPEG":
@@ -82,12 +82,12 @@ def _jpeg_header(data: bytes) -> tuple[bool, Size | None]:
             width, height = image.size
             size = (width, height) if orientation in _ROTATED else (height, width)
             return image.mode in ("RGB", "L") and orientation not in range(2, 9), size
-    except Exception:  # decode_image says what is wrong
+    except Exception:  # decode_image reports the error
         return False, None
 
 
 def mask_record(masks: np.ndarray, categories: np.ndarray, size: Size) -> bytes:
-    """Masks bool[n, H, W], resized to `size` (nearest), and categories i32[n], compressed."""
+    """Compresses masks bool[n, H, W], resized to `size` (nearest), and categories i32[n]."""
     height, width = size
     if masks.shape[1:] != size:
         images = (Image.fromarray(mask.astype(np.uint8)) for mask in masks)
@@ -99,7 +99,7 @@ def mask_record(masks: np.ndarray, categories: np.ndarray, size: Size) -> bytes:
 
 
 def read_mask_record(record: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """What `mask_record` took: bool[n, h, w] and i32[n]."""
+    """Inverse of `mask_record`: masks bool[n, h, w] and categories i32[n]."""
     content = zlib.decompress(record)
     count, height, width = _MASKS.unpack_from(content)
     categories = np.frombuffer(content, "<i4", count, _MASKS.size).astype(np.int32)

@@ -1,9 +1,9 @@
 """Procedural COCO-like scenes: textured objects on a textured background, with masks and categories.
 
-A category is a texture and an outline. Everything else is drawn anew for each object or image and
-carries no label: colours, brightness polarity, place, size, tilt, background and an uneven light
-over the whole picture. Raw pixels and colour histograms therefore say little. Colours are muted and
-the light uneven, so that two crops of a picture do not share an easy answer other than the objects.
+A category is a texture and an outline. Everything else is drawn at random for each object or image,
+independently of the label: colours, brightness polarity, position, size, tilt, background and an uneven
+illumination of the whole image. Raw pixels and colour histograms therefore predict little. Colours are
+muted and the illumination uneven, so that two crops of an image share no shortcut besides the objects.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def _textures() -> np.ndarray:
 
 
 def _outlines(angles: np.ndarray) -> np.ndarray:
-    """Radius of each outline over the angle, largest radius 1: f32[categories, angles]."""
+    """Radius of each outline by angle, largest radius 1: f32[categories, angles]."""
 
     def polygon(corners):
         sector = 2 * np.pi / corners
@@ -83,11 +83,11 @@ _NAMES = (
 
 
 class Scenes:
-    """Scenes made from a seed; the same index is the same picture on every machine.
+    """Scenes generated from a seed; an index gives the same image on every machine.
 
     Args:
-      split: "pretrain" and "train" are the same pictures, "test" others.
-      num_train, num_test: pictures; size: their side in pixels; seed: of the whole set.
+      split: "pretrain" and "train" are the same images, "test" different ones.
+      num_train, num_test: numbers of images; size: their side in pixels; seed: of the whole set.
     The label is the category of the largest object, which lies on top.
     """
 
@@ -95,11 +95,11 @@ class Scenes:
 
     def __init__(self, split, *, dir="", num_train=8000, num_test=2000, size=64, seed=0):
         if size < 16:
-            raise ValueError(f"data.scenes.size is {size}: at least 16 pixels")
+            raise ValueError(f"data.scenes.size is {size}: it must be at least 16 pixels")
         self.split, self.size = split, size
         count = num_test if split == "test" else num_train
         if count < 1:
-            raise ValueError(f"data.scenes needs at least one picture, got {count} for '{split}'")
+            raise ValueError(f"data.scenes needs at least one image, got {count} for '{split}'")
         self._seed = (seed, 1 if split == "test" else 0)
         rng = np.random.default_rng((*self._seed, 0))
         self.labels = rng.integers(0, len(_NAMES), count).astype(np.int32)
@@ -121,12 +121,12 @@ class Scenes:
         return self._images[i]
 
     def masks(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Visible part of each object, bool[n, size, size], and its category, i32[n]."""
+        """Visible masks of the objects, bool[n, size, size], and their categories, i32[n]."""
         _, owner, categories = self._draw(i)
         return np.stack([owner == k for k in range(len(categories))]), categories
 
     def _draw(self, i):
-        """(picture u8[size, size, 3], topmost object i8[size, size] (-1: none), categories i32[n])."""
+        """Draws (image u8[size, size, 3], topmost object i8[size, size] (-1: none), categories i32[n])."""
         rng = np.random.default_rng((*self._seed, 1, int(i)))
         image = _background(rng, self.size)
         owner = np.full((self.size, self.size), -1, np.int8)
@@ -148,7 +148,7 @@ class Scenes:
 
 
 def _two_colours(rng, low, high) -> np.ndarray:
-    """Two muted colours, half their difference in brightness in (low, high): f32[2, 3]."""
+    """Two muted colours f32[2, 3]; half their difference in brightness lies in (low, high)."""
     middle, half = rng.uniform(105, 150), rng.uniform(low, high) * rng.choice([-1, 1])
     grey = np.array([[middle - half], [middle + half]])
     return (grey + rng.uniform(-12, 12, (2, 3))).astype(np.float32)
@@ -163,7 +163,7 @@ def _background(rng, size) -> np.ndarray:
 
 
 def _waves(rng, size, count, frequency) -> np.ndarray:
-    """A sum of random plane waves, some `frequency` periods across the picture: f32[size, size]."""
+    """A sum of random plane waves with about `frequency` periods per image: f32[size, size]."""
     y, x = np.meshgrid(*[np.arange(size, dtype=np.float32) / size] * 2, indexing="ij")
     field = np.zeros((size, size), np.float32)
     for _ in range(count):
@@ -173,7 +173,7 @@ def _waves(rng, size, count, frequency) -> np.ndarray:
 
 
 def _paint(rng, image, owner, k, category, radius, center):
-    """Draw object k over what is there."""
+    """Draws object k over the image."""
     size = len(image)
     low = np.maximum(np.floor(center - radius).astype(int), 0)
     high = np.minimum(np.ceil(center + radius).astype(int) + 1, size)

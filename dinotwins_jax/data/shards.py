@@ -1,9 +1,9 @@
-"""Writes prepared data (data/store.py says what they hold): every image once, small, in shards.
+"""Writes prepared data (format in data/store.py): every image once, reduced, in shards.
 
-Every shard is one task for one process. It appears under its name when it is complete, and counts
-when its sidecar (the same name with .json: what is in it) is there too. So whatever stops the work,
-a second start does only what is missing, and the result is the same to the byte. Sidecars are gone
-at the end, and the manifest comes last. No jax here.
+Every shard is one task for one process. It gets its name when it is complete, and counts once its
+sidecar (the same name with .json: its contents) exists too. So after any interruption a second start
+writes only what is missing, and the result is identical to the byte. At the end the sidecars are
+removed, and the manifest is written last. No jax here.
 """
 
 import contextlib
@@ -54,20 +54,20 @@ def write(
     workers: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Makes `out` hold the store, or completes it.
+    """Writes the store to `out`, or completes it.
 
     Args:
-      description: of the source, in JSON's types; kept in the manifest.
-      command: what to type to go on; a reader of the unfinished directory names it.
-      workers: processes; 0: as many as there are cores.
-      overwrite: what an earlier start wrote is removed first.
+      description: of the source, in JSON types; kept in the manifest.
+      command: command to continue; quoted when the unfinished directory is read.
+      workers: processes; 0: one per core.
+      overwrite: first remove the files of an earlier start.
     Returns:
       the manifest. Unreadable images are listed in it ("skipped"), and their rows dropped.
     Raises:
-      ValueError: bad settings, or `out` was begun with others or another source, or holds something
-        else.
-      OSError: cannot write, a worker was killed, or somebody else is writing there. What is
-        finished stays: the same call goes on from there.
+      ValueError: invalid settings, `out` was begun with other settings or another source, or it holds
+        other files.
+      OSError: cannot write, a worker was killed, or another process is writing there. Finished shards
+        are kept: the same call continues from there.
     """
     check_settings(settings)
     if not store.names:
@@ -83,7 +83,7 @@ def write(
         if overwrite:
             _clear(out, identity | {"command": command})
         manifest = check_begun(out, identity)
-        _remove(out, "*.tmp")  # of a start that was killed
+        _remove(out, "*.tmp")  # left by a killed start
         if manifest is None:
             replace_text(out / UNFINISHED, _dump(identity | {"command": command}))
             with_masks = _write_shards(store, out, settings, workers)
@@ -93,12 +93,12 @@ def write(
 
 
 def _write_shards(store, out, settings, workers) -> dict[str, Source]:
-    """Writes what is missing; returns the sources whose masks are stored."""
-    images = pool.pack(store.sources)  # before masks are read: they may be large
+    """Writes the missing shards; returns the sources whose masks are stored."""
+    images = pool.pack(store.sources)  # before masks are read, which may be large
     wanted = {split: store.sources[split] for split in settings.masks if split in store.sources}
     with_masks = {split: s for split, s in wanted.items() if hasattr(s, "masks") and len(s)}
     for source in with_masks.values():
-        source.masks(0)  # what is wrong with them shows here, not hours later
+        source.masks(0)  # reports invalid masks now, not hours later
     tasks = _tasks(out, "images", store.origin, settings)
     pool.run(_write_images, tasks, images, workers, (settings.short_side, settings.quality))
     rows, kept, sizes = _kept(store, out, settings)
@@ -114,7 +114,7 @@ def _write_shards(store, out, settings, workers) -> dict[str, Source]:
 
 
 def _tasks(out: Path, kind: str, items: Sequence, settings: Settings) -> list[tuple[Path, list]]:
-    """(shard, its items) of every shard that is not done yet."""
+    """(shard, its items) for every shard that is not done yet."""
     step = settings.images_per_shard
     names = shard_names(kind, len(items), step)
     parts = [(out / name, items[k * step : (k + 1) * step]) for k, name in enumerate(names)]
@@ -122,7 +122,7 @@ def _tasks(out: Path, kind: str, items: Sequence, settings: Settings) -> list[tu
 
 
 def _write_images(path: Path, items: list, sources, tick, short_side: int, quality: int) -> None:
-    """One task, in a worker: items are (split, index)."""
+    """Writes one shard of images in a worker; items are (split, index)."""
     digest, source_bytes, sizes, skipped, verbatim = hashlib.sha256(), 0, [], [], 0
     with _new_shard(path) as write:
         for k, (split, i) in enumerate(items):
@@ -149,7 +149,7 @@ def _write_images(path: Path, items: list, sources, tick, short_side: int, quali
 
 
 def _write_masks(path: Path, items: list, sources, tick) -> None:
-    """One task, in a worker: items are (split, index, stored size)."""
+    """Writes one shard of masks in a worker; items are (split, index, stored size)."""
     with _new_shard(path) as write:
         for split, i, size in items:
             tick()
@@ -159,13 +159,13 @@ def _write_masks(path: Path, items: list, sources, tick) -> None:
 
 @contextlib.contextmanager
 def _new_shard(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Appends records to a file that gets its name when the block ends well."""
+    """Appends records to a temporary file, renamed when the block succeeds."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
 
     def checked(call, *args):
         try:
             return call(*args)
-        except RuntimeError as error:  # of array_record: disk full, no permission, ...
+        except RuntimeError as error:  # from array_record: disk full, no permission, ...
             raise OSError(f"writing {path}: {' '.join(str(error).split())[:200]}") from None
 
     try:
@@ -183,7 +183,7 @@ def _write_sidecar(path: Path, **rows: Any) -> None:
 
 
 def _kept(store, out, settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """From the sidecars: each image's row among those stored, whether it is, and i32[n, 4] sizes."""
+    """From the sidecars: each image's row among the stored ones, whether it is stored, i32[n, 4] sizes."""
     kept, sizes = np.ones(len(store.names), bool), []
     step = settings.images_per_shard
     for shard, name in enumerate(shard_names("images", len(store.names), step)):
@@ -194,7 +194,7 @@ def _kept(store, out, settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _merge(store, out, settings, identity, description, with_masks) -> dict[str, Any]:
-    """Writes splits.npz and the manifest, from the sidecars."""
+    """Writes splits.npz and the manifest from the sidecars."""
     rows, kept, sizes = _kept(store, out, settings)
     names = shard_names("images", len(kept), settings.images_per_shard)
     sidecars = _sidecars(out, names)
@@ -235,7 +235,7 @@ def _merge(store, out, settings, identity, description, with_masks) -> dict[str,
 
 
 def _arrays(store, rows, kept, sizes) -> dict[str, np.ndarray]:
-    """What splits.npz holds."""
+    """Arrays of splits.npz."""
     names = [n.encode(errors="surrogateescape") for n in store.names]
     names = [n for n, k in zip(names, kept, strict=True) if k]
     arrays = {
@@ -270,7 +270,7 @@ def _dump(value: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """One writer a directory at a time; the lock dies with its process."""
+    """Locks the directory for one writer at a time; the lock ends with its process."""
     with open(out / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -283,8 +283,8 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _clear(out: Path, unfinished: dict[str, Any]) -> None:
-    """Removes what an earlier start wrote, and nothing else; at no moment does it look complete."""
-    _remove(out, "images-*.json", "masks-*.json")  # without them no shard counts
+    """Removes only the files of an earlier start, in an order that never looks complete."""
+    _remove(out, "images-*.json", "masks-*.json")  # no shard counts without them
     replace_text(out / UNFINISHED, _dump(unfinished))
     _remove(out, MANIFEST, "images-*.array_record", "masks-*.array_record", ARRAYS)
 

@@ -1,11 +1,11 @@
-"""Prepared data before they are written: which image is which, and what is there already.
+"""Format of prepared data: index of the images over all splits, and checks of an output directory.
 
-    images-00000-of-00012.array_record      an image a record (data/records.py)
-    masks-test-00000-of-00005.array_record  the masks of split "test", a row of the split a record
+    images-00000-of-00012.array_record      one image per record (data/records.py)
+    masks-test-00000-of-00005.array_record  masks of split "test", one record per row of the split
     splits.npz                              sizes i32[n, 2], original_sizes i32[n, 2] and names of
-                                            the n images; for a split its rows i32[m] among them,
+                                            the n images; for each split its rows i32[m] among them,
                                             labels i32[m], multi_hot u8[m, ...] (packed bits)
-    manifest.json                           all the rest; written last
+    manifest.json                           everything else; written last
 
 data/shards.py writes it, data/array_record.py reads it.
 """
@@ -27,38 +27,40 @@ UNFINISHED, LOCK = "unfinished.json", "lock"
 
 
 class Settings(NamedTuple):
-    """What decides the bytes that are written, besides the source."""
+    """Settings that, with the source, determine the bytes written."""
 
     short_side: int = 256  # pixels; 0: every size kept
-    quality: int = 92  # of the JPEGs that are encoded anew
+    quality: int = 92  # of re-encoded JPEGs
     masks: tuple[str, ...] = ("test",)  # splits whose masks are stored, if the source has any
     images_per_shard: int = 1024
 
 
 class Store(NamedTuple):
-    """Which image is which: the union of the splits, each name once, in order of the splits."""
+    """Index of the images: the union of the splits, each name once, in order of the splits."""
 
     sources: dict[str, Source]
     names: list[str]
-    origin: list[tuple[str, int]]  # of each image, the first split that has it, and its index there
-    rows: dict[str, np.ndarray]  # split -> i32[len(source)], which image each index is
+    origin: list[tuple[str, int]]  # first split of each image, and its index there
+    rows: dict[str, np.ndarray]  # split -> i32[len(source)], image of each index
 
 
 def check_settings(settings: Settings) -> None:
     """Raises ValueError for a value out of range."""
     if settings.short_side < 0:
-        raise ValueError(f"short_side is {settings.short_side}: pixels, or 0 to keep every size")
+        raise ValueError(
+            f"short_side is {settings.short_side}: it must be pixels, or 0 for every size"
+        )
     if not 1 <= settings.quality <= 95:
         raise ValueError(f"quality is {settings.quality}: it must lie between 1 and 95")
     if settings.images_per_shard < 1:
         raise ValueError(f"images_per_shard is {settings.images_per_shard}: it must be positive")
     unknown = [split for split in settings.masks if split not in SPLITS]
     if unknown:
-        raise ValueError(f"masks of {unknown[0]!r}: a split is one of {', '.join(SPLITS)}")
+        raise ValueError(f"masks of split {unknown[0]!r}: choose from {', '.join(SPLITS)}")
 
 
 def union(sources: dict[str, Source]) -> Store:
-    """The images of all splits; the same name in two splits is one image.
+    """Indexes the images of all splits; the same name in two splits is one image.
 
     Raises ValueError if two images of a split have the same name.
     """
@@ -75,22 +77,22 @@ def union(sources: dict[str, Source]) -> Store:
         if len(np.unique(rows[split])) != len(source):
             twice = int(np.bincount(rows[split]).argmax())
             raise ValueError(
-                f"split {split!r}: two images are called {list(row)[twice]!r}: the source's name(i) "
-                "must tell them apart"
+                f"split {split!r}: two images have the name {list(row)[twice]!r}: the source's name(i) "
+                "must be unique"
             )
     return Store(sources, list(row), origin, rows)
 
 
 def identify(store: Store, settings: Settings) -> dict[str, Any]:
-    """What two starts must have in common to be the same work; reads labels and files' sizes."""
+    """Values that must agree for a second start to continue; reads labels and file sizes."""
     files, labels = hashlib.sha256(), hashlib.sha256()
-    # The same files by another path, such as a relative one, are the same.
+    # The same files under another path, such as a relative one, count as the same.
     shared = os.path.commonprefix(store.names).rpartition("/")  # noqa: RUF071, cut at a slash
     start = len(shared[0] + shared[1])
     for name in store.names:
         size = ""
         with contextlib.suppress(OSError, ValueError):
-            size = os.stat(name).st_size  # where the name is a file's
+            size = os.stat(name).st_size  # if the name is a file's path
         files.update(f"{name[start:]} {size}\0".encode(errors="surrogateescape"))
     for split, source in store.sources.items():
         parts = (store.rows[split], source.labels, getattr(source, "multi_hot", None))
@@ -109,7 +111,7 @@ def identify(store: Store, settings: Settings) -> dict[str, Any]:
 
 
 def check_ours(out: Path) -> None:
-    """Raises ValueError if `out` is a directory of something else."""
+    """Raises ValueError if `out` holds files that are not prepared data."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -124,7 +126,7 @@ def check_ours(out: Path) -> None:
 
 
 def check_begun(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest, if `out` is complete. Raises ValueError if it is not the same work's."""
+    """The manifest, if `out` is complete. Raises ValueError if it was begun differently."""
     check_ours(out)
     begun = read_json(out / MANIFEST) or read_json(out / UNFINISHED)
     if begun is None:
@@ -135,7 +137,7 @@ def check_begun(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             what = {"files": "source files (names and sizes)", "labels": "labels or splits"}
             raise ValueError(
                 f"{out} was begun with {what.get(key, key)} {str(before.get(key))[:24]}, now it is "
-                f"{str(now)[:24]}: go on as it was begun, choose another directory, or start anew "
+                f"{str(now)[:24]}: use the former value, choose another directory, or start over "
                 "with --overwrite"
             )
     return begun if "settings" in begun else None
@@ -148,13 +150,13 @@ def shard_names(kind: str, count: int, per_shard: int) -> list[str]:
 
 
 def is_done(path: Path) -> bool:
-    """Whether a shard is complete: it and its sidecar are there and agree."""
+    """Whether a shard is complete: it and its sidecar exist and agree."""
     rows = read_json(path.with_suffix(".json"))
     return rows is not None and path.is_file() and path.stat().st_size == rows["bytes"]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file, None if it is not there. Raises ValueError if it is no JSON."""
+    """Reads a JSON file; None if it is missing. Raises ValueError if it is not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets, built elsewhere with --file_format=array_record, read without TensorFlow."""
+"""TensorFlow Datasets, prebuilt with --file_format=array_record, read without TensorFlow."""
 
 import functools
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ DEFAULT_DIR = "~/tensorflow_datasets"  # where TFDS puts its data
 
 
 class Tfds:
-    """A data set with the feature "image", and "label" or COCO's "objects" where it has labels.
+    """A data set with the feature "image" and, for labels, "label" or COCO's "objects".
 
-    labels are read from all records when they are first asked for, images left encoded; with
-    "objects" they are the category of the largest total area, crowds left out, as of Coco. No masks.
-    Safe with threads, and pickles.
+    labels are read from all records on first access, without decoding images; with "objects" they
+    are the category of the largest total area, crowds left out, as in Coco. No masks.
+    Thread-safe and picklable.
 
     Args:
       split: "pretrain" (labels are not read), "train" or "test".
-      dir: the directory of all TFDS data, or the version's own, which holds features.json.
-      name: of the data set, such as "coco/2017" or "imagenet2012"; its latest version is taken.
-      pretrain_splits, train_split, test_split: its splits' names.
+      dir: the directory of all TFDS data, or that of the version, which holds features.json.
+      name: of the data set, such as "coco/2017" or "imagenet2012"; its latest version is used.
+      pretrain_splits, train_split, test_split: names of its splits.
     Raises:
-      FileNotFoundError: no such data set there.
+      FileNotFoundError: no such data set.
       ValueError: not in array_record format, no such split, or no feature "image".
     """
 
@@ -75,7 +75,7 @@ class Tfds:
         """The stored image. Raises BadImage if the record is damaged."""
         try:
             return self._records[i]["image"]
-        except RuntimeError as error:  # of array_record: every block has a checksum
+        except RuntimeError as error:  # from array_record: a block's checksum is wrong
             raise BadImage(self.name(i), f"its record is damaged: {str(error)[:200]}") from None
 
     def name(self, i: int) -> str:
@@ -86,12 +86,12 @@ class Tfds:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """i32[len(self)], -1 for none; None where the data have no labels."""
+        """i32[len(self)], -1 for none; None if the data have no labels."""
         return self._scanned[0]
 
     @property
     def multi_hot(self) -> np.ndarray | None:
-        """bool[len(self), len(class_names)]; None but with "objects"."""
+        """bool[len(self), len(class_names)]; None without the feature "objects"."""
         return self._scanned[1]
 
     @functools.cached_property
@@ -128,7 +128,7 @@ def _version_dir(root: Path, name: str) -> Path:
     found = [path.parent for path in (root / name).glob("*/features.json")]
     if not found:
         raise FileNotFoundError(
-            f"data source 'tfds': no {name} in {root}: it would be {root / name}/<version>/"
+            f"data source 'tfds': no {name} in {root}: expected {root / name}/<version>/"
             "features.json, as tfds build --file_format=array_record writes it"
         )
     return max(

@@ -1,7 +1,7 @@
-"""Runs tasks on all cores, each of them many images: progress, a prompt stop, no orphans. No jax.
+"""Process pool for tasks of many images: progress, a prompt stop, no orphans. No jax.
 
-Processes and not threads, since encoding holds the interpreter's lock half of the time; spawned and
-not forked, since the parent may hold threads and locks of other libraries.
+Processes, not threads, since encoding holds the GIL half of the time; spawned, not forked, since the
+parent may hold threads and locks of other libraries.
 """
 
 import multiprocessing
@@ -18,26 +18,26 @@ from typing import Any
 
 from dinotwins_jax.logs.terminal import image_bar
 
-_POLL = 0.2  # seconds between two looks at the counters
+_POLL = 0.2  # seconds between two polls of the counters
 
-_worker: dict[str, Any] = {}  # of a worker process: what its tasks share
+_worker: dict[str, Any] = {}  # in a worker process: data shared by its tasks
 
 
 class Stopped(Exception):
-    """A worker gave its task up because the parent asked for it."""
+    """Raised in a worker whose task the parent has cancelled."""
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def pack(shared: Any) -> bytes:
-    """What all tasks share, as it travels to the workers. Raises ValueError if it cannot."""
+    """Pickles the data that all tasks share. Raises ValueError if that fails."""
     try:
         return pickle.dumps(shared)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise ValueError(f"the data source does not pickle: {error}") from None
+        raise ValueError(f"the data source cannot be pickled: {error}") from None
 
 
 def run(
@@ -46,17 +46,17 @@ def run(
     """Calls function(key, items, shared, tick, *args) for every (key, items) of tasks.
 
     Args:
-      function: of a module, calls tick() once an item; its result is not used.
-      shared: of `pack`; a worker unpacks it once.
-      workers: processes, 0: one a core.
+      function: a module-level function that calls tick() once per item; its result is ignored.
+      shared: from `pack`; a worker unpacks it once.
+      workers: processes, 0: one per core.
     Raises:
       OSError: a worker was killed.
-      Whatever a task raises; all others are stopped then, and on KeyboardInterrupt, in the middle.
+      Any error of a task; then, and on KeyboardInterrupt, all other tasks are stopped at once.
     """
     if not tasks:
         return
     context = multiprocessing.get_context("spawn")
-    # Without locks: a process that is killed while it holds one would stop all others.
+    # Without locks: a process killed while holding one would block all others.
     counts, stop = sharedctypes.RawArray("i", len(tasks)), sharedctypes.RawValue("b", 0)
     executor = ProcessPoolExecutor(
         min(workers or num_cores(), len(tasks)), context, _start, (shared, counts, stop)
@@ -65,7 +65,7 @@ def run(
     with image_bar() as bar:
         counted = bar.add_task("", total=total)
         try:
-            # The workers inherit the mask, so that Ctrl-C reaches this process alone.
+            # The workers inherit the mask, so that only this process handles Ctrl-C.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 todo = {
@@ -80,7 +80,7 @@ def run(
                     future.result()
         except BrokenProcessPool:
             raise OSError(
-                "a worker process died, most often killed for want of memory: try fewer --workers"
+                "a worker process died, most often because memory ran out: try fewer --workers"
             ) from None
         finally:
             stop.value = 1
@@ -88,13 +88,13 @@ def run(
 
 
 def _start(shared: bytes, counts, stop) -> None:
-    """In a worker, once."""
+    """Initialises a worker process."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _worker.update(packed=shared, counts=counts, stop=stop)
 
 
 def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()  # a parent that is killed cannot say so
+    multiprocessing.parent_process().join()  # a killed parent cannot send a message
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""How programs are compiled, and where they are remembered."""
+"""Compiler options and the persistent compilation cache."""
 
 import hashlib
 import platform
@@ -6,24 +6,24 @@ from pathlib import Path
 
 import jax
 
-_SHORTEST = 0.5  # seconds of compilation that are worth a file
+_SHORTEST = 0.5  # seconds; programs that compile faster are not cached
 
 
 def compiler_options(devices: list[jax.Device]) -> dict[str, str]:
-    """Of a training step for these devices.
+    """Compiler options of a training step for these devices.
 
-    XLA's CPU backend drops optimisation barriers: then remat computes everything once after all, and
-    what `models.barriers.in_memory` says is not heard.
+    By default XLA's CPU backend removes optimisation barriers, which disables remat and
+    `models.barriers.in_memory`.
     """
     on_cpu = devices[0].platform == "cpu"
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else {}
 
 
 def remember_compilations(folder: Path) -> Path | None:
-    """Programs compiled from here on are kept in a part of `folder` for machines like this one.
+    """Enables the compilation cache in a subfolder of `folder` for machines like this one.
 
     Returns:
-      where; None where JAX was told already, such as by JAX_COMPILATION_CACHE_DIR.
+      the subfolder; None if a cache is configured already, such as by JAX_COMPILATION_CACHE_DIR.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return None
@@ -34,7 +34,7 @@ def remember_compilations(folder: Path) -> Path | None:
 
 
 def machine_id() -> str:
-    """The kind of CPU: a program compiled for one fails on another that lacks its instructions."""
+    """Name of this machine's CPU type: a program may use instructions that another CPU lacks."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
     told = next((x for x in lines if x.startswith(("flags", "Features"))), lines[0])

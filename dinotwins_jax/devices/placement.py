@@ -1,7 +1,7 @@
-"""Where arrays live: one program over all devices, by jit on a mesh or by pmap.
+"""Placement of arrays: one program over all devices, with jit on a mesh or with pmap.
 
-Both give a global batch's numbers: jit because arrays are global and the partitioner adds the
-collectives, pmap because losses and batch norms reduce over the axis that they are told.
+Both compute the results of the global batch: under jit arrays are global and the partitioner inserts the
+collectives; under pmap losses and batch norms reduce over the named axis.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,19 @@ from dinotwins_jax.devices.sharding import DATA, FSDP, shardings_of
 
 
 class Placement(NamedTuple):
-    """axis_name: what make_train_step needs to know; None under jit.
-    gather: what make_train_step needs to make split parameters whole; None when they are not split.
-    num_devices: over which a batch is split.
-    abstract: shapes of a state -> the same with the shardings that it is kept in.
-    init: () -> state, as a state that is placed.
+    """Functions that place and compile a run.
+
+    axis_name: for make_train_step; None under jit.
+    gather: for make_train_step, gathers sharded parameters; None when they are not sharded.
+    num_devices: number of devices that share a batch.
+    abstract: shapes of a state -> the same with the shardings of the placed state.
+    init: (() -> state) -> placed state.
     compile: (train_step, shapes of its state) -> the same function over all devices; under jit it
-      consumes its state, unless keep_state.
-    put_batch: numpy batch of this process -> split over devices; abstract_batch: the same of shapes of
-      the global batch.
+      donates its state, unless keep_state.
+    put_batch: numpy batch of this process -> sharded over devices; abstract_batch: the same for shapes
+      of the global batch.
     whole: pytree of placed arrays -> replicated over this process' devices, for evaluation.
-    put_images: numpy array [B, …] of this process alone -> split over its devices, where they divide B.
+    put_images: numpy array [B, …] of this process only -> sharded over its devices, if they divide B.
     """
 
     axis_name: str | None
@@ -51,14 +53,14 @@ def make_placement(
     fsdp: int = 1,
     micro_batches: int = 1,
 ) -> Placement:
-    """The placement that config.parallel and config.mesh name.
+    """Builds the placement of config.parallel and config.mesh.
 
     Args:
       mode: "jit" | "pmap".
       batch_size: global; every device gets an equal part.
       devices: all devices by default.
-      data: devices that hold copies of a part of the state; 0: as many as there are.
-      fsdp: devices that share one copy of the state; 1: every device has a whole one.
+      data: number of copies of the state; 0: as many as the devices allow.
+      fsdp: devices that share one copy of the state; 1: every device has a whole copy.
       micro_batches: parts into which every device splits its part of the batch.
     Raises:
       ValueError: unknown mode, a mesh that does not fit the devices, a batch that does not divide,
@@ -86,11 +88,11 @@ def make_placement(
 
 
 def _chosen(devices: list[jax.Device], data: int, fsdp: int) -> list[jax.Device]:
-    """The devices of the mesh; the first ones where it is smaller than the machine."""
+    """Selects the devices of the mesh: the first ones if it is smaller than the machine."""
     if fsdp < 1 or data < 0:
         raise ValueError(
-            f"config.mesh is data={data}, fsdp={fsdp}: fsdp must be positive, data too, or 0 for the "
-            "devices that there are"
+            f"config.mesh is data={data}, fsdp={fsdp}: fsdp must be positive, and data positive or 0 "
+            "(all devices)"
         )
     if data == 0:
         if len(devices) % fsdp:
@@ -98,12 +100,12 @@ def _chosen(devices: list[jax.Device], data: int, fsdp: int) -> list[jax.Device]
         return devices
     if data * fsdp > len(devices):
         raise ValueError(
-            f"config.mesh data={data} x fsdp={fsdp} asks for {data * fsdp} devices: there are "
+            f"config.mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices: there are "
             f"{len(devices)}"
         )
     if data * fsdp < len(devices) and jax.process_count() > 1:
         raise ValueError(
-            f"config.mesh data={data} x fsdp={fsdp} leaves devices out: {jax.process_count()} processes "
+            f"config.mesh data={data} x fsdp={fsdp} leaves devices unused: {jax.process_count()} processes "
             f"have {len(devices)}, and all must take part"
         )
     return devices[: data * fsdp]
@@ -163,8 +165,8 @@ def _pmap_placement(devices) -> Placement:
 
     def compile(train_step, state, keep_state=False):
         del state, keep_state
-        # The state goes in and comes out unmapped: every device has it, and checkpoints and
-        # evaluation see the same arrays as under jit.
+        # The state is unmapped: every device holds it, and checkpoints and evaluation see the same
+        # arrays as under jit.
         return jax.pmap(
             train_step, axis_name=DATA, in_axes=(None, 0), out_axes=None, devices=devices
         )
@@ -209,7 +211,7 @@ def _over(devices, spec: PartitionSpec) -> NamedSharding:
 
 
 def _mesh(devices, shape, names) -> Mesh:
-    # Auto axes: with the explicit ones that make_mesh gives by default, z.T @ z over a sharded
+    # Auto axes: with explicit axes, the default of make_mesh, z.T @ z over a sharded
     # batch is an error instead of a collective.
     types = (AxisType.Auto,) * len(names)
     return jax.make_mesh(shape, names, axis_types=types, devices=devices)

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and which of them writes."""
+"""Multi-process runs: start of jax.distributed, and output from process 0 only."""
 
 import contextlib
 import io
@@ -20,15 +20,15 @@ def join(
     process_id: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Starts jax.distributed where there are several processes; before any other use of jax.
+    """Starts jax.distributed if there are several processes; to be called before any other use of jax.
 
-    What is not given comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and
-    what is not there either JAX finds out on SLURM, Open MPI, Kubernetes and TPU pods.
+    Missing values are read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    detected by JAX on SLURM, Open MPI, Kubernetes and TPU pods.
 
     Args:
       mode: "auto" joins when an address or a number is given, or when SLURM, Open MPI or a TPU pod
         started more than one task; "on": always; "off": never.
-      address: host:port of process 0; num_processes: in all; process_id: 0 .. num_processes - 1.
+      address: host:port of process 0; num_processes: total number; process_id: 0 .. num_processes - 1.
     Raises:
       ValueError: unknown mode, an incomplete or contradictory description.
       OSError: the others cannot be reached.
@@ -63,7 +63,7 @@ def join(
 
 
 def started_together(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started more than one task, this one among them."""
+    """Whether a launcher started this process as one of several tasks."""
     tasks = [
         environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     ]
@@ -81,16 +81,16 @@ def _number(given: int | None, name: str, environment: Mapping[str, str]) -> int
 
 
 def warn(text: str) -> None:
-    """A warning on stderr, from process 0 alone."""
+    """Prints a warning on stderr, in process 0 only."""
     if jax.process_index() == 0:
         print(f"WARNING {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def only_first_writes(workdir: Path) -> Iterator[Path]:
-    """Where this process writes its log, scores and pictures: process 0 into `workdir`; the others,
-    which do the same work on their share of the images, into a folder that is thrown away, and they
-    print nothing."""
+    """Yields the folder for this process' log, scores and pictures: `workdir` in process 0; in the
+    others, which do the same work on their share of the images, a temporary folder, and their output is
+    discarded."""
     if jax.process_index() == 0:
         yield workdir
         return

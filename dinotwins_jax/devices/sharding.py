@@ -1,4 +1,4 @@
-"""Which dimension of which array of a training state is split over the mesh axis "fsdp"."""
+"""Sharding rules: the dimension of each state array that is split over the mesh axis "fsdp"."""
 
 import re
 from typing import Any
@@ -8,9 +8,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP = "data", "fsdp"
 
-# Path of an array in the state -> its dimensions to try, in this order; the first rule that matches
-# counts. Optimiser moments and the teacher have their parameter's path at the end of theirs. What no
-# dimension of divides by the axis, and what is too small to be worth a collective, is whole everywhere.
+# Path of an array in the state -> dimensions to try, in this order; the first matching rule counts.
+# The paths of optimiser moments and of the teacher end in their parameter's path. An array is replicated
+# if no dimension is divisible by the axis, or if it is too small to be worth a collective.
 RULES = (
     (r"last_layer/weight_[vg]$", (0,)),  # prototypes [K, D], by prototype
     (r"center$", (0,)),
@@ -21,7 +21,7 @@ RULES = (
 
 
 def spec_of(path: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:
-    """How one array is split into `parts`; path: as "params/backbone/blocks_0/attn/qkv/kernel"."""
+    """PartitionSpec of one array; path: such as "params/backbone/blocks_0/attn/qkv/kernel"."""
     dimensions = next(dims for pattern, dims in RULES if re.search(pattern, path))
     for dimension in dimensions if parts > 1 else ():
         if shape[dimension] % parts == 0:
@@ -32,7 +32,7 @@ def spec_of(path: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def shardings_of(mesh: Mesh, tree: Any) -> Any:
-    """NamedSharding of every array (or shape) of a state, by RULES."""
+    """NamedSharding of every array (or shape) of a state, according to RULES."""
 
     def of(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

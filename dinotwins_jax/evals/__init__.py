@@ -1,4 +1,4 @@
-"""Evaluation of frozen features and attention, one file a task; here: the names of the tasks."""
+"""Evaluation of frozen features and attention, one file per task; this file names the tasks."""
 
 LABEL_TASKS = ("linear", "knn", "fewshot", "finetune")  # need labels
 MASK_TASKS = ("attention", "segmentation")  # need masks for their scores

@@ -1,4 +1,4 @@
-"""What the class token looks at: attention maps, their kept mass, rollout, and pictures of them.
+"""Class-token attention: maps, kept mass, rollout, and pictures of them.
 
 Letters: B images, T tokens, h x w patches, H x W pixels.
 """
@@ -24,7 +24,7 @@ def mass_mask(attention: jax.Array | np.ndarray, keep: float = 0.6) -> np.ndarra
       attention: f32[heads, h, w], not negative; each head is normalised here.
       keep: share of the mass, in (0, 1].
     Returns:
-      bool[heads, h, w], on the host. A head without any attention keeps nothing.
+      bool[heads, h, w], on the host. A head with zero attention keeps nothing.
     Raises:
       ValueError: keep outside (0, 1], or attention not [heads, h, w].
     Source: DINO, arXiv:2104.14294, visualize_attention.py (keeps 0.6).
@@ -53,7 +53,7 @@ def cls_attention(
       grid: (h, w) patches, h * w = T - num_prefix_tokens.
       num_prefix_tokens: tokens before the patches: the class token and the registers.
     Returns:
-      f32[B, heads, h, w]; sums to 1 less what the prefix tokens received.
+      f32[B, heads, h, w]; sums to 1 minus the attention to the prefix tokens.
     Raises:
       ValueError: grid and T do not fit.
     """
@@ -69,7 +69,7 @@ def cls_attention(
 def rollout(
     attentions: Sequence[jax.Array], grid: tuple[int, int], num_prefix_tokens: int = 1
 ) -> jax.Array:
-    """How much of each patch reaches the class token through all blocks and their residual paths.
+    """Attention rollout: share of each patch in the class token, through all blocks and residual paths.
 
     A_l = rows of (mean over heads of attention_l + identity), each divided by its sum
     class-token row of A_L ... A_2 A_1
@@ -79,17 +79,17 @@ def rollout(
       grid: (h, w) patches, h * w = T - num_prefix_tokens.
       num_prefix_tokens: tokens before the patches: the class token and the registers.
     Returns:
-      f32[B, h, w]; sums to 1 less what came from the prefix tokens.
+      f32[B, h, w]; sums to 1 minus the share of the prefix tokens.
     Raises:
       ValueError: no blocks, or grid and T do not fit.
     Source: Abnar and Zuidema, arXiv:2005.00928, section 3 (attention rollout).
-    Differs: starts at the class token and the last block, so it is a vector times L matrices instead of
-      a product of matrices: the same numbers.
+    Differs: starts at the class token and the last block, so it multiplies a vector by L matrices instead
+      of multiplying matrices: the same result.
     """
     if not len(attentions):
         raise ValueError("rollout needs the attention of at least one block, got none")
     B, _, T, _ = attentions[0].shape
-    reach = jnp.broadcast_to(jnp.eye(T)[0], (B, T))  # of each token into the class token
+    reach = jnp.broadcast_to(jnp.eye(T)[0], (B, T))  # share of each token in the class token
     for attention in reversed(attentions):
         mixing = attention.mean(axis=1) + jnp.eye(T)
         mixing /= mixing.sum(axis=-1, keepdims=True)
@@ -114,13 +114,13 @@ def attention_grid(
 ) -> None:
     """Writes one PNG with a row per image: image, mean of the heads, each head, the mean's kept mass.
 
-    Maps are shown patch by patch (nearest), each from 0 to its own maximum; with more than six
-    heads the first six are shown, and the mean is still over all of them.
+    Maps are shown patch by patch (nearest), each from 0 to its own maximum. At most six heads are
+    shown; the mean is over all of them.
 
     Args:
       path: file to write.
       images: u8[n, H, W, 3].
-      attention: f32[n, heads, h, w], as `cls_attention` gives.
+      attention: f32[n, heads, h, w], from `cls_attention`.
       keep: share of the mean's attention that the last column keeps, in (0, 1].
       titles: one line above each row, or None.
     Raises:
@@ -147,7 +147,7 @@ def attention_comparison(
     *,
     keep: float = 0.6,
 ) -> None:
-    """Writes one PNG with a row per image: image, then the mean of the heads and its kept mass, run by run.
+    """Writes one PNG with a row per image: image, then mean of the heads and its kept mass for each run.
 
     Args:
       path: file to write.

@@ -1,4 +1,4 @@
-"""A bank of linear probes: every (regularisation x feature set) pair at once, the best one scored.
+"""A bank of linear probes: all (regularisation, feature set) pairs, with the best one scored.
 
 Letters: M labelled training images, N test images, D features, C classes, R regularisations.
 """
@@ -14,7 +14,7 @@ from dinotwins_jax.evals.protocol import (
 from dinotwins_jax.evals.solvers import logistic, ridge, standardise, targets_of
 from dinotwins_jax.evals.splits import check_labels, holdout
 
-# Of the mean squared error or mean cross-entropy on standardised features, strongest first.
+# L2 penalties on the mean squared error or cross-entropy of standardised features, strongest first.
 REGULARISATIONS = tuple(float(r) for r in 10.0 ** np.arange(2, -7, -1))
 SOLVERS = ("ridge", "logistic")
 HOLDOUT_FRACTION = 0.2
@@ -38,14 +38,16 @@ def _bank(solver, features: dict, labels, fit, judges, num_classes, regularisati
 
 
 def best_threshold(scores: np.ndarray, targets: np.ndarray) -> float:
-    """The one threshold on scores [N, C] with the highest F1 over all entries; 0 without a positive."""
+    """Threshold on scores [N, C] with the highest micro F1; 0 without a positive."""
     order = np.argsort(-scores, axis=None, kind="stable")
     found = np.cumsum(targets.ravel()[order])
     if not found[-1]:
         return 0.0
     f1 = 2 * found / (np.arange(1, found.size + 1) + found[-1])
     ranked = scores.ravel()[order]
-    f1 = np.where(np.append(ranked[1:] < ranked[:-1], True), f1, 0.0)  # equal scores stay together
+    f1 = np.where(
+        np.append(ranked[1:] < ranked[:-1], True), f1, 0.0
+    )  # equal scores stay on one side
     best = int(f1.argmax())
     return float((ranked[best] + ranked[min(best + 1, found.size - 1)]) / 2)
 
@@ -60,10 +62,10 @@ def bank_probe(
     solver: str = "ridge",
     regularisations: tuple[float, ...] = REGULARISATIONS,
 ) -> dict:
-    """The probe that does best on a held-out fifth of the training labels, refitted on all of them.
+    """Selects the best probe on a held-out fifth of the training labels and refits it on all of them.
 
-    Equal held-out scores go to the stronger regularisation, then to the first feature set. Where
-    nothing can be held out the training images themselves decide. Arguments: see `bank_probe_splits`.
+    Ties go to the stronger regularisation, then to the first feature set. If nothing can be held out,
+    the training images are used for selection. Arguments: see `bank_probe_splits`.
     """
     multi = labels.ndim == 2
     fit, held = holdout(labels, np.arange(len(labels)), HOLDOUT_FRACTION, seed=0)
@@ -79,7 +81,7 @@ def bank_probe(
     weights, biases = _fit(solver, standard(x), labels[everything], num_classes, strength)
     scores = standard(test[name]) @ weights[0] + biases[0]
     threshold = 0.0
-    if multi and solver == "ridge":  # its scores are no log odds
+    if multi and solver == "ridge":  # its scores are not log odds
         threshold = best_threshold(bank[name][1][r], labels[judges])
     return {
         **final_scores(scores, test_labels, threshold),
@@ -105,12 +107,12 @@ def bank_probe_splits(
     split_seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     regularisations: tuple[float, ...] = REGULARISATIONS,
 ) -> dict:
-    """`bank_probe` with `fraction` of the labels, over several draws of which images keep theirs.
+    """`bank_probe` with `fraction` of the labels, over several random subsets of the labels.
 
     Args:
       train: feature set -> f32[M, D]; test: the same sets, f32[N, D].
       labels, test_labels: i32[M] and i32[N], -1 = none; or bool[M, C] and bool[N, C]. The test
-        labels are read for the final scores alone.
+        labels are used only for the final scores.
       solver: "ridge", closed form, or "logistic", L-BFGS.
       fraction, split_seeds: as in `linear_probe_splits`.
       regularisations: strongest first.
@@ -118,7 +120,7 @@ def bank_probe_splits(
       as `over_splits`, each split with the selected "regularisation" and "features" and, in "bank",
       the held-out score of every pair; and "regularisations".
     Raises:
-      ValueError: unknown solver, regularisations that do not fall or are not positive, no labelled
+      ValueError: unknown solver, regularisations not decreasing or not positive, no labelled
         images, shapes or labels that do not fit.
     Source: the idea of a grid scored at once: DINOv2, arXiv:2304.07193, eval/linear.py (which
       selects on the test split); the closed form: big_vision's few-shot evaluation.
@@ -128,7 +130,7 @@ def bank_probe_splits(
     rates = np.asarray(regularisations, np.float64)
     if not rates.size or rates.min() <= 0 or (np.diff(rates) >= 0).any():
         raise ValueError(
-            f"regularisations={tuple(regularisations)} must be positive and fall, strongest first"
+            f"regularisations={tuple(regularisations)} must be positive and decreasing"
         )
     labels, test_labels = np.asarray(labels), np.asarray(test_labels)
     if not train or train.keys() != test.keys():
@@ -161,9 +163,9 @@ def ridge_holdout_score(
     num_classes: int,
     regularisations: tuple[float, ...] = REGULARISATIONS,
 ) -> float:
-    """The best regularisation's top-1 (or mAP) on held-out images, in per cent: a monitor's number.
+    """Best held-out top-1 (or mAP) over the regularisations, in per cent, for monitoring.
 
-    No protocol: the regularisation is chosen on the images that are scored.
+    Not an evaluation protocol: the regularisation is selected on the scored images.
     """
     standard = standardise(features)
     targets = targets_of(labels, num_classes)

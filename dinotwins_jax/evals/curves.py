@@ -47,7 +47,7 @@ def _metric(key: str) -> str:
 
 
 def _term(key: str) -> str:
-    """What a key is about: "dino" of dino/loss and balance/dino/norm, "" of lr."""
+    """The loss term of a key: "dino" for dino/loss and balance/dino/norm, "" for lr."""
     if key.startswith("balance/cos/"):
         return key.removeprefix("balance/cos/").replace(",", ", ")
     return key.removeprefix("balance/").rpartition("/")[0]

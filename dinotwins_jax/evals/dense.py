@@ -1,4 +1,4 @@
-"""What a backbone finds without labels, scored against masks and drawn: attention, cuts, PCA.
+"""Dense evaluation without labels: attention, normalised cut and PCA, scored against masks and drawn.
 
 Letters: M images, N patches, D width of a token.
 """
@@ -36,12 +36,12 @@ class ImageSet(NamedTuple):
     masks: list | None  # bool[n, side, side] of each image; None where the source has none
 
     def map(self, function):
-        """Pytree of [M, …] of function(views)."""
+        """Applies a function of views; returns a pytree of [M, …]."""
         return self.view.map(function, self.source, self.indices)[0]
 
 
 def image_set(source, view: View, indices) -> ImageSet:
-    """The readable records among `indices` of a source."""
+    """Loads the readable records among `indices` of a source."""
     pixels, indices = view.map(_pixels, source, indices)
     masks = None
     if hasattr(source, "masks"):
@@ -51,7 +51,7 @@ def image_set(source, view: View, indices) -> ImageSet:
 
 @jax.jit
 def _pixels(views):
-    """u8 of normalised views."""
+    """Converts normalised views to u8."""
     colours = views * jnp.array(IMAGENET_STD) + jnp.array(IMAGENET_MEAN)
     return jnp.clip(jnp.round(colours * 255), 0, 255).astype(jnp.uint8)
 
@@ -64,12 +64,12 @@ def _patches(backbone: VisionTransformer, params, views):
 def score_attention(
     backbone: VisionTransformer, weights: dict, images: ImageSet, *, keep: float
 ) -> dict[str, dict]:
-    """Class-token attention of each set of weights against the masks, and the centre box's scores.
+    """Scores the class-token attention of each set of weights, and the centre box, against masks.
 
     Args:
       weights: row -> parameters; keep: share of the attention that a mask keeps.
     Returns:
-      {row: {"attention": scores}}, with the row "centre box" besides.
+      {row: {"attention": scores}}, with an additional row "centre box".
     """
     rows = {"centre box": {"attention": centre_box_scores(images.masks)}}
     for row, params in weights.items():
@@ -81,7 +81,7 @@ def score_attention(
 def score_segmentation(
     backbone: VisionTransformer, weights: dict, images: ImageSet
 ) -> dict[str, dict]:
-    """Normalised cut of the patch features of each set of weights against the masks."""
+    """Scores the normalised cut of each set of weights' patch features against the masks."""
     return {
         row: {"segmentation": segmentation_scores(_cut(backbone, params, images), images.masks)}
         for row, params in weights.items()
@@ -89,10 +89,10 @@ def score_segmentation(
 
 
 def _cut(backbone: VisionTransformer, params, images: ImageSet) -> np.ndarray:
-    """bool[M, h, w]: the foreground that the normalised cut finds in each image."""
+    """Foreground bool[M, h, w] of each image by the normalised cut."""
     grid = backbone.grid(as_pair(images.view.crop))
 
-    def cut(views):  # batch by batch: all images' patches at once would be gigabytes
+    def cut(views):  # batch by batch: the patches of all images would take gigabytes
         return np.stack(
             [normalised_cut(p, grid) for p in np.asarray(_patches(backbone, params, views))]
         )
@@ -101,7 +101,7 @@ def _cut(backbone: VisionTransformer, params, images: ImageSet) -> np.ndarray:
 
 
 def titles(images: ImageSet) -> list[str] | None:
-    """The class of each image; None where the source has no labels."""
+    """Class names of the images; None if the source has no labels."""
     labels, names = images.source.labels, images.source.class_names
     if labels is None:
         return None
@@ -109,17 +109,17 @@ def titles(images: ImageSet) -> list[str] | None:
 
 
 def draw_attention(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
-    """attention_grid of the images."""
+    """Draws the attention_grid of the images."""
     maps, _ = images.map(partial(attention_maps, backbone, params))
     attention_grid(path, images.pixels, maps, titles=titles(images))
 
 
 def draw_segmentation(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
-    """The cut beside the masks of the images."""
+    """Draws the cut beside the masks of the images."""
     segmentation_grid(path, images.pixels, _cut(backbone, params, images), images.masks)
 
 
 def draw_pca(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
-    """Principal components of all images' patches, fitted together, as colours."""
+    """Draws the principal components of all images' patches, fitted together, as colours."""
     projections, _ = patch_pca(images.map(partial(_patches, backbone, params)))
     pca_grid(path, images.pixels, projections, backbone.grid(as_pair(images.view.crop)))

@@ -1,4 +1,4 @@
-"""Frozen features of a labelled source, computed once and shared by every evaluation.
+"""Frozen features of a labelled source, computed once and shared by all evaluations.
 
 Letters: M images, B batch, D columns, E width of a token.
 """
@@ -22,12 +22,12 @@ from dinotwins_jax.augment.multi_crop import center_view
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
 from dinotwins_jax.models.vit import VisionTransformer
 
-PIXELS = 32  # side of the raw-pixel baseline: 118,287 pictures of COCO take 1.5 GB
-VERSION = 1  # of the cache; change it with anything that changes a feature or a protocol
+PIXELS = 32  # side of the raw-pixel baseline: 118,287 images of COCO take 1.5 GB
+VERSION = 1  # of the cache; increment it when a feature or a protocol changes
 
 
 class View(NamedTuple):
-    """How evaluation sees a source's images: `center_view` of them, batch by batch."""
+    """View of a source's images for evaluation: `center_view`, batch by batch."""
 
     resize: int  # pixels, short side before the crop
     crop: int | tuple[int, int]  # pixels
@@ -36,12 +36,12 @@ class View(NamedTuple):
     put: Callable[[np.ndarray], jax.Array] = jnp.asarray  # a batch's array -> this process' devices
 
     def batches(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
-        """(views f32[B, h, w, 3], indices i64[B], valid bool[B]) of all records, or of `indices`.
+        """Yields (views f32[B, h, w, 3], indices i64[B], valid bool[B]) of all records or `indices`.
 
-        All batches are full; a row that is not valid repeats another or was unreadable. Raises
-        ValueError when more than 1% are unreadable.
+        All batches are full; an invalid row is a repeat or was unreadable. Raises ValueError if more
+        than 1% are unreadable.
         """
-        # A loop over images that are split over devices would gather them all on each device.
+        # A loop over images sharded over devices would gather all of them on every device.
         one_by_one = False if jax.local_device_count() > 1 else None
         log, view = BadImageLog(source), _compiled_view(self.resize, self.crop, one_by_one)
         for batch in eval_batches(
@@ -52,14 +52,14 @@ class View(NamedTuple):
             yield views, batch["index"], batch["valid"]
 
     def of(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray]]:
-        """(views f32[b, h, w, 3], indices i64[b]) of the readable records alone."""
+        """Yields (views f32[b, h, w, 3], indices i64[b]) of the readable records only."""
         for views, index, valid in self.batches(source, indices):
             yield (views if valid.all() else views[valid]), index[valid]
 
     def map(self, function: Callable, source, indices=None) -> tuple[Any, np.ndarray]:
-        """What function(views) -> pytree of [B, …] gives for each readable record, on the host.
+        """Applies function(views) -> pytree of [B, …] to all readable records; results on the host.
 
-        Of several processes each does an equal share of the records, and all get everything.
+        With several processes, each computes an equal share of the records, and all get all results.
 
         Returns:
           (pytree of [M, …], indices i64[M]).
@@ -67,7 +67,7 @@ class View(NamedTuple):
         indices = np.arange(len(source)) if indices is None else np.asarray(indices)
         share = np.array_split(indices, jax.process_count())[jax.process_index()]
         rows, found = [], []
-        # A process without a record shows its function one, to know the shapes, and drops it.
+        # A process without records runs one anyway, to know the shapes, and drops the result.
         for views, index, valid in self.batches(source, share if share.size else indices[:1]):
             valid = valid & bool(share.size)
             rows.append(jax.tree.map(lambda x, valid=valid: np.asarray(x)[valid], function(views)))
@@ -77,14 +77,14 @@ class View(NamedTuple):
 
 
 def _of_all_processes(tree, rows: int):
-    """The rows of every process, those of process 0 first."""
+    """Concatenates the rows of all processes, in process order."""
     if jax.process_count() == 1:
         return tree
     counts = multihost_utils.process_allgather(np.array(rows))
     most = int(counts.max())
 
     def gather(x):
-        # As bytes: jax would make f32 of f64 and i32 of i64.
+        # As bytes: jax would convert f64 to f32 and i64 to i32.
         padded = np.zeros((most, *x.shape[1:]), x.dtype)
         padded[:rows] = x
         raw = padded.reshape(most, -1).view(np.uint8)
@@ -104,9 +104,9 @@ class Embed(NamedTuple):
     """Frozen features of images.
 
     apply: views f32[B, h, w, 3] -> f32[B, D].
-    sets: name -> columns of D, the feature sets that a bank of probes chooses from.
-    linear, knn: the set of the official linear probe and of k-NN.
-    identity: what decides the numbers, such as a checksum of the weights.
+    sets: name -> columns of D, the feature sets of the bank of probes.
+    linear, knn: the feature set of the official linear probe and of k-NN.
+    identity: cache key of the features, such as a checksum of the weights.
     """
 
     apply: Callable[[jax.Array], jax.Array]
@@ -117,7 +117,7 @@ class Embed(NamedTuple):
 
 
 def check_last_blocks(backbone: VisionTransformer, n_last_blocks: int) -> None:
-    """Raises ValueError unless the backbone has that many blocks."""
+    """Raises ValueError if the backbone has fewer blocks."""
     if not 1 <= n_last_blocks <= backbone.depth:
         raise ValueError(
             f"config.evals.n_last_blocks is {n_last_blocks}: the backbone has {backbone.depth} blocks "
@@ -126,7 +126,7 @@ def check_last_blocks(backbone: VisionTransformer, n_last_blocks: int) -> None:
 
 
 def backbone_features(backbone: VisionTransformer, n_last_blocks: int) -> Callable:
-    """(params, views f32[B, h, w, 3]) -> f32[B, (n + 1) * E], jitted.
+    """Builds the jitted function (params, views f32[B, h, w, 3]) -> f32[B, (n + 1) * E].
 
     The class tokens of the last n blocks, the last one at the end, each after the final LayerNorm;
     then the mean patch token of the last block.
@@ -151,13 +151,13 @@ def backbone_embed(
     n_last_blocks: int,
     mean_patch: bool,
 ) -> Embed:
-    """An Embed of a backbone.
+    """Builds the Embed of a backbone.
 
     Args:
-      params: of the backbone; used as they are, never trained.
-      features: `backbone_features` of it; one compilation for several sets of parameters.
-      n_last_blocks: class tokens that the linear probe sees.
-      mean_patch: whether it sees the mean patch token too.
+      params: of the backbone, frozen.
+      features: its `backbone_features`; compiled once for several sets of parameters.
+      n_last_blocks: number of class tokens for the linear probe.
+      mean_patch: whether the linear probe also uses the mean patch token.
     Source: dino eval_linear.py and eval_knn.py.
     """
     n, E = n_last_blocks, backbone.embed_dim
@@ -175,7 +175,7 @@ def backbone_embed(
 
 
 def pixel_embed() -> Embed:
-    """The view's raw pixels, at most 32 x 32 of them: what no learning gives."""
+    """Embed of the raw pixels, at most 32 x 32: a baseline without learning."""
 
     @jax.jit
     def features(views):
@@ -187,7 +187,7 @@ def pixel_embed() -> Embed:
 
 
 def checksum(tree) -> str:
-    """sha256 of names, shapes and values of a pytree."""
+    """sha256 of the names, shapes and values of a pytree."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = np.asarray(leaf)
@@ -197,7 +197,7 @@ def checksum(tree) -> str:
 
 
 def source_checksum(source, description: dict) -> str:
-    """sha256 of what a source is: its description in the config, names, file sizes and times, labels."""
+    """sha256 of a source: its description in the config, names, file sizes and times, labels."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
     for i in range(len(source)):
         name, stamp = source.name(i), ""
@@ -214,12 +214,12 @@ def source_checksum(source, description: dict) -> str:
 def extract(
     embeds: dict[str, Embed], source, view: View, *, cache: Path | None = None, data: str = ""
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Features of every readable record, all embeds on the same view of it, in one pass over the data.
+    """Extracts features of all readable records with all embeds, in one pass over the data.
 
     Args:
       embeds: name -> embed.
-      cache: directory of earlier results; None: nothing is kept.
-      data: `source_checksum` of the source; with the embed's identity and the view it is the key.
+      cache: directory of earlier results; None: no cache.
+      data: `source_checksum` of the source; part of the key with the embed's identity and the view.
     Returns:
       ({name: f32[M, D]}, record indices i64[M]); unreadable records are left out.
     """
@@ -239,7 +239,7 @@ def extract(
 def _cache_file(cache: Path | None, embed: Embed, view: View, data: str) -> Path | None:
     if cache is None:
         return None
-    # The batch size decides nothing but the last bits.
+    # The batch size changes only the last bits.
     key = json.dumps([VERSION, embed.identity, view.resize, view.crop, view.canvas_size, data])
     return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
 

@@ -1,4 +1,4 @@
-"""Few-shot accuracy: nearest class mean of a handful of images a class, nothing trained.
+"""Few-shot accuracy: nearest class mean from a few images per class, without training.
 
 Letters: M train images, N test images, D features, C classes.
 """
@@ -9,14 +9,14 @@ from dinotwins_jax.evals.protocol import summed_up
 from dinotwins_jax.evals.scores import top_k_accuracy
 from dinotwins_jax.evals.splits import check_labels, stratified_indices
 
-PROTOCOL = "fewshot-nearest-mean-v1"  # change it with anything that changes a score
-_NO_SHARE = np.finfo(np.float64).tiny  # rounds to 0 images of any class: the minimum alone counts
+PROTOCOL = "fewshot-nearest-mean-v1"  # rename it when a score changes
+_NO_SHARE = np.finfo(np.float64).tiny  # rounds to 0 images of any class: only the minimum counts
 
 
 def shot_indices(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """i64 ascending: `shots` images of every class, or all that a smaller class has.
+    """Ascending i64 indices of `shots` images per class, or of all images of a smaller class.
 
-    With the same seed fewer shots are a subset of more, and all are the first of the images that
+    With the same seed fewer shots are a subset of more, and all are the first images that
     `splits.stratified_indices` draws.
     """
     return stratified_indices(labels, _NO_SHARE, seed, minimum=shots)
@@ -30,14 +30,14 @@ def nearest_mean_scores(
     center: np.ndarray,
     num_classes: int,
 ) -> np.ndarray:
-    """Minus half the squared distance to each class mean, less what all classes share.
+    """Minus half the squared distance to each class mean, up to a constant.
 
     z = (x - center) / |x - center|;  w_c = mean of z over the shots of c;  score = z . w_c - |w_c|^2 / 2
 
     Args:
       shots: f32[m, D], labels: i32[m] in [0, C); queries: f32[N, D]; center: f32[D].
     Returns:
-      f64[N, C]; a class without a shot has -inf.
+      f64[N, C]; -inf for a class without a shot.
     """
 
     def unit(x):
@@ -62,14 +62,14 @@ def few_shot(
     shots: tuple[int, ...] = (1, 5, 10),
     split_seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
 ) -> dict:
-    """Accuracy of the nearest class mean with `shots` labelled images a class.
+    """Accuracy of the nearest class mean with `shots` labelled images per class.
 
     Args:
-      train_features: f32[M, D]; all of them, labelled or not, give the center.
-      train_labels: i32[M] in [0, C), -1 = none; the dominant class where images have several.
-      test_features: f32[N, D], test_labels: i32[N]; only the score reads the labels.
+      train_features: f32[M, D]; the center is their mean, labelled or not.
+      train_labels: i32[M] in [0, C), -1 = none; the dominant class if images have several.
+      test_features: f32[N, D], test_labels: i32[N], used only for the score.
       num_classes: C; a test image of a class without a training image is a miss.
-      shots: images a class; a class with fewer gives all it has.
+      shots: images per class; all images of a smaller class.
       split_seeds: one draw of the images each; fewer shots are a subset of more.
     Returns:
       {"protocol", "num_test", "shots<n>": {"top1_mean", "top1_std" (over draws, n - 1; 0 for one),
@@ -77,9 +77,9 @@ def few_shot(
     Raises:
       ValueError: no shots or split seeds, shots < 1, no labelled images, labels that do not fit.
     Source: Wang et al., SimpleShot, arXiv:1911.04623, section 3 (CL2N: centered, L2-normalised,
-      nearest centroid), chosen as it has nothing to tune.
+      nearest centroid), which has no hyperparameters.
     Differs: every class at once instead of 5-way episodes; the center is the mean of all training
-      features, which needs no label and does not vary with the draw, as SimpleShot's is of its
+      features, which needs no label and does not depend on the draw; SimpleShot uses the mean of its
       base classes.
     """
     train_features, train_labels = np.asarray(train_features), np.asarray(train_labels)

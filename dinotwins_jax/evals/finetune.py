@@ -1,6 +1,6 @@
-"""Light fine-tuning: the last transformer blocks, the final norm and a fresh linear head.
+"""Light fine-tuning: the last transformer blocks, the final norm and a new linear head.
 
-The frozen part runs once: the tokens that enter the first trainable block are cached on the host.
+The frozen part runs once: its output tokens are cached on the host.
 Letters: M training images, N test images, B batch, T tokens, D features, C classes.
 """
 
@@ -28,7 +28,7 @@ def _tokens(params, views, *, backbone, block):
 
 @partial(jax.jit, static_argnames=("backbone", "block"))
 def _test_logits(params, models, views, *, backbone, block):
-    """[f32[B, C] for each model], the frozen part run once."""
+    """Logits [f32[B, C] for each model]; the frozen part runs once."""
     tokens = backbone.apply({"params": params}, views, block, method="embed_until")
     return [head_logits(backbone, params, model, tokens) for model in models]
 
@@ -36,10 +36,10 @@ def _test_logits(params, models, views, *, backbone, block):
 def cache_tokens(
     backbone: VisionTransformer, params, views: Views, indices: np.ndarray, block: int, dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens entering `block`, of each image and of its mirror image, in host memory.
+    """Caches the tokens entering `block`, of each image and its mirror image, in host memory.
 
     Returns:
-      dtype[m, 2, T, D] and i64[m] indices, ascending; without those that `views` does not give.
+      dtype[m, 2, T, D] and i64[m] indices, ascending, without images missing from `views`.
     """
     cached, seen = None, np.zeros(len(indices), bool)
     for images, index in views(indices):
@@ -48,7 +48,7 @@ def cache_tokens(
         tokens = np.stack(pair, axis=1)  # [b, 2, T, D]
         largest = float(np.abs(tokens).max())
         if not largest <= float(jnp.finfo(dtype).max):
-            raise ValueError(f"tokens up to {largest:g} do not fit cache_dtype {np.dtype(dtype)}")
+            raise ValueError(f"tokens up to {largest:g} overflow cache_dtype {np.dtype(dtype)}")
         if cached is None:
             cached = np.empty((len(indices), *tokens.shape[1:]), dtype)
         where = np.searchsorted(indices, index)
@@ -59,30 +59,30 @@ def cache_tokens(
 
 
 def _select(backbone, params, start, tokens, labels, settings: FineTuneSettings, seed: int):
-    """(peak learning rate, its held-out score or None): the best on held-out labelled images.
+    """Selects (peak learning rate, its held-out score or None) on held-out labelled images.
 
-    Equal scores go to the smaller rate; when every class has a single image, nothing can be held
-    out and the images themselves decide.
+    Ties go to the smaller rate. If every class has a single image, nothing can be held out and the
+    training images are used for selection.
     """
     rates = sorted(settings.learning_rates)
     chosen, held = holdout(labels, np.arange(len(labels)), settings.holdout_fraction, seed)
     models = fit(backbone, params, start, tokens, labels, chosen, rates, settings, seed)
     judges = held if held.size else chosen
     B = min(settings.batch_size, len(judges))
-    padded = np.resize(judges, (-(-len(judges) // B), B))  # the last batch goes round
+    padded = np.resize(judges, (-(-len(judges) // B), B))  # the last batch wraps around
     results = []
     for model in models:
         logits = [_logits(backbone, params, model, tokens[batch, 0]) for batch in padded]
         logits = np.concatenate(logits)[: len(judges)]
         results.append(selection_score(logits, labels[judges]))
-    best = int(np.argmax(np.nan_to_num(results, nan=-1.0)))  # a rate that diverged is not the best
+    best = int(np.argmax(np.nan_to_num(results, nan=-1.0)))  # a diverged rate is never the best
     return rates[best], results[best] if held.size else None
 
 
 def _fit_split(
     backbone, params, start, views, labels, kept, settings: FineTuneSettings, seed, dtype
 ):
-    """(trained part, what to report of it), with the labels of the images `kept` alone."""
+    """(trained part, its report entries), using only the labels of the images `kept`."""
     block = backbone.depth - (len(start["backbone"]) - 1)
     tokens, kept = cache_tokens(backbone, params, views, kept, block, dtype)
     data = (backbone, params, start, tokens, labels[kept])
@@ -138,8 +138,8 @@ def fine_tune(
 ) -> dict:
     """Accuracy after training the last blocks, the final norm and a linear head on the class token.
 
-    The tokens of a split's labelled images wait in host memory: 4 T D bytes an image in float16
-    (ViT-S/16 at 224 pixels: 303 kB). Test images are seen once, by all splits' models together.
+    The tokens of a split's labelled images are kept in host memory: 4 T D bytes per image in float16
+    (ViT-S/16 at 224 pixels: 303 kB). Test images are read once, for all splits' models together.
 
     Args:
       params: of the backbone; never modified.
@@ -149,8 +149,8 @@ def fine_tune(
       num_classes: C.
       fraction: of each class's labels, in (0, 1]; split_seeds: of `splits.stratified_indices`, of
         the held-out slice and of the batches.
-      blocks: trained, 1 .. depth.
-      cache_dtype: of the waiting tokens.
+      blocks: number of trained blocks, 1 .. depth.
+      cache_dtype: dtype of the cached tokens.
       **settings: fields of `FineTuneSettings`.
     Returns:
       {"protocol", "fraction", "num_test", "recipe", "top1_mean", "top1_std", "top5_mean", "top5_std"

@@ -1,4 +1,4 @@
-"""The trained part of light fine-tuning: which tensors, how fast each moves, one step, one fit.
+"""Training of light fine-tuning: trained tensors, their learning rates, one step, one fit.
 
 Letters: m images, B batch, T tokens, D features, C classes, S steps.
 """
@@ -16,7 +16,7 @@ from dinotwins_jax.models.vit import VisionTransformer
 
 
 class FineTuneSettings(NamedTuple):
-    """How the trainable part is trained."""
+    """Hyperparameters of light fine-tuning."""
 
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # peaks; one is selected
     layer_decay: float = 0.65  # the factor of the learning rate from one layer to the one below
@@ -29,7 +29,7 @@ class FineTuneSettings(NamedTuple):
 
 
 def split_params(backbone: VisionTransformer, params, blocks: int, num_classes: int) -> dict:
-    """What is trained: {"backbone": {"blocks_<i>" of the last `blocks`, "norm"}, "head"}, head at 0."""
+    """Trained parameters {"backbone": {"blocks_<i>" of the last `blocks`, "norm"}, "head"}, head at 0."""
     if not 1 <= blocks <= backbone.depth:
         raise ValueError(f"blocks={blocks} to train must be in 1 .. depth={backbone.depth}")
     names = [f"blocks_{i}" for i in range(backbone.depth - blocks, backbone.depth)]
@@ -43,7 +43,7 @@ def split_params(backbone: VisionTransformer, params, blocks: int, num_classes: 
 
 
 def layer_scales(trainable: dict, layer_decay: float) -> dict:
-    """The factor of the learning rate of every trained tensor: head and norm 1, last block decay, …
+    """Learning-rate factor of every trained tensor: head and norm 1, last block decay, …
 
     Source: BEiT, arXiv:2106.08254, optim_factory.py: decay^(depth + 1 - layer), block i being layer
       i + 1, norm and head layer depth + 1.
@@ -64,7 +64,7 @@ def layer_scales(trainable: dict, layer_decay: float) -> dict:
 
 
 def rate_factors(steps: int, warmup: float) -> np.ndarray:
-    """f64[S] share of the peak learning rate: linear from 1 / W to 1 in W steps, a cosine to 0 after."""
+    """f64[S] share of the peak learning rate: linear from 1 / W to 1 in W steps, then a cosine to 0."""
     W = round(warmup * steps)
     t = np.arange(steps)
     cosine = 0.5 * (1.0 + np.cos(np.pi * (t - W) / max(steps - W, 1)))
@@ -72,7 +72,7 @@ def rate_factors(steps: int, warmup: float) -> np.ndarray:
 
 
 def head_logits(backbone: VisionTransformer, params, trainable: dict, tokens) -> jax.Array:
-    """f32[B, C] from tokens [B, T, D] that enter the first trained block; `params` give the rest."""
+    """Logits f32[B, C] of tokens [B, T, D] entering the first trained block; `params`: frozen ones."""
     first = backbone.depth - (len(trainable["backbone"]) - 1)
     merged = {"params": {**params, **trainable["backbone"]}}
     cls = backbone.apply(merged, tokens, first, method="finish_from").cls
@@ -80,7 +80,7 @@ def head_logits(backbone: VisionTransformer, params, trainable: dict, tokens) ->
 
 
 def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean softmax cross-entropy for i32[B] labels, mean sigmoid one over B and C for bool[B, C]."""
+    """Mean softmax cross-entropy for i32[B] labels; for bool[B, C], mean sigmoid one over B and C."""
     if labels.ndim == 2:
         return optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32)).mean()
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -104,6 +104,8 @@ def adamw_step(trainable, gradients, state, rate, layer_decay, weight_decay):
 def train_step(
     params, trainable, state, tokens, labels, rate, *, backbone, layer_decay, weight_decay
 ):
+    """One AdamW step on a batch of tokens; returns (trainable, state)."""
+
     def objective(trainable):
         return loss(head_logits(backbone, params, trainable, tokens), labels)
 
@@ -114,12 +116,12 @@ def train_step(
 def fit(
     backbone, params, start, tokens, labels, rows, rates, settings: FineTuneSettings, seed: int
 ) -> list:
-    """One trained copy of `start` for each peak rate, all on the same batches.
+    """Trains a copy of `start` for each peak rate, all on the same batches.
 
     Args:
-      start: as `split_params`; tokens: [m, 2, T, D] on the host, of images and their mirror images, a
-        fair coin picks which; labels: i32[m] or bool[m, C]; rows: i64[r] of both to train on.
-      rates: peak learning rates; seed: of the batches and the coins.
+      start: as `split_params`; tokens: [m, 2, T, D] on the host, of images and their mirror images, each
+        used with probability 1/2; labels: i32[m] or bool[m, C]; rows: i64[r] of both to train on.
+      rates: peak learning rates; seed: of the batches and of mirroring.
     """
     B = min(settings.batch_size, len(rows))
     steps = min(settings.epochs * -(-len(rows) // B), settings.max_steps)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with curves, tables and pictures, nothing outside it needed."""
+"""The report of a run: one self-contained HTML file with curves, tables and pictures."""
 
 import base64
 import json
@@ -77,7 +77,7 @@ def write_report(
 
 
 def _settings(config: dict) -> str:
-    """The keys that say most about a run."""
+    """Table of the main config keys."""
     model, data = config.get("model", {}), config.get("data", {})
     sizes = [f"{key} {model[key]}" for key in ("embed_dim", "depth", "num_heads") if model.get(key)]
     shown = {
@@ -124,7 +124,7 @@ def _scores(scores: dict[str, dict]) -> list[str]:
 
 
 def _key_numbers(scores: dict[str, dict]) -> str:
-    """The few scores that are looked for first, a line a row."""
+    """Table of the main scores, one line per row."""
     found = {row: headline(of_row) for row, of_row in scores.items()}
     columns = list(dict.fromkeys(title for values in found.values() for title in values))
     rows = {row: [cell(values.get(c)) for c in columns] for row, values in found.items()}

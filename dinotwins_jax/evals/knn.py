@@ -12,7 +12,7 @@ import numpy as np
 from dinotwins_jax.evals import scores
 from dinotwins_jax.evals.splits import check_labels
 
-TEST_ROWS, TRAIN_ROWS = 256, 8192  # similarities held at once: 256 x 8192 float32 = 8 MiB
+TEST_ROWS, TRAIN_ROWS = 256, 8192  # block of similarities: 256 x 8192 float32 = 8 MiB
 _LARGEST_EXPONENT = 60.0  # e^60 is 1e26: thousands of such votes still sum below float32's 3e38
 
 
@@ -21,7 +21,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _block(x, start: int, rows: int, fill=0) -> np.ndarray:
-    """Rows start .. start + rows of x [n, ...]; past the end, `fill`: every block has one shape."""
+    """Rows start .. start + rows of x [n, ...], padded with `fill` so that all blocks have one shape."""
     x = np.asarray(x[start : start + rows])
     padding = [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1)
     return np.pad(x, padding, constant_values=fill)
@@ -29,9 +29,9 @@ def _block(x, start: int, rows: int, fill=0) -> np.ndarray:
 
 @jax.jit
 def _nearer(best, queries, keys, index):
-    """(similarity f32[n, k], index i32[n, k]) after one more block of training images.
+    """Updates (similarity f32[n, k], index i32[n, k]) with one more block of training images.
 
-    index: i32[rows] of the keys f32[rows, D] in the training set, -1 for no one's neighbour.
+    index: i32[rows] of the keys f32[rows, D] in the training set, -1 for rows to exclude.
     """
     # TF32 or bfloat16 products would reorder near neighbours.
     similarity = jnp.matmul(_unit(queries), _unit(keys).T, precision=jax.lax.Precision.HIGHEST)
@@ -48,16 +48,16 @@ def nearest_neighbours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k most cosine-similar training images of every test image, nearest first.
 
-    Training rows may stay on the host: each block of them visits the device once. Beside the test
-    features and the result, the device holds one block of similarities, whatever N and M.
+    Training rows may stay on the host: each block is sent to the device once. Besides the test
+    features and the result, the device holds one block of similarities, for any N and M.
 
     Args:
       train_features: f32[M, D], test_features: f32[N, D]; normalised here.
-      usable: bool[M], whom to consider.
+      usable: bool[M], images that may be neighbours.
       k: neighbours; more than M means all M.
     Returns:
-      f32[N, k] cosines, i32[N, k] rows of train_features; where there are fewer than k usable
-      images, -inf and -1. Equal cosines go by row.
+      f32[N, k] cosines, i32[N, k] rows of train_features; padded with -inf and -1 if fewer than k
+      images are usable. Ties are ordered by row.
     """
     N, M = len(test_features), len(train_features)
     k, n, m = min(k, M), min(TEST_ROWS, N), min(TRAIN_ROWS, M)
@@ -85,7 +85,7 @@ def _single_label_votes(similarity, classes, temperature, *, num_classes):
 
 @jax.jit
 def _multi_label_votes(similarity, multi_hot, temperature):
-    # Only the ratios count here, so the nearest may weigh 1 at any temperature.
+    # Only ratios matter here, so the nearest can have weight 1 at any temperature.
     weight = jax.nn.softmax(similarity / temperature, axis=1)
     return jnp.einsum(
         "nk,nkc->nc", weight, multi_hot.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
@@ -137,24 +137,24 @@ def knn_classify(
 
     score[n, c] = sum over the k nearest m of test n with label c of exp(<test_n, train_m> / temperature)
 
-    Test rows and training rows are visited in blocks with a running top-k, so memory does not grow
-    with N * M, and any N >= 1 will do.
+    Test rows and training rows are processed in blocks with a running top-k, so memory does not grow
+    with N * M; any N >= 1 works.
 
     Args:
       train_features: f32[M, D], normalised here; may stay on the host.
-      train_labels: i32[M] in [0, C); images labelled -1 are no one's neighbour.
+      train_labels: i32[M] in [0, C); images labelled -1 are excluded.
       test_features: f32[N, D], normalised here.
       k: neighbours (DINO reports 10, 20, 100, 200); more than M means all M.
       temperature: of the votes (DINO: 0.07), > 0.
       num_classes: C.
     Returns:
-      f32[N, C] scores >= 0; a class without a neighbour has 0.
+      f32[N, C] scores >= 0; 0 for a class without a neighbour.
     Raises:
       ValueError: k < 1, temperature <= 0, no labelled training image, shapes or labels that do not fit.
     Source: Wu et al., arXiv:1805.01978, section 3.4; DINO, arXiv:2104.14294, eval_knn.py.
     Differs: works below 100 test images and for any number of classes (eval_knn.py: fixed 100
-      chunks, 1000 classes); a row whose largest vote passes e^60 (temperature < 1/60) is scaled as a
-      whole instead of overflowing, which leaves its ranking.
+      chunks, 1000 classes); a row whose largest vote exceeds e^60 (temperature < 1/60) is scaled as a
+      whole instead of overflowing, which keeps its ranking.
     """
     labels = np.asarray(train_labels, np.int32)
     _check(train_features, labels, test_features, k, temperature, num_classes)
@@ -186,13 +186,13 @@ def knn_scores(
       temperature: of the votes, > 0.
       num_classes: C.
     Returns:
-      {"protocol", "k<k>": {"top1", "top5"}} in per cent, {"k<k>": {"map"}} for multi-label. Top-5 is
-      of the min(5, k) best, as below k votes the rest are classes without any.
+      {"protocol", "k<k>": {"top1", "top5"}} in per cent, {"k<k>": {"map"}} for multi-label. Top-5 uses
+      the min(5, k) best classes, as at most k classes have votes.
     Raises:
-      ValueError: no ks, no test images, single-label beside multi-label; as `knn_classify`.
+      ValueError: no ks, no test images, mixed single-label and multi-label; as `knn_classify`.
     Source: as `knn_classify`.
     Differs: the multi-label rule has no official counterpart; it is the same vote, normalised so
-      that scores compare between images, as average precision needs.
+      that scores are comparable between images, as average precision needs.
     """
     labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     multi_label = labels.ndim == 2

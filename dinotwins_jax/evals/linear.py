@@ -1,4 +1,4 @@
-"""Linear probe on cached frozen features, every learning rate in one pass.
+"""Linear probe on cached frozen features, all learning rates in one pass.
 
 Letters: M labelled training images, N test images, D features, C classes, L learning rates, S steps,
 B batch.
@@ -13,30 +13,30 @@ import numpy as np
 from dinotwins_jax.evals.protocol import final_scores, num_labelled, over_splits, selection_score
 from dinotwins_jax.evals.splits import check_labels, holdout
 
-# Change them with anything that changes a score.
+# Rename them when a score changes.
 PROTOCOL, MULTILABEL_PROTOCOL = "linear-sgd-cached-v1", "multilabel-sgd-cached-v1"
-# DINOv2's 13 rates (1e-5 ... 0.1), ten times up: standardised features, and 1000 steps, not 12500.
+# DINOv2's 13 rates (1e-5 ... 0.1) times ten: standardised features, and 1000 steps, not 12500.
 LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
 _EXACT = jax.lax.Precision.HIGHEST  # the score must not depend on the device's matmul default
 
 
 class LinearProbe(NamedTuple):
-    """logits = weight @ ((x - mean) * scale) + bias, and how it was chosen."""
+    """A fitted probe, logits = weight @ ((x - mean) * scale) + bias, and how it was selected."""
 
     weight: np.ndarray  # f32[C, D]
     bias: np.ndarray  # f32[C]
     mean: np.ndarray  # f32[D]
-    scale: np.ndarray  # f32[D], 0 for a dimension that is constant over the training images
+    scale: np.ndarray  # f32[D], 0 for dimensions constant over the training images
     learning_rate: float  # per 256 images
-    holdout: float | None  # top-1 or mAP in per cent; None when no class had an image to spare
+    holdout: float | None  # top-1 or mAP in per cent; None if nothing could be held out
 
 
 @jax.jit
 def sgd(features, labels, order, weight, rates, momentum) -> tuple[jax.Array, jax.Array]:
-    """Regression by SGD with momentum and a cosine to 0, one classifier a learning rate.
+    """Logistic regression by SGD with momentum and a cosine to 0, one classifier per learning rate.
 
-    Softmax for one label an image; for several, a sigmoid for each class, their losses added up.
+    Softmax for one label per image; for several, a sigmoid for each class, with the losses summed.
 
     g = d/dw mean cross-entropy of batch t;  v = momentum v + g;  w -= rate (1 + cos(pi t / S)) / 2 v
 
@@ -56,8 +56,8 @@ def sgd(features, labels, order, weight, rates, momentum) -> tuple[jax.Array, ja
         params, velocity = carry
         batch, factor = now
         x = features[batch]  # [B, D]
-        # (L, C) are joined, so all classifiers are one matrix product; with D last the CPU backend
-        # took 1.7 ms a step instead of 3.5 (D = 3072, L = 13, C = 10, two cores).
+        # (L, C) are merged, so all classifiers are one matrix product; with D last the CPU backend
+        # took 1.7 ms per step instead of 3.5 (D = 3072, L = 13, C = 10, two cores).
         logits = jnp.matmul(x, params[0].T, precision=_EXACT) + params[1]
         logits, target = logits.reshape(B, L, C), labels[batch]
         if labels.ndim == 1:
@@ -109,9 +109,9 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Selects the learning rate on held-out training images, then fits on all of them.
 
-    It sees no test image. Equal held-out accuracies go to the smaller rate; when every class has a
-    single image, nothing can be held out and the images themselves decide. Arguments, errors and
-    sources: see `linear_probe`.
+    No test image is used. Ties go to the smaller rate; if every class has a single image, nothing can
+    be held out and the training images are used for selection. Arguments, errors and sources: see
+    `linear_probe`.
     """
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     check_labels(features, labels, num_classes, name="training set")
@@ -170,25 +170,25 @@ def linear_probe(
 
     Args:
       train_features: f32[M, D], train_labels: i32[M] in [0, C), images labelled -1 are left out; or
-        bool[M, C], several labels an image.
-      test_features: f32[N, D], test_labels: alike; only the final score reads them.
-      num_classes: C; classes without an image are fine.
+        bool[M, C], several labels per image.
+      test_features: f32[N, D], test_labels: alike; used only for the final score.
+      num_classes: C; classes without images are allowed.
       **settings: of `fit_linear_probe`: learning_rates (per 256 images, scaled by batch / 256),
-        epochs, max_steps (whichever ends first), batch_size (images, at most those there are),
+        epochs, max_steps (whichever ends first), batch_size (images, at most all),
         momentum, holdout_fraction (of the training images, to select the rate), seed.
     Returns:
       {"top1", "top5", "holdout_top1"} in per cent (several labels: "map", "f1_macro", "f1_micro" at a
       probability of 0.5, "holdout_map"), {"learning_rate"} selected, {"protocol"}, {"num_train",
-      "num_test"} labelled images. The held-out score is None when no class has two images.
+      "num_test"} labelled images. The held-out score is None if no class has two images.
     Raises:
       ValueError: no labelled images, shapes or labels or settings that do not fit.
     Source: DINO, arXiv:2104.14294, eval_linear.py (SGD, momentum 0.9, no weight decay, N(0, 0.01)
       weights, cosine to 0); the grid of rates: DINOv2, arXiv:2304.07193, eval/linear.py.
     Differs: features are computed once, so no crop or flip augments them; each dimension is standardised
       with the training images' mean and standard deviation (a fixed batch norm without affine);
-      the cosine falls by step, not by epoch; at most max_steps; the rate is selected on training
-      images and the test set scored once, where the official codes report the best epoch or the
-      best head on the test set. Scores compare only under the same `protocol`.
+      the cosine decays by step, not by epoch; at most max_steps; the rate is selected on training
+      images and the test set scored once, while the official codes report the best epoch or the
+      best head on the test set. Scores are comparable only under the same `protocol`.
     """
     test_features, test_labels = np.asarray(test_features, np.float32), np.asarray(test_labels)
     check_labels(test_features, test_labels, num_classes, name="test set")
@@ -216,12 +216,12 @@ def linear_probe_splits(
     split_seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     **settings,
 ) -> dict:
-    """`linear_probe` with `fraction` of the labels, over several draws of which images keep theirs.
+    """`linear_probe` with `fraction` of the labels, over several random subsets of the labels.
 
-    Stratified draws have the same shapes, so all of them run the same compiled functions.
+    Stratified subsets have the same shapes, so all of them use the same compiled functions.
 
     Args:
-      fraction: of each class's labels, in (0, 1], at least one image a class.
+      fraction: of each class's labels, in (0, 1], at least one image per class.
       split_seeds: one draw each, see `splits.stratified_indices`.
       Others: as in `linear_probe`.
     Returns:

@@ -1,9 +1,9 @@
-"""Attention maps scored as segmentations: against the masks of the objects in the view.
+"""Localisation scores: attention maps as segmentations, against the masks of objects in the view.
 
 Letters: M images, n objects of an image, K candidate maps (heads), h x w patches, H x W pixels.
-An object is what a source's masks() gives: COCO's "things", crowds left out; the foreground is the
+The objects are those of a source's masks(): COCO's "things", crowds left out. The foreground is the
 union of the objects, so "stuff" such as sky and grass is background. Images without an object in the
-view are left out of every score.
+view are left out of all scores.
 """
 
 from collections.abc import Sequence
@@ -24,25 +24,34 @@ from dinotwins_jax.evals.object_masks import (
 )
 from dinotwins_jax.models.vit import VisionTransformer
 
-# COCO's 32^2 and 96^2 pixels as parts of a picture of 640 x 480.
+# COCO's 32^2 and 96^2 pixels as fractions of an image of 640 x 480.
 SMALL, LARGE = 32**2 / (640 * 480), 96**2 / (640 * 480)
-KEEPS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)  # shares of the attention that a mask may hold
-SIDES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a centre box, as parts of the picture's
+KEEPS = (
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.85,
+    0.9,
+    0.95,
+)  # candidate shares of the attention that a mask keeps
+SIDES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a centre box, as fractions of the image's
 
 
 def view_masks(
     source, i: int, *, resize: int, crop: int | tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The objects of image i as `center_view` shows them, each pixel of the view sampled at its centre.
+    """Object masks of image i in `center_view`, sampled at the centre of each pixel of the view.
 
     Args:
       source: with masks(i); resize, crop: as in `center_view` (pixels).
     Returns:
-      bool[n, h, w] objects with at least one pixel in the view, and their categories i32[n].
+      bool[n, h, w] of objects with at least one pixel in the view, and their categories i32[n].
     Raises:
       ValueError: crop not in 1..resize.
-    Differs: works at the image's own size; an image that was shrunk to its canvas first may lie off
-      by the rounding of its sides, less than a pixel of the view.
+    Differs: works at the image's own size; for an image shrunk to its canvas first, the rounding of its
+      sides gives an offset of less than a pixel of the view.
     """
     out = (crop, crop) if isinstance(crop, int) else tuple(crop)
     if not 0 < min(out) <= max(out) <= resize:
@@ -63,10 +72,10 @@ def view_masks(
 def attention_maps(
     backbone: VisionTransformer, params, views: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The last block's class-token attention and the rollout, compiled once a shape of views.
+    """The last block's class-token attention and the rollout, compiled once per shape of views.
 
     Args:
-      backbone: of the parameters; views: f32[B, H, W, 3], as `center_view` gives them.
+      backbone: of the parameters; views: f32[B, H, W, 3], from `center_view`.
     Returns:
       f32[B, heads, h, w] and f32[B, h, w].
     """
@@ -78,11 +87,11 @@ def attention_maps(
 def attention_scores(
     maps: np.ndarray, rollouts: np.ndarray, masks: Sequence[np.ndarray], *, keep: float = 0.6
 ) -> dict:
-    """How well maps of attention mark the objects, each score a mean over the images in %.
+    """Scores of attention maps against object masks, each a mean over the images in %.
 
-    Jaccard: of the patches with `keep` of a map's mass, nearest upsampled, with the foreground
+    Jaccard: IoU of the patches with `keep` of a map's mass, nearest upsampled, with the foreground
     pointing: the pixel at the middle of the mean map's highest patch belongs to an object
-    CorLoc: the box of the largest part of the mean map's kept patches has IoU >= 0.5 with an
+    CorLoc: the box of the largest component of the mean map's kept patches has IoU >= 0.5 with an
       object's box
 
     Args:
@@ -91,22 +100,22 @@ def attention_scores(
       masks: M times bool[n, H, W], objects in the same view as the maps (`view_masks`); n may be 0.
       keep: share of the mass, in (0, 1].
     Returns:
-      "protocol", "keep", "images" (with an object); "jaccard_heads": one a head, "jaccard_best_head":
-      one head for all images, chosen on the other half of them (even positions among the scored
-      images choose for odd ones and the other way round), "best_head_of_halves": head used on the
-      even and on the odd ones; "jaccard_best_head_oracle": each image's best head, which reads the
-      answer and so bounds the others from above; "jaccard_mean_map", "jaccard_rollout";
-      "jaccard_fitted": the mean map with the share of KEEPS that suits the other half of the images
-      best ("keep_of_halves"), since a map that is sure of the whole object loses by a fixed share;
-      "pointing", "corloc"; each with "<metric>_sem", standard error over images.
+      "protocol", "keep", "images" (with an object); "jaccard_heads": one per head, "jaccard_best_head":
+      the best head of the other half of the images (the scored images at even positions select for the
+      odd ones and vice versa), "best_head_of_halves": head used on the even and on the odd ones;
+      "jaccard_best_head_oracle": each image's best head, selected on its own masks, an upper bound of
+      the others; "jaccard_mean_map", "jaccard_rollout"; "jaccard_fitted": the mean map with the share of
+      KEEPS that is best on the other half of the images ("keep_of_halves"), since a fixed share cuts off
+      parts of an object that is attended to as a whole; "pointing", "corloc"; each with
+      "<metric>_sem", standard error over images.
       "sizes": small | medium | large -> {"objects": count, "jaccard_best_head_oracle": mean over
-      objects of the best head's with that object alone, "pointing": % of objects that hold the
-      pixel}; the two are missing where the count is 0.
+      objects of the best head's Jaccard with that object only, "pointing": % of objects that contain
+      the pixel}; the two are missing if the count is 0.
     Raises:
       ValueError: shapes that do not fit, or fewer than two images with an object.
     Source: mass and Jaccard: DINO, arXiv:2104.14294, section 4.2.2; pointing game: arXiv:1608.00507;
       CorLoc: LOST, arXiv:2109.14279; sizes: COCO's areas 32^2 and 96^2.
-    Differs: DINO prints the best head of each image (our oracle); no tolerance around the pointed
+    Differs: DINO reports the best head of each image (our oracle); no tolerance around the pointed
       pixel (there 15 pixels); sizes are of the visible part, relative to a view of 640 x 480 pixels.
     """
     maps, rollouts = np.asarray(maps, np.float32), np.asarray(rollouts, np.float32)
@@ -137,21 +146,21 @@ def attention_scores(
 
 
 def centre_box_scores(masks: Sequence[np.ndarray], *, sides: Sequence[float] = SIDES) -> dict:
-    """`attention_scores` of a box in the middle of the picture: what photographers' habits give.
+    """`attention_scores` of a box in the middle of the image: the baseline of the centre bias.
 
-    The box has one side for all images, chosen by Jaccard on the other half of them, as the best
-    head is; pointing takes the middle of the picture. Here a "head" is one of the sides.
+    The box has one side for all images, selected by Jaccard on the other half of them, as for the best
+    head; pointing uses the middle of the image. Here a "head" is one of the sides.
 
     Args:
       masks: as in `attention_scores`.
-      sides: of the box, as parts of the picture's, in (0, 1].
+      sides: of the box, as fractions of the image's, in (0, 1].
     Returns:
-      The keys of `attention_scores` but those of a share, of the mean map and of rollout; and "sides".
+      The keys of `attention_scores` except those of shares, the mean map and rollout; and "sides".
     Raises:
       ValueError: a side outside (0, 1], or fewer than two images with an object.
     """
     if not sides or not 0.0 < min(sides) <= max(sides) <= 1.0:
-        raise ValueError(f"sides {tuple(sides)} must be parts of the picture's, in (0, 1]")
+        raise ValueError(f"sides {tuple(sides)} must be fractions of the image's sides, in (0, 1]")
     images, found = [], []
     for objects in scored_images(masks, len(masks)).values():
         height, width = objects.shape[1:]
@@ -166,7 +175,7 @@ def centre_box_scores(masks: Sequence[np.ndarray], *, sides: Sequence[float] = S
 
 
 def _peak_pixel(cells: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
-    """The pixel at the middle of the highest cell of f32[h, w], the first one among equals."""
+    """Pixel at the middle of the highest cell of f32[h, w], the first in a tie."""
     row, column = np.unravel_index(cells.argmax(), cells.shape)
     height, width = (pixels / count for pixels, count in zip(size, cells.shape, strict=True))
     return int((row + 0.5) * height), int((column + 0.5) * width)
@@ -188,12 +197,12 @@ def _box_jaccards(boxes: list[Box], masks: np.ndarray) -> np.ndarray:
 
 
 class _Image(NamedTuple):
-    """What one image gives: K candidates against the foreground and against each object."""
+    """Values of one image: K candidates against the foreground and against each object."""
 
     jaccard: np.ndarray  # f64[K] with the foreground
     objects: np.ndarray  # f64[n, K] with each object
-    pointed: np.ndarray  # bool[n] whether the pointed pixel is the object's
-    area: np.ndarray  # f64[n] part of the view
+    pointed: np.ndarray  # bool[n] whether the object contains the pointed pixel
+    area: np.ndarray  # f64[n] fraction of the view
 
 
 def _image(jaccard, each_jaccard, objects: np.ndarray, pixel) -> _Image:
@@ -210,7 +219,7 @@ def _means(columns: dict) -> dict[str, float]:
 
 
 def _cross_fit(jaccards: np.ndarray) -> np.ndarray:
-    """i64[M] candidate for each image of f64[M, K]: odd images choose for even ones, and they for odd."""
+    """Candidate i64[M] for each image of f64[M, K]: odd images select for even ones and vice versa."""
     choice = np.zeros(len(jaccards), np.int64)
     for half in (0, 1):
         choice[half::2] = jaccards[1 - half :: 2].mean(axis=0).argmax()

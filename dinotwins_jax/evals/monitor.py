@@ -1,4 +1,4 @@
-"""Is it getting better? k-NN and a ridge probe on a small held-out set, cheap enough for training."""
+"""Monitoring during training: k-NN and a ridge probe on a small held-out set."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,19 +25,19 @@ def make_monitor(
     temperature: float = 0.07,
     seed: int = 0,
 ) -> Callable:
-    """A function of the backbone's parameters alone; it always sees the same images.
+    """Builds the monitor, a function of the backbone's parameters on a fixed set of images.
 
-    They are drawn from the labelled training images, class by class, and a third of them is held
-    out: the test split stays unseen until the end.
+    The images are drawn from the labelled training images, class by class, and a third of them is held
+    out; the test split is not used.
 
     Args:
-      source: labelled training images; view: how they are seen.
-      images: how many are looked at, at most those there are.
+      source: labelled training images; view: of these images.
+      images: number of images, at most all.
       k, temperature: of the k-NN vote.
     Returns:
-      monitor(params) -> {"monitor/knn_top1", "monitor/ridge_top1"} in per cent; where images have
-      several labels the ridge probe predicts all of them, "monitor/ridge_map". Its regularisation is
-      the best on the held-out images: a sign of progress, not a protocol's score.
+      monitor(params) -> {"monitor/knn_top1", "monitor/ridge_top1"} in per cent; if images have several
+      labels the ridge probe predicts all of them, "monitor/ridge_map". Its regularisation is selected on
+      the held-out images, so it shows progress but is not an evaluation protocol.
     """
     labels, num_classes = source.labels, len(source.class_names)
     several = getattr(source, "multi_hot", None)
@@ -50,7 +50,7 @@ def make_monitor(
     if not held.size:
         raise ValueError(
             f"the monitor's {len(chosen)} images leave none to hold out: raise evals.monitor_images (now "
-            f"{images}), where the data has more labelled images, or set evals.monitor_every_epochs=0"
+            f"{images}) if the data has more labelled images, or set evals.monitor_every_epochs=0"
         )
     features = backbone_features(backbone, 1)
     columns = slice(0, backbone.embed_dim)

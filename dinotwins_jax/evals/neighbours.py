@@ -10,14 +10,13 @@ import numpy as np
 
 ROWS = 8192  # features normalised and compared at once
 CELL, GAP, QUERY_GAP, MARGIN, HEADER, ROW_TITLE = 1.1, 0.1, 0.28, 0.12, 0.26, 0.22  # inches
-FRAMES = {True: "#2da44e", False: "#d1383d", None: "#b5bcc4"}  # class agrees, differs, not asked
+FRAMES = {True: "#2da44e", False: "#d1383d", None: "#b5bcc4"}  # class agrees, differs, unknown
 
 
 def nearest_neighbours(features: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """The k images most similar to each query by cosine, the query itself left out.
+    """The k images most similar to each query by cosine, without the query itself.
 
-    Images are visited in blocks with a running top k; of equal similarities the lower index comes
-    first.
+    Images are processed in blocks with a running top k; ties are ordered by index.
 
     Args:
       features: f32[M, D], normalised here.
@@ -33,7 +32,7 @@ def nearest_neighbours(features: np.ndarray, queries: np.ndarray, k: int) -> np.
         raise ValueError(f"features {features.shape} must be [M, D]")
     M = len(features)
     if not 1 <= k < M:
-        raise ValueError(f"k={k} must be from 1 to {M - 1}, the other images there are")
+        raise ValueError(f"k={k} must be from 1 to {M - 1}, the number of other images")
     outside = queries[(queries < 0) | (queries >= M)]
     if outside.size:
         raise ValueError(f"query {outside[0]} must be an index of {M} images")
@@ -67,14 +66,14 @@ def neighbours_grid(
     titles: list[str] | None = None,
     same: np.ndarray | None = None,
 ) -> None:
-    """Writes one PNG with a row a query: the query, then its neighbours from left to right.
+    """Writes one PNG with a row per query: the query, then its neighbours from left to right.
 
     Args:
       path: file to write.
-      images_of: index -> u8[h, w, 3]; shapes may differ, each picture keeps its own.
-      queries: i64[q], neighbours: i64[q, k], as `nearest_neighbours` gives.
+      images_of: index -> u8[h, w, 3]; shapes may differ and are kept.
+      queries: i64[q], neighbours: i64[q, k], from `nearest_neighbours`.
       titles: one line above each row, or None.
-      same: bool[q, k], whether a neighbour has its query's class: frames it green, else red.
+      same: bool[q, k], whether a neighbour has its query's class: framed green, else red.
     Raises:
       ValueError: no queries, or numbers of queries, neighbours, titles and `same` that differ.
     """
@@ -116,7 +115,7 @@ def neighbours_grid(
 
 
 def _framed(axes, image: np.ndarray, colour: str, width: float) -> None:
-    """The picture in its own proportions, with a frame of `width` points around it."""
+    """Draws an image in its own proportions, with a frame of `width` points."""
     axes.imshow(image)
     axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():

@@ -1,4 +1,4 @@
-"""Regions against the masks of objects: overlap of patches in pixels, boxes, means over images.
+"""Comparison of regions with object masks: pixel overlap of patches, boxes, means over images.
 
 Letters: M images, n objects of an image, K regions, h x w patches, H x W pixels.
 """
@@ -12,7 +12,7 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; the last 
 
 
 def cell_sums(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Pixels of each mask in each cell of a grid stretched over the picture: i64[n, h, w] of bool[n, H, W].
+    """Pixels of each mask in each cell of a grid over the image: bool[n, H, W] -> i64[n, h, w].
 
     A pixel belongs to the cell that its centre lies in (nearest upsampling of the grid).
     """
@@ -24,7 +24,7 @@ def cell_sums(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _first_pixels(size: tuple[int, int], grid: tuple[int, int]) -> list[np.ndarray]:
-    """For rows and columns: the first pixel of every cell, and the side at the end."""
+    """First pixel of every cell, followed by the side, for rows and for columns."""
     return [
         np.searchsorted((np.arange(side) + 0.5) * cells / side, np.arange(cells + 1))
         for side, cells in zip(size, grid, strict=True)
@@ -47,7 +47,7 @@ def grid_jaccards(kept: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def bounding_box(mask: np.ndarray) -> Box:
-    """The smallest box around bool[H, W] that is not empty."""
+    """Smallest box around a non-empty mask bool[H, W]."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
@@ -63,21 +63,21 @@ def box_found(box: Box, masks: np.ndarray) -> bool:
 
 
 def component_found(kept: np.ndarray, masks: np.ndarray) -> bool:
-    """`box_found` of the largest 4-connected part of bool[h, w], in pixels; False where nothing is kept.
+    """`box_found` of the largest 4-connected component of bool[h, w], in pixels; False if it is empty.
 
     Source: CorLoc as in LOST, arXiv:2109.14279, section 4.1.
     """
     parts, count = ndimage.label(kept)
     if not count:
         return False
-    largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())  # the first one among equals
+    largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())  # the first in a tie
     rows, columns = _first_pixels(masks.shape[1:], kept.shape)
     top, left, bottom, right = bounding_box(parts == largest)
     return box_found((rows[top], columns[left], rows[bottom], columns[right]), masks)
 
 
 def scored_images(masks: Sequence[np.ndarray], count: int) -> dict[int, np.ndarray]:
-    """The objects bool[n, H, W] of each of `count` images that has any; masks without a pixel are dropped.
+    """Objects bool[n, H, W] of those of `count` images that have any; empty masks are dropped.
 
     Raises:
       ValueError: not `count` entries, or fewer than two images with an object (no standard error).

@@ -1,4 +1,4 @@
-"""Patch features as colours: three principal components over the foreground of many images at once.
+"""PCA of patch features over many images: principal components of the foreground, as colours.
 
 Letters: M images, N patches of an image, D features, h x w patches, H x W pixels.
 """
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def principal_axes(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and directions of largest variance.
+    """Mean and principal directions.
 
     Args:
       rows: f64[m, D]; count: directions, at most D.
     Returns:
       f64[D], and f64[count, D] orthonormal, largest variance first; each direction's entry of largest
-      absolute value is positive (the first among equals).
+      absolute value is positive (the first in a tie).
     """
     mean = rows.mean(axis=0)
     centred = rows - mean
@@ -32,26 +32,26 @@ def patch_pca(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Principal components of patch features, fitted to all images together.
 
-    foreground=None: one fit to all patches. Otherwise the first component is brought to [0, 1] over
-    all patches, those above `foreground` are kept, and a second fit sees these alone.
-    Give it pictures of one kind of object, as DINOv2 does: with several, the first component tells the
-    pictures apart instead of objects from background.
+    foreground=None: one fit to all patches. Otherwise the first component is scaled to [0, 1] over
+    all patches, patches above `foreground` are kept, and a second fit uses only these.
+    Use images of one kind of object, as DINOv2 does: with several kinds, the first component separates
+    the images instead of objects and background.
 
     Args:
       patches: f32[M, N, D].
       components: at most D.
       foreground: threshold in [0, 1), such as 0.5; None: every patch is foreground.
-      grid: (h, w), h * w = N: turns the first fit's component so that patches at the border of the
-        pictures are lower on average than the others, since which side is the objects' is a matter of
-        chance otherwise. None: its largest entry is positive, as that of every other component is.
+      grid: (h, w), h * w = N: chooses the sign of the first fit's component, otherwise arbitrary, so
+        that patches at the border of the images are lower on average than the others. None: its largest
+        entry is positive, as for all other components.
     Returns:
       f32[M, N, components], 0 outside the foreground, and the foreground bool[M, N].
     Raises:
       ValueError: shapes that do not fit, a threshold outside [0, 1), features that are not finite, or
         fewer foreground patches than components.
     Source: DINOv2, arXiv:2304.07193, figure 1; scaling to [0, 1], the arbitrary sign: its issues 23, 420.
-    Differs: DINOv2 keeps scores above 0 of the first component; which threshold parts well depends on
-      the images (its issue 292 shows the sides exchanged), so here it is the caller's.
+    Differs: DINOv2 keeps scores above 0 of the first component; the best threshold depends on the images
+      (its issue 292 shows the sides exchanged), so here it is an argument.
     """
     patches = np.asarray(patches, np.float64)
     if patches.ndim != 3 or not 1 <= components <= patches.shape[-1]:
@@ -69,7 +69,7 @@ def patch_pca(
 
 
 def _above(patches: np.ndarray, threshold: float, grid: tuple[int, int] | None) -> np.ndarray:
-    """bool[M, N]: where the first component of all patches, scaled to [0, 1], is above the threshold."""
+    """Whether the first component of all patches, scaled to [0, 1], exceeds the threshold: bool[M, N]."""
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"foreground={threshold} must be a threshold in [0, 1)")
     mean, axes = principal_axes(patches.reshape(-1, patches.shape[-1]), 1)

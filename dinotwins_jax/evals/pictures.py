@@ -1,4 +1,4 @@
-"""PNG pictures of photographs and of maps over their patches: a grid of panels, and what a panel shows.
+"""PNG grids of panels that show images, and maps and masks over their patches.
 
 Letters: h x w cells (patches or pixels), H x W pixels. A panel is a function that draws on axes.
 """
@@ -80,7 +80,7 @@ def panel_grid(
       aspect: height / width of every panel.
       titles: one line above each row, or None.
     Raises:
-      ValueError: no rows, or as many titles as rows are wanted and are not there.
+      ValueError: no rows, or the numbers of titles and rows differ.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The tasks on frozen features: linear probes, k-NN, few-shot. One dictionary of scores a task.
+"""The tasks on frozen features: linear probes, k-NN, few-shot. One dictionary of scores per task.
 
 Letters: M training images, N test images, D columns, C classes.
 """
@@ -29,10 +29,10 @@ from dinotwins_jax.models.vit import VisionTransformer
 
 
 class Labelled(NamedTuple):
-    """Features of one split with what is known of its images.
+    """Features of one split with the labels of its images.
 
     features: f32[M, D]; labels: i32[M], dominant category, -1 none; multi_hot: bool[M, C], or None
-    where an image has one label only; indices: i64[M], the records of the source.
+    if images have a single label; indices: i64[M], the records of the source.
     """
 
     features: np.ndarray
@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
 
 
 def with_labels(features: np.ndarray, indices: np.ndarray, source) -> Labelled:
-    """Features f32[M, D] of the records i64[M] of a labelled source, beside their labels."""
+    """Combines features f32[M, D] of records i64[M] of a labelled source with their labels."""
     multi_hot = getattr(source, "multi_hot", None)
     return Labelled(
         features,
@@ -53,7 +53,7 @@ def with_labels(features: np.ndarray, indices: np.ndarray, source) -> Labelled:
 
 
 class ProbeOptions(NamedTuple):
-    """What the probes share."""
+    """Options of the probes."""
 
     num_classes: int
     label_fractions: tuple[float, ...]  # of the training labels, stratified
@@ -65,7 +65,7 @@ class ProbeOptions(NamedTuple):
 
 
 def label_kinds(train: Labelled, test: Labelled) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Prefix of a group's name -> (training labels, test labels): single-label, then multi-label."""
+    """Suffix of a task's name -> (training labels, test labels): single-label, then multi-label."""
     kinds = {"": (train.labels, test.labels)}
     if train.multi_hot is not None and test.multi_hot is not None:
         kinds["multilabel "] = (train.multi_hot, test.multi_hot)
@@ -73,7 +73,7 @@ def label_kinds(train: Labelled, test: Labelled) -> dict[str, tuple[np.ndarray, 
 
 
 def score_linear(embed: Embed, train: Labelled, test: Labelled, options: ProbeOptions) -> dict:
-    """The official SGD protocol and the bank, for every fraction of the labels and kind of label."""
+    """Scores the official SGD protocol and the bank, for every fraction and kind of labels."""
     official = embed.sets[embed.linear]
     banks = [
         {name: split.features[:, columns] for name, columns in embed.sets.items()}
@@ -94,7 +94,7 @@ def score_linear(embed: Embed, train: Labelled, test: Labelled, options: ProbeOp
 
 
 def score_knn(embed: Embed, train: Labelled, test: Labelled, options: ProbeOptions) -> dict:
-    """Weighted k-NN with all training labels, one entry a kind of label."""
+    """Scores weighted k-NN with all training labels, one entry per kind of label."""
     columns = embed.sets[embed.knn]
     return {
         f"knn {prefix}".strip(): knn_scores(
@@ -111,7 +111,7 @@ def score_knn(embed: Embed, train: Labelled, test: Labelled, options: ProbeOptio
 
 
 def score_few_shot(embed: Embed, train: Labelled, test: Labelled, options: ProbeOptions) -> dict:
-    """Nearest class means of a few images a class."""
+    """Scores nearest class means of a few images per class."""
     columns = embed.sets[embed.knn]
     scores = few_shot(
         train.features[:, columns],
@@ -147,10 +147,10 @@ class FrozenFeatures:
         Args:
           weights: row -> parameters of the backbone, such as {"teacher": …, "random weights": …}.
           sources: (train, test), labelled.
-          view: how images are shown to the backbone.
+          view: of the images.
           n_last_blocks, mean_patch: see `backbone_embed`.
-          cache: directory of features and baseline scores; not used with several processes, where a
-            file that only one of them finds would part them.
+          cache: directory of features and baseline scores; not used with several processes, which would
+            diverge on a file that only one of them finds.
           data: `source_checksum` of each source.
         """
         compiled = backbone_features(backbone, n_last_blocks)
@@ -164,7 +164,7 @@ class FrozenFeatures:
         self._data, self._found = data, None
 
     def probe(self, task: str, row: str, options: ProbeOptions) -> dict[str, dict]:
-        """{task: scores} of one row; those of the baselines are cached, since runs share them."""
+        """Scores {task: scores} of one row; baselines are cached, since runs share them."""
         embed = self.embeds[row]
         key = json.dumps(
             [VERSION, task, embed.identity, embed.linear, options, self._view[:4], self._data]

@@ -1,4 +1,4 @@
-"""What all probes share: how a setting is selected, what is reported, how draws of labels are summed up.
+"""Shared protocol of the probes: selection score, final scores, and statistics over label subsets.
 
 Letters: M labelled training images, N test images, C classes.
 """
@@ -15,9 +15,9 @@ METRICS = ("top1", "top5", "map", "f1_macro", "f1_micro")
 
 
 def selection_score(scores: jax.Array, labels: np.ndarray) -> float:
-    """What a setting is selected by, in per cent: top-1, or mAP for several labels an image.
+    """Score for model selection, in per cent: top-1, or mAP for several labels per image.
 
-    0 where the images show no class at all.
+    0 if no image has a class.
     """
     if labels.ndim == 1:
         return top_k_accuracy(scores, labels, 1)
@@ -25,14 +25,14 @@ def selection_score(scores: jax.Array, labels: np.ndarray) -> float:
 
 
 def final_scores(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
-    """{"top1", "top5"}, or {"map", "f1_macro", "f1_micro"} with a yes above the threshold."""
+    """{"top1", "top5"}, or {"map", "f1_macro", "f1_micro"} with positives above the threshold."""
     if labels.ndim == 1:
         return {f"top{k}": top_k_accuracy(scores, labels, k) for k in (1, 5)}
     return {"map": mean_average_precision(scores, labels)} | f1_scores(scores > threshold, labels)
 
 
 def num_labelled(labels: np.ndarray) -> int:
-    """Images with a label; with several labels an image, none at all is a label too."""
+    """Number of labelled images; multi-label, an image without any class counts too."""
     labels = np.asarray(labels)
     return len(labels) if labels.ndim == 2 else int((labels >= 0).sum())
 
@@ -40,21 +40,21 @@ def num_labelled(labels: np.ndarray) -> int:
 def over_splits(
     probe: Callable, labels: np.ndarray, fraction: float, split_seeds: tuple[int, ...]
 ) -> dict:
-    """Runs `probe` on several draws of the labels and sums up.
+    """Runs `probe` on several random subsets of the labels and computes statistics.
 
     Args:
       probe: indices i64[m] of the labelled images that keep their label -> scores in per cent, with
         its "protocol".
     Returns:
       {"<metric>_mean", "<metric>_std" (over draws, n - 1; 0 for one) of top1, top5, map, f1_macro,
-      f1_micro, "fraction", "protocol", "splits": one result a draw with its "split_seed"}.
+      f1_micro, "fraction", "protocol", "splits": one result per draw with its "split_seed"}.
     """
     if not split_seeds:
         raise ValueError("split_seeds is empty: give at least one seed")
     splits, known = [], {}
     for seed in split_seeds:
         kept = stratified_indices(labels, fraction, seed)
-        if kept.tobytes() not in known:  # with all labels, all draws are one
+        if kept.tobytes() not in known:  # with all labels, all draws are the same
             known[kept.tobytes()] = probe(kept)
         splits.append({"split_seed": seed, **known[kept.tobytes()]})
     protocol = splits[0]["protocol"]
@@ -62,7 +62,7 @@ def over_splits(
 
 
 def summed_up(splits: list[dict]) -> dict[str, float]:
-    """{"<metric>_mean", "<metric>_std" (n - 1; 0 for one)} over draws, of those METRICS that they have."""
+    """{"<metric>_mean", "<metric>_std" (n - 1; 0 for one)} over draws, for the METRICS present."""
     summary = {}
     for metric in METRICS:
         if metric in splits[0]:

@@ -1,4 +1,4 @@
-"""What predictions are worth: accuracy, mAP, F1. Letters: N images, C classes."""
+"""Scores of predictions: accuracy, mAP, F1. Letters: N images, C classes."""
 
 import jax
 import numpy as np
@@ -9,8 +9,8 @@ from dinotwins_jax.evals.splits import check_labels
 def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int) -> float:
     """Share of the labelled images whose class is among their k highest scores.
 
-    Equal scores rank by class index, as argmax does; a NaN score of the right class is a miss.
-    After knn_classify with few neighbours give min(k, neighbours), as eval_knn.py does: classes
+    Ties are ordered by class index, as in argmax; a NaN score of the right class is a miss.
+    After knn_classify with few neighbours pass min(k, neighbours), as eval_knn.py does: classes
     without a vote all tie at 0.
 
     Args:
@@ -36,7 +36,7 @@ def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int) -> float:
 
 
 def mean_average_precision(scores: jax.Array, targets: np.ndarray) -> float:
-    """Macro mAP: the mean over classes of the area under the precision-recall steps.
+    """Macro mAP: the mean over classes of the area under the stepwise precision-recall curve.
 
     AP = sum_n (R_n - R_(n-1)) P_n over the thresholds n, equal scores being one threshold.
 
@@ -46,7 +46,7 @@ def mean_average_precision(scores: jax.Array, targets: np.ndarray) -> float:
     Returns:
       per cent, in [0, 100].
     Raises:
-      ValueError: shapes differ, a score is NaN, or no positive at all.
+      ValueError: shapes differ, a score is NaN, or there is no positive.
     """
     scores, targets = np.asarray(scores), np.asarray(targets, bool)
     if scores.shape != targets.shape or scores.ndim != 2:
@@ -70,13 +70,13 @@ def _average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 def f1_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """{"f1_macro", "f1_micro"} in per cent of yes-or-no predictions.
+    """{"f1_macro", "f1_micro"} of binary predictions, in per cent.
 
     Args:
       predictions, targets: bool[N, C]. Macro: over the classes with a positive in `targets`; a class
         that is never predicted has 0.
     Raises:
-      ValueError: shapes differ, or no positive at all.
+      ValueError: shapes differ, or there is no positive.
     """
     predictions, targets = np.asarray(predictions, bool), np.asarray(targets, bool)
     if predictions.shape != targets.shape or targets.ndim != 2:

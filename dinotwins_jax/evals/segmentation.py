@@ -1,4 +1,4 @@
-"""Unsupervised segmentation of the main object from patch features: a normalised cut of their graph.
+"""Unsupervised segmentation of the main object by a normalised cut of the graph of patch features.
 
 Letters: M images, N patches, D features, n objects of an image, h x w patches, H x W pixels.
 """
@@ -20,12 +20,12 @@ WEAK_EDGE = 1e-5  # keeps the graph connected
 
 
 def affinity(patches: np.ndarray, *, tau: float, centre: bool) -> np.ndarray:
-    """Edges of the patch graph: 1 where the cosine is above tau, else 1e-5.
+    """Edge weights of the patch graph: 1 where the cosine is above tau, else 1e-5.
 
     Args:
       patches: f32[N, D]; tau: cosine; centre: subtract the mean patch first.
     Returns:
-      f64[N, N], symmetric; the diagonal is 1 but for patches of zeros.
+      f64[N, N], symmetric; the diagonal is 1 except for zero patches.
     """
     patches = np.asarray(patches, np.float64)
     if centre:
@@ -43,7 +43,7 @@ def second_eigenvector(weights: np.ndarray) -> np.ndarray:
     Args:
       weights: f64[N, N] symmetric, > 0, N >= 2.
     Returns:
-      f64[N]; its sign and length carry nothing.
+      f64[N], up to sign and length.
     Source: Shi and Malik, Normalized Cuts and Image Segmentation, PAMI 2000, Eq. 7-11.
     """
     scale = 1.0 / np.sqrt(weights.sum(axis=1))
@@ -62,7 +62,7 @@ def normalised_cut(
     centre: bool = True,
     seed_part_only: bool = False,
 ) -> np.ndarray:
-    """Foreground of one image: one side of the normalised cut of its patches in two.
+    """Foreground of one image: one side of the normalised cut of its patches.
 
     The second smallest eigenvector is cut at its mean; the foreground is the side of its largest
     absolute entry, the seed.
@@ -70,17 +70,17 @@ def normalised_cut(
     Args:
       patches: f32[N, D] patch features of one image, row-major over the grid.
       grid: (h, w), h * w = N >= 2.
-      tau: edges are strong where the cosine is above it, in (-1, 1).
-      centre: subtract the image's mean patch first. Without that, what all patches share can hold
-        every cosine above tau, and there is nothing to cut: for a small DINO trained on the scenes
-        (mean cosine of two patches 0.97), Jaccard was 63% with and 0% without.
-      seed_part_only: keep only the 4-connected part that holds the seed (for a box).
+      tau: cosine above which edges are strong, in (-1, 1).
+      centre: subtract the image's mean patch first. Otherwise a component common to all patches can keep
+        every cosine above tau, and no cut exists: for a small DINO trained on the scenes (mean cosine
+        of two patches 0.97), Jaccard was 63% with and 0% without.
+      seed_part_only: keep only the 4-connected component with the seed (for a box).
     Returns:
-      bool[h, w]. All False where every edge is alike (no cut is better than another).
+      bool[h, w]. All False if all edges are equal (no cut is better than another).
     Raises:
-      ValueError: patches, grid or tau that do not fit, or features that are not finite.
+      ValueError: patches, grid or tau that do not fit, or non-finite features.
     Source: TokenCut, arXiv:2202.11539, Eq. 4-6 (tau 0.2, weak edges 1e-5).
-    Differs: TokenCut takes the keys of the last block, uncentred.
+    Differs: TokenCut uses the keys of the last block, uncentred.
     """
     patches = np.asarray(patches, np.float32)
     if patches.ndim != 2 or len(patches) != grid[0] * grid[1] or len(patches) < 2:
@@ -103,7 +103,7 @@ def normalised_cut(
 
 
 def segmentation_scores(foregrounds: np.ndarray, masks: Sequence[np.ndarray]) -> dict:
-    """Foregrounds against the objects of each image, in %.
+    """Scores of foregrounds against the objects of each image, in %.
 
     Args:
       foregrounds: bool[M, h, w].
@@ -111,7 +111,7 @@ def segmentation_scores(foregrounds: np.ndarray, masks: Sequence[np.ndarray]) ->
     Returns:
       "protocol", "images" scored; "jaccard_mean", "jaccard_sem": with the union of the objects, nearest
       upsampled, and its standard error over images; "corloc", "corloc_sem": images where the box of
-      the foreground's largest 4-connected part has IoU >= 0.5 with the box of an object.
+      the foreground's largest 4-connected component has IoU >= 0.5 with the box of an object.
     Raises:
       ValueError: shapes that do not fit, or fewer than two images with an object.
     """

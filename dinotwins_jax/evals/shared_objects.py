@@ -1,8 +1,8 @@
-"""How often two views of one image show the same object: what a recipe of crops asks a loss to match.
+"""Object overlap of crops: how often two views of one image show the same object.
 
-On ImageNet nearly always, on scenes of many objects not: then views are pulled together that have
-nothing in common. Boxes come from the draws that training uses. Letters: H x W pixels of the image,
-n objects, D draws of the views of an image, V views of a group.
+On ImageNet almost always, in scenes of many objects not: there the loss matches views without common
+content. Boxes are drawn as in training. Letters: H x W pixels of the image, n objects, D draws of the
+views of an image, V views of a group.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +14,13 @@ import numpy as np
 from dinotwins_jax.augment.draws import draw_image_views
 from dinotwins_jax.augment.views import ViewSpec
 
-# A quarter of an object is mostly enough to tell what it is, a corner of it is not. A close-up of a
-# large object shows less, but fills the view: of 96 x 96 pixels a tenth is 30 x 30, four patches.
+# A quarter of an object is usually enough to recognise it, a corner is not. A close-up of a large
+# object shows less of it, but fills the view: a tenth of 96 x 96 pixels is 30 x 30, four patches.
 MIN_VISIBLE, MIN_FILL = 0.25, 0.1
 
 
 def area_table(masks: np.ndarray) -> np.ndarray:
-    """i32[n, H + 1, W + 1] of bool[n, H, W]: pixels of each object above and left of a corner."""
+    """Integral images i32[n, H + 1, W + 1] of masks bool[n, H, W]."""
     table = np.zeros((masks.shape[0], masks.shape[1] + 1, masks.shape[2] + 1), np.int32)
     np.cumsum(masks, axis=1, dtype=np.int32, out=table[:, 1:, 1:])
     np.cumsum(table[:, 1:, 1:], axis=2, out=table[:, 1:, 1:])
@@ -30,13 +30,13 @@ def area_table(masks: np.ndarray) -> np.ndarray:
 def objects_in_view(
     table: np.ndarray, boxes, *, min_visible: float = MIN_VISIBLE, min_fill: float = MIN_FILL
 ) -> np.ndarray:
-    """Which objects each view shows: enough of the object, or enough of the view filled by it.
+    """Which objects each view shows: enough of the object, or an object that fills enough of the view.
 
     Args:
       table: i32[n, H + 1, W + 1] of `area_table`.
       boxes: (top, left, height, width), i32[...] each, inside the image (pixels).
-      min_visible: part of the object's area inside the box, in (0, 1].
-      min_fill: part of the box that is the object, in (0, 1].
+      min_visible: share of the object's area inside the box, in (0, 1].
+      min_fill: share of the box covered by the object, in (0, 1].
     Returns:
       bool[..., n].
     Raises:
@@ -55,15 +55,15 @@ def objects_in_view(
 
 
 def pair_rates(in_global: np.ndarray, in_local: np.ndarray, dominant: int) -> dict[str, float]:
-    """Shares of the pairs of views of one image, averaged over its draws.
+    """Shares of an image's pairs of views with a common object, averaged over its draws.
 
     Args:
       in_global, in_local: bool[D, V, n] of `objects_in_view`; V may be 0 for the local ones.
       dominant: index of one object.
     Returns:
-      "globals": pairs (global 0, global 1) with an object in common; "global-local": of all such
-      pairs; each also with ", dominant": with that object in common; "local empty": local views
-      without any object. Without local views only the pairs of globals.
+      "globals": share of pairs (global 0, global 1) with a common object; "global-local": share of
+      pairs of a global and a local view; each also with ", dominant": that object in common; "local
+      empty": share of local views without any object. Without local views only the pairs of globals.
     """
     globals_both = in_global[:, 0] & in_global[:, 1]  # [D, n]
     rates = {
@@ -88,20 +88,20 @@ def shared_object_rates(
     min_visible: float = MIN_VISIBLE,
     min_fill: float = MIN_FILL,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """`pair_rates` of images, with the views of each recipe; the dominant object is the largest.
+    """`pair_rates` of images for the views of each recipe; the dominant object is the largest.
 
-    Boxes are drawn on the image at its own size, where training draws them on the canvas: the same
-    up to the rounding to whole pixels. All recipes get the same keys.
+    Boxes are drawn on the image at its own size; training draws them on the canvas, which is the same
+    up to rounding to whole pixels. All recipes use the same keys.
 
     Args:
       masks: the method of a source: i -> (bool[n, H, W], i32[n]).
-      indices: images to look at; those without a pixel of an object are left out.
+      indices: images to use; images without objects are left out.
       recipes: name -> (global recipe, local recipe), as make_view_specs returns them.
-      draws: times that the views of each image are drawn.
+      draws: number of draws of each image's views.
       seed: of the views.
       min_visible, min_fill: see `objects_in_view`.
     Returns:
-      recipe -> column -> f64[images]. A local recipe also has "local area", box / image.
+      recipe -> column -> f64[images]. With local views also "local area", box / image.
     """
     draw_boxes = {name: _box_drawer(*pair) for name, pair in recipes.items()}
     rows: dict[str, list] = {name: [] for name in recipes}
@@ -129,7 +129,7 @@ def shared_object_rates(
 
 
 def _box_drawer(global_spec: ViewSpec, local_spec: ViewSpec):
-    """(keys [D], size i32[2]) -> boxes of globals and of locals, (top, left, ...) i32[D, V] each."""
+    """Builds (keys [D], size i32[2]) -> global and local boxes, (top, left, ...) i32[D, V] each."""
 
     def boxes(key, size):
         views = draw_image_views(key, size, global_spec=global_spec, local_spec=local_spec)
@@ -139,7 +139,7 @@ def _box_drawer(global_spec: ViewSpec, local_spec: ViewSpec):
 
 
 def rate_table(rates: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """Markdown, in percent: mean over images, and its standard error."""
+    """Markdown table in percent: mean over images, and its standard error."""
     columns = list(dict.fromkeys(column for row in rates.values() for column in row))
     lines = ["| recipe | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for name, row in rates.items():

@@ -1,4 +1,4 @@
-"""Linear probes in one go: ridge by an eigendecomposition, logistic regression by L-BFGS.
+"""Solvers of linear probes: ridge by an eigendecomposition, logistic regression by L-BFGS.
 
 Letters: M images, D features, C classes, R regularisations.
 """
@@ -12,10 +12,10 @@ import scipy.special
 
 
 class Standard(NamedTuple):
-    """(x - mean) * scale: what a fit sees of features."""
+    """Standardisation of features, (x - mean) * scale."""
 
     mean: np.ndarray  # f64[D]
-    scale: np.ndarray  # f64[D], 0 for a dimension that is constant
+    scale: np.ndarray  # f64[D], 0 for constant dimensions
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return (np.asarray(x, np.float64) - self.mean) * self.scale
@@ -30,7 +30,7 @@ def standardise(x: np.ndarray) -> Standard:
 
 
 def targets_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """f64[M, C] of -1 and 1."""
+    """Regression targets f64[M, C] of -1 and 1."""
     yes = labels if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
     return np.where(yes, 1.0, -1.0)
 
@@ -38,10 +38,10 @@ def targets_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def ridge(x: np.ndarray, targets: np.ndarray, regularisations) -> tuple[np.ndarray, np.ndarray]:
     """Least squares with an L2 penalty, every regularisation from one eigendecomposition.
 
-    w = argmin mean_M |x w + b - y|^2 + r |w|^2, the intercept b free
+    w = argmin mean_M |x w + b - y|^2 + r |w|^2, the intercept b unpenalised
 
-    In float64 on the host; where M < D the Gram matrix of the images is decomposed instead of that
-    of the features.
+    In float64 on the host; if M < D, the Gram matrix of the images is decomposed instead of that of
+    the features.
 
     Args:
       x: f64[M, D]; targets: f64[M, C]; regularisations: r > 0, R of them.
@@ -69,16 +69,16 @@ def ridge(x: np.ndarray, targets: np.ndarray, regularisations) -> tuple[np.ndarr
 def logistic(x: np.ndarray, labels: np.ndarray, num_classes: int, regularisations):
     """Logistic regression with an L2 penalty by L-BFGS, from the strongest regularisation to the weakest.
 
-    w = argmin mean_M cross-entropy(x w + b) + r / 2 |w|^2, the intercept b free: softmax for one
-    label an image; for several, a sigmoid for each class, their losses added up.
+    w = argmin mean_M cross-entropy(x w + b) + r / 2 |w|^2, the intercept b unpenalised: softmax for
+    one label per image; for several, a sigmoid for each class, with the losses summed.
 
     Returns:
-      f64[R, D, C] weights and f64[R, C] biases, in the order of `regularisations`, which must fall.
+      f64[R, D, C] weights and f64[R, C] biases, in the order of `regularisations`, decreasing.
     """
     (M, D), multi = x.shape, labels.ndim == 2
     yes = targets_of(labels, num_classes) > 0
 
-    def objective(flat, strength):  # in float64: in float32 the line search gives up early
+    def objective(flat, strength):  # in float64: in float32 the line search stops early
         weight, bias = flat[:-num_classes].reshape(D, num_classes), flat[-num_classes:]
         logits = x @ weight + bias
         if multi:

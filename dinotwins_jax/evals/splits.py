@@ -1,4 +1,4 @@
-"""Which images keep their label: stratified, deterministic subsets.
+"""Stratified, deterministic subsets of labels.
 
 Letters: M images, C classes. Labels are i32[M] (the class, -1 = none) or, multi-label, bool[M, C].
 """
@@ -108,7 +108,7 @@ def _take(order: Iterator[int], labels: np.ndarray, count: int, needed: np.ndarr
 
 
 def _spared(order: Iterator[int], labels: np.ndarray) -> Iterator[int]:
-    """Those images of `order` that leave an example of each of their classes behind."""
+    """Images of `order` whose removal leaves at least one example of each of their classes."""
     left = labels.sum(axis=0)
     for image in order:
         if (left[labels[image]] > 1).all():

@@ -1,4 +1,4 @@
-"""The scores that a table shows, and the table."""
+"""Tables of scores: selection of headline scores, and Markdown."""
 
 import re
 
@@ -48,7 +48,7 @@ def figures(scores: dict[str, dict]) -> dict[str, float]:
 
 
 def summary(scores: dict[str, dict]) -> str:
-    """Markdown, a line a row of scores: mean ± standard deviation over the draws of the labels, in %."""
+    """Markdown table, one line per row of scores: mean ± standard deviation over label draws, in %."""
     lines = {row: headline(of_row) for row, of_row in scores.items()}
     columns = list(dict.fromkeys(title for line in lines.values() for title in line))
     return markdown(

@@ -1,4 +1,4 @@
-"""The log: running means, and what they say about collapse."""
+"""Running means of the metrics, and collapse warnings derived from them."""
 
 import time
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Interval:
-    """Metrics since the last log. They stay on the device until somebody asks."""
+    """Metrics since the last log; they stay on the device until `fetch`."""
 
     def __init__(self):
         self._steps: list[dict] = []
@@ -20,9 +20,9 @@ class Interval:
         self.wait_s += wait_s
 
     def fetch(self) -> dict[str, float]:
-        """Means over the steps that were not skipped, and of the whole interval images_per_s,
-        data_wait (fraction of the time) and skipped (steps of the run so far, whose loss or gradient
-        was not finite)."""
+        """Means over the steps that were not skipped, and for the whole interval images_per_s,
+        data_wait (fraction of the time) and skipped (steps of the run so far with a non-finite loss or
+        gradient)."""
         steps = jax.device_get(self._steps)
         if not steps:
             return {}
@@ -37,7 +37,7 @@ class Interval:
         }
 
 
-# name of the state, (metric, "<" or ">", threshold) all of which must hold, the knob to try
+# message, conditions (metric, "<" or ">", threshold) that must all hold, setting to try
 _COLLAPSE = [
     (
         "uniform collapse: the teacher gives every prototype the same probability",
@@ -72,16 +72,16 @@ _COLLAPSE = [
     ),
 ]
 
-# The metrics that tell.
+# The metrics that these conditions use.
 DIAGNOSTICS = tuple(
     dict.fromkeys(metric for _, conditions, _ in _COLLAPSE for metric, _, _ in conditions)
 )
 
 
 class CollapseWatch:
-    """Says once, in plain words, that a run has collapsed and what to try.
+    """Warns once per kind of collapse, with a setting to try.
 
-    A state counts when it held for `patience` logs in a row after step `from_step` (warm-up).
+    The conditions must hold for `patience` logs in a row after step `from_step` (warm-up).
     """
 
     def __init__(self, from_step: int, patience: int = 3):
@@ -89,7 +89,7 @@ class CollapseWatch:
         self._held = dict.fromkeys((name for name, _, _ in _COLLAPSE), 0)
 
     def check(self, step: int, means: dict[str, float]) -> list[str]:
-        """Warnings that became due with this log."""
+        """Returns the warnings triggered by this log."""
         due = []
         for name, conditions, knob in _COLLAPSE:
             sick = [] if step < self._from_step else _terms_where(conditions, means)

@@ -1,4 +1,4 @@
-"""What one sees of a run while it trains: a live view in a terminal, plain lines anywhere else."""
+"""Progress display of training: a live view in a terminal, plain lines elsewhere."""
 
 import math
 import time
@@ -12,24 +12,27 @@ from rich.table import Table
 from dinotwins_jax.logs.metrics import DIAGNOSTICS
 from dinotwins_jax.logs.terminal import watched
 
-_REFRESH = 0.5  # seconds between two pictures of the live view, at least
+_REFRESH = 0.5  # smallest interval between refreshes of the live view, seconds
 _TREND = 32  # logs that a trend shows
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Progress:
-    """Step, losses, images/s and time left, refreshed at every step; a line a log where nobody watches.
+    """Step, losses, images/s and time left, refreshed at every step; outside a terminal, one line per log.
 
-    To be used in `with`. What is printed or warned in there appears above the live view.
+    A context manager; what is printed or warned inside appears above the live view.
     """
 
     def __init__(self, total: int, done: int):
         self._total, self._first = total, done + 1
-        self._start, self._done = time.perf_counter(), done  # what the time left is reckoned from
+        self._start, self._done = (
+            time.perf_counter(),
+            done,
+        )  # start of the estimate of the time left
         self._view = _View(total, done) if watched() else None
 
     def advance(self, step: int) -> None:
-        if step == self._first:  # it compiles: no measure of the others
+        if step == self._first:  # includes compilation, so it is not timed
             self._start, self._done = time.perf_counter(), step
         if self._view:
             self._view.advance(step, self._left(step))
@@ -50,7 +53,7 @@ class Progress:
         print(f"step {step}/{self._total}  {shown}  left {self._left(step)}", flush=True)
 
     def print(self, text: str) -> None:
-        """A line, above the live view where there is one."""
+        """Prints a line, above the live view if there is one."""
         print(text, flush=True)
 
     def _left(self, step: int) -> str:
@@ -83,7 +86,7 @@ class _View:
 
     def open(self) -> None:
         self._live.start(refresh=True)
-        self._live.console.show_cursor(True)  # a run that is killed cannot give it back
+        self._live.console.show_cursor(True)  # a killed run could not restore it
 
     def close(self) -> None:
         self._live.stop()
@@ -125,7 +128,7 @@ class _View:
 
 
 def _is_shown(name: str) -> bool:
-    """Losses, what tells of collapse, and the scores of the monitor."""
+    """Whether a metric is displayed: losses, collapse diagnostics, monitor scores."""
     return (
         name.endswith("loss")
         or name.rpartition("/")[2] in DIAGNOSTICS
@@ -134,7 +137,7 @@ def _is_shown(name: str) -> bool:
 
 
 def sparkline(values) -> str:
-    """One block a value, from the lowest ▁ to the highest █; a gap where it is no number."""
+    """One block per value, from the lowest ▁ to the highest █; a gap for non-finite values."""
     finite = [v for v in values if math.isfinite(v)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0

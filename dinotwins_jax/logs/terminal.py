@@ -1,4 +1,4 @@
-"""Whether anybody watches, and a bar for long work on images. No jax."""
+"""Interactive-terminal detection, and a progress bar for images. No jax."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ from rich.progress import (
 
 
 def watched() -> bool:
-    """Whether stdout and stderr are a terminal that can move its cursor, and nobody's pipe or file.
+    """Whether stdout and stderr are an interactive terminal that can move its cursor.
 
-    What a notebook runs by "!" has a terminal too, by name: its cells only grow.
+    A notebook's "!" commands have a terminal too, but its cells cannot move the cursor: False.
     """
     return (
         sys.stdout.isatty()
@@ -29,7 +29,7 @@ def watched() -> bool:
 
 
 def image_bar() -> Progress:
-    """A bar that counts images, to be used in `with`; nothing where nobody watches."""
+    """Progress bar that counts images, a context manager; shows nothing outside a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes."""
+"""Wall time of a run by phase."""
 
 import contextlib
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 class Phases:
-    """Seconds by what was done; what nobody claims is in the total alone."""
+    """Seconds by phase; time outside all phases counts only towards the total."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
@@ -23,7 +23,7 @@ class Phases:
 
     @contextlib.contextmanager
     def within(self, outer: str, name: str, really: bool = True) -> Iterator[None]:
-        """Adds the time of the block to `name` instead of `outer`, in whose block it is; where really."""
+        """Moves the time of the block from the enclosing phase `outer` to `name`, if `really`."""
         start = time.perf_counter()
         try:
             yield
@@ -32,16 +32,16 @@ class Phases:
                 self.move(time.perf_counter() - start, outer, name)
 
     def move(self, seconds: float, outer: str, name: str) -> None:
-        """Counts seconds of the block of `outer` for `name`."""
+        """Moves seconds from the enclosing phase `outer` to `name`."""
         self.add(outer, -seconds)
         self.add(name, seconds)
 
     def add(self, name: str, seconds: float) -> None:
-        """Adds to `name`."""
+        """Adds seconds to `name`."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def total(self) -> float:
-        """Seconds since this was made."""
+        """Seconds since construction."""
         return time.perf_counter() - self._start
 
     def text(self) -> str:

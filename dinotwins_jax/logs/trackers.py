@@ -1,13 +1,13 @@
 """TensorBoard, W&B and MLflow behind one interface; each library is imported when its tracker opens.
 
-A tracker is made of (workdir, project, config, run_id, from_step) and has
+A tracker is constructed from (workdir, project, config, run_id, from_step) and has
 
-    run_id                           by which it finds the run again; None: it needs none
-    forgets                          whether it can take lines back that come after from_step
-    package, requirement             what is imported, what pip installs
+    run_id                           identifies the run on a resume; None: not needed
+    forgets                          whether it can delete lines after from_step
+    package, requirement             import name, pip requirement
     log(step, values)                scalars; names keep their groups, "dino/loss"
     results(step, scores, pictures)  scalars and PNG files of the trained weights
-    close(finished)                  finished: to its end, and not stopped or failed
+close(finished)                  finished: completed, not stopped or failed
 """
 
 import os
@@ -20,8 +20,8 @@ from dinotwins_jax.settings.keys import flatten
 class TensorBoard:
     """Event files in WORKDIR/tensorboard.
 
-    Events are written and flushed by the caller: tensorboardX's SummaryWriter has a thread for it,
-    whose queue blocks the training for ever when the thread has died of a full disk.
+    Events are written and flushed by the caller: tensorboardX's SummaryWriter uses a thread, whose queue
+    would block training forever once a full disk has killed the thread.
     """
 
     package, requirement = "tensorboardX", "tensorboardX"
@@ -38,9 +38,9 @@ class TensorBoard:
 
         folder = workdir / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
-        # Named by the second and the host alone, a quick restart would write over the earlier file.
+        # Default names hold only second and host: a quick restart would overwrite the earlier file.
         self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        # TensorBoard drops what it has read from this step on.
+        # TensorBoard drops the events from this step on.
         self._write(from_step + 1, session_log=SessionLog(status=SessionLog.START))
         values = {k: v if isinstance(v, _PLAIN) else str(v) for k, v in flatten(config).items()}
         _, start, self._end = hparams(values, {})
@@ -84,7 +84,7 @@ _PLAIN = (str, bool, int, float, type(None))  # what TensorBoard takes as a hype
 
 
 class WandB:
-    """A run of W&B; where it goes is said by W&B's own environment (WANDB_MODE, WANDB_ENTITY, …)."""
+    """A run of W&B, configured by W&B's environment variables (WANDB_MODE, WANDB_ENTITY, …)."""
 
     package, requirement = "wandb", "'wandb>=0.28'"
     forgets = False
@@ -102,11 +102,11 @@ class WandB:
             name=workdir.name,
             dir=str(workdir),
             config=config,
-            reinit="create_new",  # and not the one that a notebook has open
-            allow_val_change=True,  # devices and logging may be others after a resume
+            reinit="create_new",  # not the run that a notebook has open
+            allow_val_change=True,  # devices and logging may differ after a resume
             settings=wandb.Settings(
-                console="off",  # the terminal's view is no log
-                finish_timeout=120.0,  # seconds; what is left lies in WORKDIR/wandb
+                console="off",  # do not record the live view
+                finish_timeout=120.0,  # seconds; the rest stays in WORKDIR/wandb
                 max_end_of_run_history_metrics=0,
                 max_end_of_run_summary_metrics=0,
             ),
@@ -120,7 +120,7 @@ class WandB:
         import wandb
 
         self._run.summary.update(scores)
-        # Without a step: of a run that was finished before, W&B would drop this one.
+        # Without a step: W&B would drop it for a run that was finished before.
         self._run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
 
     def close(self, finished: bool) -> None:
@@ -141,7 +141,7 @@ class MLflow:
         from mlflow.entities import Param
 
         self._client = MlflowClient()
-        if run_id:  # raises when it is gone
+        if run_id:  # raises if the run no longer exists
             self._client.update_run(run_id, status="RUNNING")
             self.run_id = run_id
             return

@@ -1,4 +1,4 @@
-"""Where the log of a run goes: metrics.jsonl always, and the trackers that are asked for."""
+"""Log of a run: metrics.jsonl always, and the configured trackers."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ def check_writers(names: tuple[str, ...]) -> None:
     """Raises ValueError for a tracker that is not installed, with the command that installs it."""
     for name in names:
         if name not in TRACKERS:
-            continue  # jsonl; what is no writer at all the ranges have refused
+            continue  # jsonl; ranges.py has rejected unknown names
         package, requirement = TRACKERS[name].package, TRACKERS[name].requirement
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:  # no origin: a folder of that name, such as ./wandb
@@ -26,14 +26,13 @@ def check_writers(names: tuple[str, ...]) -> None:
 
 
 class Log:
-    """metrics.jsonl, and beside it the same scalars in every tracker.
+    """metrics.jsonl, and the same scalars in every tracker.
 
-    A tracker goes on in the run that it had before a resume. One that fails is named once and left
-    out from there on; whatever it lacks it gets from metrics.jsonl at the next start.
+    After a resume a tracker continues its earlier run. One that fails is reported once and dropped;
+    at the next start it gets what it lacks from metrics.jsonl.
 
-    TensorBoard forgets the lines after the checkpoint, as metrics.jsonl does. W&B and MLflow cannot
-    forget: they keep what they have, and what a resumed run computes again is not sent again (it is
-    the same numbers).
+    TensorBoard drops the lines after the checkpoint, as metrics.jsonl does. W&B and MLflow cannot drop
+    lines: they keep theirs, and what a resumed run computes again (the same numbers) is not sent again.
     """
 
     def __init__(self, workdir: Path, names: tuple[str, ...], project: str, config: dict):
@@ -46,13 +45,13 @@ class Log:
         self._workdir, self._project, self._config = Path(workdir), project, config
         self._names = [name for name in names if name in TRACKERS]
         self._trackers = {}
-        self._runs = {}  # tracker -> [its id of the run, last step that it has]
+        self._runs = {}  # tracker -> [its run id, last step sent]
         self._runs_file = self._workdir / "trackers.json"
 
     def start(self, from_step: int) -> None:
-        """Forgets what comes after `from_step`, opens the trackers and sends what they lack."""
+        """Drops lines after `from_step`, opens the trackers and sends what they lack."""
         self._lines = JsonLines(self._workdir / "metrics.jsonl", from_step)
-        if from_step and self._runs_file.exists():  # from its beginning a run is another run
+        if from_step and self._runs_file.exists():  # from step 0 it is a new run
             self._runs = json.loads(self._runs_file.read_text())
         for name in self._names:
             run_id, sent = self._runs.get(name, (None, 0))
@@ -73,7 +72,7 @@ class Log:
         self._remember()
 
     def results(self, step: int, scores: dict[str, float], pictures: dict[str, Path]) -> None:
-        """Scores and pictures of the trained weights, to the trackers alone."""
+        """Sends scores and pictures of the trained weights to the trackers."""
         self._each(lambda name: self._trackers[name].results(step, scores, pictures))
 
     def __enter__(self) -> "Log":
@@ -96,7 +95,7 @@ class Log:
     def _harmless(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of a library or a network, whatever it is: the run goes on
+        except Exception as error:  # any library or network error: the run goes on
             self._trackers.pop(name, None)
             said = str(error).strip().partition("\n")[0]
             warn(
@@ -110,7 +109,7 @@ class Log:
 
 
 class JsonLines:
-    """Appends one JSON object a line; a resumed run forgets the lines after its checkpoint."""
+    """Appends one JSON object per line; a resumed run drops the lines after its checkpoint."""
 
     def __init__(self, path: Path, from_step: int):
         self._path = Path(path)
@@ -130,7 +129,7 @@ class JsonLines:
 
 
 def _step_of(line: str) -> float:
-    """Step of a log line; a line cut off by a crash counts as after everything."""
+    """Step of a log line; infinity for a line cut off by a crash."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""Losses by name. A loss from outside is named 'module:factory' and needs no change here."""
+"""Losses by name. An external loss is given as 'module:factory' and needs no change here."""
 
 import difflib
 import importlib
@@ -14,13 +14,13 @@ LOSSES = {
 
 
 def make_loss(terms: dict[str, dict]) -> WeightedSum:
-    """The weighted sum that a config describes.
+    """Builds the weighted sum of losses that a config describes.
 
     Args:
       terms: name -> {"fn": a key of LOSSES or "module:factory" (default: the name itself),
         "weight": factor or schedule of factors (default 1), and the factory's own keyword arguments}.
     Raises:
-      ValueError: unknown loss, or arguments that its factory does not take.
+      ValueError: unknown loss, or arguments that its factory does not accept.
     """
     losses = {}
     for name, spec in terms.items():

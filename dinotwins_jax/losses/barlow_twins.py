@@ -8,7 +8,7 @@ from dinotwins_jax.models.heads import BarlowProjector, batch_moments
 
 
 def cross_correlation(z_a, z_b, axis_name=None) -> jax.Array:
-    """Correlation of every feature of one view with every feature of the other, over the global batch.
+    """Cross-correlation matrix of the features of two views over the global batch.
 
     Args:
       z_a, z_b: [B, D] projector outputs of the two views, not normalised.
@@ -19,7 +19,7 @@ def cross_correlation(z_a, z_b, axis_name=None) -> jax.Array:
     Raises:
       ValueError: shapes differ.
     Source: eq. 2; barlowtwins main.py, BarlowTwins.forward.
-    Differs: the gradient is that of the global batch's loss; the official all_reduce lies outside of
+    Differs: the gradient is that of the global batch's loss; the official all_reduce is outside of
       autograd, which scales the gradient by 1 / number of devices.
     """
     if z_a.shape != z_b.shape or z_a.ndim != 2:
@@ -52,7 +52,7 @@ def barlow_twins_loss(
 def _terms(c):
     diagonal = jnp.diagonal(c)
     on_diag = jnp.sum((diagonal - 1.0) ** 2)
-    # Masked, not sum(c^2) - sum(diag^2): the difference loses digits once the diagonal dominates.
+    # Masked instead of sum(c^2) - sum(diag^2), which loses digits once the diagonal dominates.
     off_diag = jnp.sum(jnp.where(jnp.eye(c.shape[0], dtype=bool), 0.0, c) ** 2)
     return on_diag, off_diag
 
@@ -65,12 +65,12 @@ def barlow_twins(
     views: str = "global",
     head: str = "barlow_twins",
 ) -> Loss:
-    """Barlow Twins behind the contract; several pairs of views are averaged.
+    """The Barlow Twins loss term; averages over pairs of views.
 
     Args:
       hidden_dims: widths of the projector, the last one is D.
-      pair: "student_student", or "student_teacher": one side comes from the teacher, whose projector
-        is an EMA copy run with the statistics of its own batch.
+      pair: "student_student", or "student_teacher": one view comes from the teacher, whose projector
+        is an EMA copy that uses its own batch statistics.
       views: "global", or "all": local crops are paired too (with every other view; with
         student_teacher, with every other teacher view).
     Raises:
@@ -111,7 +111,7 @@ def barlow_twins(
 
 
 def _pairs(z, teacher_z):
-    """Pairs of [B, D] whose features should correlate: never a view with itself."""
+    """Yields pairs of [B, D] to correlate, never a view with itself."""
     V = z.shape[1]
     if teacher_z is None:
         return [(z[:, i], z[:, j]) for i in range(V) for j in range(i + 1, V)]

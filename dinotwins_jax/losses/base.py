@@ -1,4 +1,4 @@
-"""The contract of a loss, and the weighted sum of several: a hybrid.
+"""Interface of a loss, and the weighted sum of several losses.
 
 Axis letters, here and everywhere: B batch, V views, K prototypes, D projection, E embed, N tokens,
 H W C image. The batch axis leads. Views are ordered: the two global crops, then the local ones.
@@ -51,10 +51,10 @@ class Masks(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """What a step hides from the student.
+    """Masked patches of the student in a step.
 
-    where: bool[B, 2, N]. Its patches, padded to a number M that does not move:
-    row: i32[M], place of each in B * 2 * N; weight: f32[M], 1 / patches hidden in its crop; 0: padding.
+    where: bool[B, 2, N], True for masked patches. These, padded to a static number M:
+    row: i32[M], index of each in B * 2 * N; weight: f32[M], 1 / masked patches of its crop; 0: padding.
     """
 
     where: jax.Array
@@ -63,8 +63,8 @@ class Masked(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """An earlier teacher's backbone: that after `start` steps, again after each `refresh` steps more (0:
-    never), at most max_refreshes times."""
+    """An earlier teacher's backbone: taken after `start` steps, and again every `refresh` steps (0: never),
+    at most max_refreshes times."""
 
     start: int = 0
     refresh: int = 0
@@ -86,7 +86,7 @@ class Loss(NamedTuple):
       It sees the outputs of the heads that it declares.
     patches: "student" and / or "teacher", the networks whose patch tokens `apply` reads. Where no loss
       reads them the last block computes the class token only. Heads on "masked" need no declaration.
-    masks, anchor: what it asks of the step; all losses of a sum see the same masked crops.
+    masks, anchor: required of the step, if any; all losses of a sum see the same masked crops.
 
     A factory makes it from the arguments of config.loss.<term>. An argument that the factory calls
     <name>_steps is a duration: the config states it in epochs, as <name>_epochs.
@@ -164,7 +164,7 @@ def weighted_sum(terms: dict[str, tuple[Weight, Loss]]) -> WeightedSum:
 
 
 def _with_shared(heads: dict[str, HeadSpec], known: dict[str, HeadSpec]) -> dict[str, HeadSpec]:
-    """The heads, with the module of another one where they share it."""
+    """Fills in the modules of heads that share another head's."""
 
     def resolve(name, spec):
         if not spec.shares:

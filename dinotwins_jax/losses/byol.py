@@ -14,7 +14,7 @@ def byol_loss(predictions: jax.Array, targets: jax.Array, axis_name: str | None 
       predictions: [B, 2, D] of the student; targets: [B, 2, D] of the teacher, without gradient.
       axis_name: mapped axis of the batch, under pmap.
     Returns:
-      f32[] in [0, 8]; 4 for features that have nothing to do with each other.
+      f32[] in [0, 8]; 4 for unrelated features.
     Source: eq. 2, and its sum with the views exchanged; byol byol_experiment.py, loss_fn.
     """
     if predictions.shape != targets.shape or predictions.ndim != 3 or predictions.shape[1] != 2:
@@ -30,15 +30,15 @@ def byol_loss(predictions: jax.Array, targets: jax.Array, axis_name: str | None 
 def byol(
     *, hidden_dim: int = 4096, out_dim: int = 256, norm_output: bool = False, head: str = "byol"
 ) -> Loss:
-    """BYOL behind the contract: a projector with a teacher, and the student's predictor on it.
+    """The BYOL loss term: a projector with a teacher, followed by the student's predictor.
 
     Args:
       hidden_dim, out_dim: widths of both MLPs (Linear, batch norm, ReLU, Linear).
-      norm_output: and a batch norm without parameters behind each, as MoCo v3 has it for a ViT, which has
-        none of its own (arXiv:2104.02057).
+      norm_output: add a batch norm without parameters after each, as MoCo v3 does for a ViT, which has no
+        batch norm itself (arXiv:2104.02057).
       head: name of the projector; the predictor is "<head>_predictor".
-    Differs: the hidden layer's Linear has no bias, which the batch norm behind it would take out; the
-      teacher's temperature and the loss on local crops do not exist here: views are the two global crops.
+    Differs: the hidden layer's Linear has no bias, which the following batch norm would cancel; there is no
+      teacher temperature and no loss on local crops: views are the two global crops.
     """
     predictor = f"{head}_predictor"
     mlp = BarlowProjector((hidden_dim, out_dim), norm_output)

@@ -21,7 +21,7 @@ def dino_loss(
     Args:
       student_logits: [B, V, K], V >= 2.
       teacher_logits: [B, 2, K], raw (not centered).
-      center: f32[K], of the steps before this one.
+      center: f32[K], from the previous steps.
       student_temp, teacher_temp: softmax temperatures, > 0.
       axis_name: mapped axis to average over, under pmap.
     Returns:
@@ -44,7 +44,7 @@ def cross_view_entropy(student_logits, teacher, student_temp, axis_name=None) ->
     """`dino_loss` for given teacher distributions f32[B, 2, K] without gradient, whose rows sum to 1."""
     B, V, _ = student_logits.shape
     student = student_logits.astype(jnp.float32) / student_temp
-    # -sum_K p log_softmax(s) = logsumexp(s) - <p, s>, since p sums to one: no log-softmax per pair.
+    # -sum_K p log_softmax(s) = logsumexp(s) - <p, s>, as p sums to one: no log-softmax per pair.
     lse = jax.nn.logsumexp(student, axis=-1)  # [B, V]
     agreement = jnp.einsum("btk,bvk->btv", teacher, student)
     cross_entropy = lse[:, None, :] - agreement  # [B, 2, V]
@@ -82,11 +82,11 @@ def dino(
     center_momentum: float = 0.9,
     head: str = "dino",
 ) -> Loss:
-    """DINO behind the contract; hparams["teacher_temp"] comes from the schedule.
+    """The DINO loss term; hparams["teacher_temp"] comes from the schedule.
 
     Args: as `DINOHead` and `dino_loss`.
       centering: "ema", the running center; or "sinkhorn_knopp" (DINOv2): the teacher's distributions of
-        the batch are balanced over the prototypes, and no center is kept.
+        the batch are balanced over the prototypes, without a center.
       head: the name of its head in the outputs.
     Raises:
       ValueError: temperature, momentum or centering outside its range.
@@ -122,7 +122,7 @@ CENTERINGS = ("ema", "sinkhorn_knopp")
 
 
 def check_centering(centering: str, student_temp: float, center_momentum: float) -> None:
-    """Raises ValueError for what a loss of this kind cannot be made with."""
+    """Raises ValueError for an invalid centering, temperature or momentum."""
     if student_temp <= 0:
         raise ValueError(f"student_temp is {student_temp}: it must be positive (0.1 in the paper)")
     if centering not in CENTERINGS:
@@ -134,7 +134,7 @@ def check_centering(centering: str, student_temp: float, center_momentum: float)
 
 
 def diagnostics(student_logits, targets, student_temp, axis_name=None) -> dict[str, jax.Array]:
-    """What tells a collapse, all f32[] and without gradient.
+    """Collapse diagnostics, all f32[] and without gradient.
 
     teacher_entropy: mean entropy of one image's teacher distribution / ln K; 1 is uniform, 0 one-hot.
     marginal_entropy: entropy of the batch's mean distribution / ln K; 0: all images on one prototype.

@@ -1,4 +1,4 @@
-"""Gram anchoring: patch features keep the similarities of an earlier teacher (DINOv3, arXiv:2508.10104)."""
+"""Gram anchoring: keeps patch similarities close to an earlier teacher's (DINOv3, arXiv:2508.10104)."""
 
 import jax
 import jax.numpy as jnp
@@ -64,12 +64,12 @@ def gram(
     normalise: bool = True,
     remove_negatives: bool = False,
 ) -> Loss:
-    """Gram anchoring behind the contract, on all patch tokens of the global crops.
+    """The Gram anchoring loss term, on all patch tokens of the global crops.
 
     Args:
-      start_steps: the loss is 0 before; then the anchor is the teacher of that time.
-      refresh_steps: the anchor becomes the teacher of the time again every so many steps; 0: never.
-      max_refreshes: at most so often.
+      start_steps: the loss is 0 before; then the anchor is the teacher of that step.
+      refresh_steps: interval in steps at which the anchor is reset to the current teacher; 0: never.
+      max_refreshes: largest number of resets.
       level, normalise, remove_negatives: as `gram_loss`.
     Differs: the anchor sees the crops that the student sees; the official high-resolution stage feeds
       it larger, undistorted ones and shrinks their feature map.

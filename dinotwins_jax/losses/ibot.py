@@ -1,4 +1,4 @@
-"""iBOT: the student guesses what the teacher sees at patches that are hidden from it (arXiv:2111.07832)."""
+"""iBOT: the student predicts the teacher's output at masked patches (arXiv:2111.07832)."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from dinotwins_jax.models.heads import DINOHead
 def ibot_patch_loss(
     student_logits, teacher_logits, center, masks, student_temp, teacher_temp, axis_name=None
 ) -> jax.Array:
-    """Cross-entropy between the teacher's and the student's distribution of each hidden patch.
+    """Cross-entropy between the teacher's and the student's distribution for each masked patch.
 
         p = softmax((teacher_logits - center) / teacher_temp)                      # no gradient
-        loss = mean over crops of mean over hidden patches of -sum_K p * log_softmax(student / student_temp)
+        loss = mean over crops of mean over masked patches of -sum_K p * log_softmax(student / student_temp)
 
     Args:
-      student_logits, teacher_logits: [B, N, K], a row a crop; teacher's raw (not centered).
-      center: f32[K]; masks: bool[B, N], True where hidden; a crop without hidden patches counts as 0.
+      student_logits, teacher_logits: [B, N, K], a row per crop; teacher's raw (not centered).
+      center: f32[K]; masks: bool[B, N], True where masked; a crop without masked patches counts as 0.
       student_temp, teacher_temp: softmax temperatures, > 0.
       axis_name: mapped axis of the crops, under pmap.
     Returns:
@@ -50,16 +50,16 @@ def masked_cross_entropy(student_logits, targets, weight, crops, student_temp, a
     Args: student_logits [M, K]; targets f32[M, K], rows sum to 1; weight f32[M]; crops: on this device.
     """
     student = student_logits.astype(jnp.float32) / student_temp
-    # -sum_K p log_softmax(s) = logsumexp(s) - <p, s>, since p sums to one.
+    # -sum_K p log_softmax(s) = logsumexp(s) - <p, s>, as p sums to one.
     cross_entropy = jax.nn.logsumexp(student, axis=-1) - jnp.sum(targets * student, axis=-1)
     loss = jnp.sum(weight * jnp.where(weight > 0, cross_entropy, 0.0)) / crops
     return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
 
 
 def update_center(center, teacher_logits, weight, momentum, axis_name=None) -> jax.Array:
-    """momentum * center + (1 - momentum) * mean of the hidden patches' teacher logits.
+    """momentum * center + (1 - momentum) * mean of the masked patches' teacher logits.
 
-    Args: center f32[K]; teacher_logits [M, K]; weight f32[M], 0: padding, does not count.
+    Args: center f32[K]; teacher_logits [M, K]; weight f32[M], 0 for padding.
     """
     real = (weight > 0).astype(jnp.float32)
     total, count = real @ teacher_logits.astype(jnp.float32), jnp.sum(real)
@@ -85,11 +85,11 @@ def ibot(
     min_patches: int = 4,
     head: str = "ibot",
 ) -> Loss:
-    """iBOT behind the contract; hparams["teacher_temp"] comes from the schedule.
+    """The iBOT loss term; hparams["teacher_temp"] comes from the schedule.
 
     Args:
       out_dim, hidden_dim, bottleneck_dim, norm_last_layer: of its own head, as `DINOHead`.
-      shared_head: a head of another loss, such as "dino", instead of its own; out_dim must be that one's.
+      shared_head: a head of another loss, such as "dino", to use instead; out_dim must be equal.
       student_temp, center_momentum: as in losses/dino.py. centering: "ema" | "sinkhorn_knopp".
       image_fraction, mask_ratio, min_patches: see `Masks`.
     Raises:
@@ -110,9 +110,7 @@ def ibot(
     def apply(loss_state, student, teacher, hparams):
         axis_name, temp, masked = hparams["axis_name"], hparams["teacher_temp"], hparams["masked"]
         if (K := student[head].shape[-1]) != out_dim:
-            raise ValueError(
-                f"out_dim is {out_dim}: head '{shared_head}', which it shares, has {K}"
-            )
+            raise ValueError(f"out_dim is {out_dim}: the shared head '{shared_head}' has {K}")
         if centering == "ema":
             center = loss_state["center"]
             targets = teacher_probabilities(teacher[head], center, temp)

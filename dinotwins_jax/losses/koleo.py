@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from dinotwins_jax.losses.base import Loss, global_batch
 from dinotwins_jax.models.heads import l2_normalise
 
-# Unit features nearer than this, squared, are taken for the same image: float32 knows no nearer.
+# Squared distance below which unit features count as the same image: the precision of float32.
 _SAME = 1e-9
 
 
@@ -14,16 +14,16 @@ def koleo_loss(x: jax.Array, axis_name: str | None = None, eps: float = 1e-8) ->
     """-mean_B log(distance to the nearest other feature + eps), of unit features.
 
     Args:
-      x: [B, D], one row an image, not normalised.
+      x: [B, D], one row per image, not normalised.
       axis_name: mapped axis of the batch, under pmap; neighbours come from the global batch.
     Returns:
-      f32[]; 0 when no image has another one beside it.
+      f32[]; 0 if no image has a neighbour.
     Source: dinov2 loss/koleo_loss.py, KoLeoLoss.forward.
-    Differs: neighbours come from the global batch, not from one device's; float32 always; an equal
-      feature (a duplicate image) is no neighbour, where the official gradient is of the order of 1e7.
+    Differs: neighbours come from the global batch, not from one device; always float32; an equal
+      feature (a duplicate image) is not a neighbour; there the official gradient is of the order of 1e7.
     """
     if x.ndim != 2:
-        raise ValueError(f"x {x.shape} must be [B, D], one row an image")
+        raise ValueError(f"x {x.shape} must be [B, D], one row per image")
     x = l2_normalise(x, eps)
     others, first = global_batch(x, axis_name)
     apart = _squared_distances(jax.lax.stop_gradient(x), jax.lax.stop_gradient(others))
@@ -38,7 +38,7 @@ def koleo_loss(x: jax.Array, axis_name: str | None = None, eps: float = 1e-8) ->
 
 
 def _squared_distances(x, others):
-    """f32[B, G] of x [B, D] and others [G, D]; from their mean, so that near features keep digits."""
+    """f32[B, G] of x [B, D] and others [G, D], relative to their mean, to keep digits."""
     mean = jnp.mean(others, axis=0)
     x, others = x - mean, others - mean
     products = jnp.matmul(x, others.T, precision="highest")
@@ -46,7 +46,7 @@ def _squared_distances(x, others):
 
 
 def koleo() -> Loss:
-    """KoLeo behind the contract: on the student's class token, before any head, of each global crop.
+    """The KoLeo loss term, on the student's class token of each global crop, before any head.
 
     The loss is the sum over the two crops, as in dinov2 train/ssl_meta_arch.py, where its weight is 0.1.
     """

@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image agree, against all other images of the batch (arXiv:2002.05709)."""
+"""SimCLR: contrasts two views of an image with all other images of the batch (arXiv:2002.05709)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from dinotwins_jax.models.heads import BarlowProjector, l2_normalise
 
 
 def nt_xent_loss(z: jax.Array, temp: float = 0.1, axis_name: str | None = None):
-    """Normalised-temperature cross-entropy: each view finds its partner among 2B - 1 others.
+    """Normalised-temperature cross-entropy: each view identifies its partner among 2B - 1 others.
 
         l(i, j) = -log( exp(cos(z_i, z_j) / temp) / sum_{k != i} exp(cos(z_i, z_k) / temp) )
         loss = mean over all 2B ordered positive pairs
@@ -45,7 +45,7 @@ def nt_xent_loss(z: jax.Array, temp: float = 0.1, axis_name: str | None = None):
 def simclr(
     *, hidden_dims: tuple[int, ...] = (2048, 2048, 128), temp: float = 0.1, head: str = "simclr"
 ) -> Loss:
-    """SimCLR behind the contract, on the student's two global crops; it reads no teacher.
+    """The SimCLR loss term, on the student's two global crops; it uses no teacher.
 
     Args:
       hidden_dims: widths of the projector, the last one is D.

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp: every prototype gets an equal share of the batch (arXiv:2006.09882, eq. 3)."""
+"""Sinkhorn-Knopp: assigns every prototype an equal share of the batch (arXiv:2006.09882, eq. 3)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,21 @@ def sinkhorn_knopp(
     weight: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Soft assignments whose rows sum to 1 and whose columns, after infinitely many iterations, to B / K.
+    """Soft assignments whose rows sum to 1 and whose columns converge to a sum of B / K.
 
         Q = exp(teacher_logits / temp); Q /= sum(Q)
         num_iters times:  Q[:, k] /= K * sum_B Q[:, k];  Q[b] /= B * sum_K Q[b]
         return B * Q
 
     Args:
-      teacher_logits: [B, K]; all views of an image are rows of their own.
+      teacher_logits: [B, K]; every view of an image is a row of its own.
       temp: softmax temperature, > 0.
-      weight: [B], 0 for rows that are padding: they take no part and get zeros. None: all count.
+      weight: [B], 0 for padding rows, which are ignored and get zeros. None: all count.
       axis_name: mapped axis of the batch, under pmap.
     Returns:
       f32[B, K], without gradient.
     Source: dinov2 loss/dino_clstoken_loss.py and ibot_patch_loss.py, sinkhorn_knopp_teacher.
-    Differs: the largest logit is subtracted before the exponential, which changes nothing but overflow.
+    Differs: the largest logit is subtracted before the exponential, which only avoids overflow.
     """
     if teacher_logits.ndim != 2 or num_iters < 1:
         raise ValueError(
@@ -49,5 +49,5 @@ def sinkhorn_knopp(
 
 
 def _share(q, total):
-    """q / total, and 0 where there is nothing to share."""
+    """q / total, or 0 where total is 0."""
     return jnp.where(total > 0, q / jnp.where(total > 0, total, 1.0), 0.0)

@@ -34,7 +34,7 @@ def vicreg_loss(
     D = z.shape[-1]
     mean, var, count = batch_moments(z, axis_name)
     if count < 2:
-        raise ValueError("VICReg needs at least two images: a variance over one is none")
+        raise ValueError("VICReg needs at least two images to compute a variance")
 
     def everyone(x):
         return x if axis_name is None else jax.lax.pmean(x, axis_name)
@@ -61,7 +61,7 @@ def vicreg(
     covariance: float = 1.0,
     head: str = "vicreg",
 ) -> Loss:
-    """VICReg behind the contract, on the student's two global crops; it reads no teacher.
+    """The VICReg loss term, on the student's two global crops; it uses no teacher.
 
     Args: hidden_dims: widths of the expander, the last one is D; the rest as `vicreg_loss`.
     """

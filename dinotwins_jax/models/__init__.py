@@ -1,4 +1,4 @@
-"""Backbones and heads. `create_vit` names the sizes of the field."""
+"""Backbones and heads. `create_vit` builds the standard ViT sizes."""
 
 from dinotwins_jax.models.vit import VisionTransformer
 
@@ -12,7 +12,7 @@ VARIANTS = {
 
 
 def create_vit(name: str, **overrides) -> VisionTransformer:
-    """A Vision Transformer by its name in the field.
+    """Creates a Vision Transformer by its usual name.
 
     Args:
       name: vit_tiny | vit_small | vit_base | vit_large.

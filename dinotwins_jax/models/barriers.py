@@ -1,13 +1,13 @@
-"""What XLA's CPU backend has to be told about memory."""
+"""Optimisation barriers against recomputation by XLA's CPU backend."""
 
 import jax
 
 
 def in_memory(x: jax.Array) -> jax.Array:
-    """x itself, made once, where all that read it find it.
+    """Returns x, computed once and stored in memory for all its readers.
 
-    XLA's CPU backend takes sums and products for so cheap that it makes them again in every loop that
-    reads them: the gradient of a block then holds those of all blocks behind it. On other devices this
-    is nothing. devices/placement.py keeps the backend from dropping the barrier.
+    XLA's CPU backend considers sums and products so cheap that it recomputes them in every loop that
+    reads them: the gradient of a block then recomputes those of all later blocks. No effect on other
+    devices. devices/compilation.py keeps the backend from removing the barrier.
     """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)

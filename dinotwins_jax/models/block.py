@@ -50,6 +50,8 @@ ATTENTION = {"xla": attend, "cudnn": attend_cudnn}
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention with a fused qkv projection."""
+
     num_heads: int
     dtype: Any = jnp.float32
     init_std: float = INIT_STD
@@ -71,10 +73,13 @@ class Attention(nn.Module):
         else:
             q, k, v = rearrange(qkv(x), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
         if rope is not None:
-            q, k = q if cls_only else rotate(q, rope), rotate(k, rope)  # a class token has no place
+            q, k = (
+                q if cls_only else rotate(q, rope),
+                rotate(k, rope),
+            )  # a class token has no position
         plain = self.plain_gradients and self.implementation == "xla"
         y = (operations(True).attend if plain else ATTENTION[self.implementation])(q, k, v)
-        # The weights are made for those who look at them; where nobody does, they are never computed.
+        # The weights are computed only if they are used; XLA removes them otherwise.
         y = Dense(D, kernel_init=init, name="proj", **options)(y)
         return y, attention_weights(q, k)
 
@@ -137,6 +142,8 @@ FFN = {"mlp": mlp, "swiglu": swiglu}
 
 
 class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale and drop path."""
+
     num_heads: int
     mlp_ratio: float
     drop_path_rate: float

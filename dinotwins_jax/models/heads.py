@@ -117,14 +117,14 @@ class BatchNorm(nn.Module):
     `axis_name` is the mapped axis under pmap; under jit the batch axis is global already.
     """
 
-    momentum: float = 0.9  # kept fraction; PyTorch calls 0.1 what is new
+    momentum: float = 0.9  # kept fraction; PyTorch's momentum is 0.1, the new fraction
     epsilon: float = 1e-5
     affine: bool = True  # a learned scale and bias
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = x.astype(jnp.float32)  # [N, D], or [V, N, D] of which each [N, D] is a batch by itself
+        x = x.astype(jnp.float32)  # [N, D], or [V, N, D], where each [N, D] is a separate batch
         D = x.shape[-1]
         scale, bias = 1.0, 0.0
         if self.affine:
@@ -169,7 +169,7 @@ class BarlowProjector(nn.Module):
     axis_name: str | None = None
     plain_gradients: bool = False
 
-    takes_views = True  # no field: known of all of them
+    takes_views = True  # a class attribute, not a field
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:

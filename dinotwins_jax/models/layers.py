@@ -1,4 +1,4 @@
-"""Layers of a transformer with hand-written gradients: fewer passes over memory, less kept.
+"""Transformer layers with hand-written gradients: fewer passes over memory, fewer residuals stored.
 
 The numbers are those of JAX's own gradients; tests/test_layers.py compares them. A hand-written gradient
 can be differentiated in reverse mode only: plain_gradients=True takes JAX's own, for jax.jvp and
@@ -36,9 +36,9 @@ def _rows_product(x, g):
 
 
 def _rows_product_cpu(x, g):
-    """The same. XLA's CPU backend is fast where the sum runs along the rows of the first factor. It
-    transposes quickly what is in memory and slowly what it makes on the way: hence the barriers, which
-    devices/placement.py keeps it from dropping. The narrower factor is transposed."""
+    """The same. XLA's CPU backend is fast if the sum runs along the rows of the first factor. It
+    transposes arrays in memory quickly and fused expressions slowly: hence the barriers, which
+    devices/compilation.py keeps it from removing. The narrower factor is transposed."""
     cut = jax.lax.optimization_barrier
     if x.shape[1] <= g.shape[1]:
         return cut(cut(x).T) @ g
@@ -154,7 +154,7 @@ _PLAIN = Operations(*(operation.fun for operation in _HAND_WRITTEN))
 
 
 def operations(plain_gradients: bool) -> Operations:
-    """Those with JAX's own gradients, or those with hand-written ones."""
+    """Operations with JAX's own gradients, or with hand-written ones."""
     return _PLAIN if plain_gradients else _HAND_WRITTEN
 
 
@@ -170,10 +170,10 @@ def torch_uniform(fan_in: int):
 class Dense(nn.Module):
     """As flax.linen.Dense: parameters "kernel" f32[I, O] and "bias" f32[O], computed in `dtype`.
 
-    __call__: x […, I] -> […, O], or those of its outputs that the slice `columns` names. What
-    `before` (an activation, a norm) makes of x goes in, perhaps narrower; the backward pass makes it again
-    instead of keeping it. bias_apart, with use_bias: -> ([…, O] without the bias, the bias), for a next
-    layer whose `before` adds it: the sum is never written to memory.
+    __call__: x […, I] -> […, O], or only the outputs in the slice `columns`. `before` (an activation or a
+    norm, which may narrow x) is applied to x first; the backward pass recomputes it instead of storing its
+    output. bias_apart, with use_bias: -> ([…, O] without the bias, the bias), for a next layer whose
+    `before` adds it: the sum is never written to memory.
     """
 
     features: int
@@ -207,7 +207,7 @@ class Dense(nn.Module):
 class LayerNorm(nn.Module):
     """`normalise` in float32 whatever the dtype of x, with parameters "scale" and "bias" f32[D].
 
-    __call__: width D -> the function x […, D] -> f32[…, D], for those who call it where it is read.
+    __call__: width D -> the function x […, D] -> f32[…, D], to be applied where its output is used.
     """
 
     eps: float = 1e-6

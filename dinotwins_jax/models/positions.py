@@ -1,4 +1,4 @@
-"""Where a patch is: learned positions, interpolated between grids, and rotary ones for any grid.
+"""Position embeddings: learned, interpolated between grids, and rotary for any grid.
 
 Letters: N patches, T tokens (prefix + patches), H heads, D width of a head, E embed.
 """
@@ -33,11 +33,11 @@ def bicubic_matrix(source: int, target: int, scale: float) -> np.ndarray:
 def interpolate_pos_embed(
     pos_embed: jax.Array, grid: tuple[int, int], target: tuple[int, int]
 ) -> jax.Array:
-    """Position embedding for another patch grid.
+    """Interpolates a position embedding to another patch grid.
 
     Args:
       pos_embed: f32[1, 1 + h * w, E], class position first.
-      grid: (h, w) that it was made for; target: (h', w') wanted.
+      grid: (h, w) of pos_embed; target: (h', w').
     Returns:
       f32[1, 1 + h' * w', E]; the input itself when the grids agree.
     Source: dino vision_transformer.py, interpolate_pos_encoding: the scale factor is (h' + 0.1) / h.
@@ -57,17 +57,17 @@ def interpolate_pos_embed(
 
 
 class Rope(NamedTuple):
-    """f32[T, D / 2] each; a token without a place has cos 1 and sin 0."""
+    """Rotation tables f32[T, D / 2]; a token without a position has cos 1 and sin 0."""
 
     cos: jax.Array
     sin: jax.Array
 
 
 class RopeMoves(NamedTuple):
-    """How far the patches of a training pass may move, so that no place and no scale is learned by heart.
+    """Augmentation of patch coordinates in training, against overfitting to positions and scales.
 
     shift: each axis by U(-shift, shift), in halves of the image. jitter: each axis is stretched by
-    exp(U(-log jitter, log jitter)); rescale: both axes by one such factor. None: not at all.
+    exp(U(-log jitter, log jitter)); rescale: both axes by one such factor. None: off.
     """
 
     shift: float | None = None
@@ -76,18 +76,18 @@ class RopeMoves(NamedTuple):
 
 
 def rope_periods(head_dim: int) -> np.ndarray:
-    """f64[D / 4] periods of an axis, in halves of the image: base ** (4 i / D)."""
+    """Periods f64[D / 4] of an axis, in halves of the image: base ** (4 i / D)."""
     return ROPE_BASE ** (np.arange(head_dim // 4) / (head_dim / 4))
 
 
 def patch_places(grid: tuple[int, int]) -> np.ndarray:
-    """f64[N, 2] (row, column) of the centers of patches, row-major; each axis of the image is [-1, 1]."""
+    """Patch centres f64[N, 2] (row, column), row-major; each axis of the image is [-1, 1]."""
     axes = [2.0 * (np.arange(n) + 0.5) / n - 1.0 for n in grid]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def move_places(places: jax.Array, moves: RopeMoves, key: jax.Array) -> jax.Array:
-    """[N, 2] places after one draw of `moves`, the same for all patches, in the official order."""
+    """Coordinates [N, 2] after one draw of `moves`, the same for all patches, in the official order."""
     keys = jax.random.split(key, 3)
 
     def factor(key, largest, shape):
@@ -112,11 +112,11 @@ def rope_of(
 ) -> Rope:
     """The rotation of each token of an image with grid = (h, w) patches.
 
-    The angle is 2 pi * place / period: the first D / 4 components of a half by the row, the others by the
-    column. Class token and registers have no place.
+    The angle is 2 pi * coordinate / period: the first D / 4 components of a half by the row, the others
+    by the column. Class token and registers have no position.
     Source: DINOv3, arXiv:2508.10104, section 3.2, and dinov3 layers/rope_position_encoding.py, with
     coordinates "separate" and float32 tables.
-    Differs: all devices and micro-batches draw the same moves.
+    Differs: all devices and micro-batches use the same draw.
     """
     places, xp = patch_places(grid), np
     if moves is not None:
@@ -128,7 +128,7 @@ def rope_of(
 
 
 def rotate(x: jax.Array, rope: Rope) -> jax.Array:
-    """x [B, H, T, D] with component i of its first half and i of its second turned as one plane."""
+    """Rotates x [B, H, T, D] in the planes of component i of its first half and i of its second half."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [a * rope.cos - b * rope.sin, b * rope.cos + a * rope.sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

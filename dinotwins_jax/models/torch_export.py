@@ -1,4 +1,4 @@
-"""A ViT as other codes load it: tensors by their names, and the config.json that goes with them."""
+"""Export of a ViT for other code: named tensors and the matching config.json."""
 
 import numpy as np
 
@@ -14,14 +14,14 @@ def exported(vit: VisionTransformer, params, target: str) -> tuple[dict[str, np.
     """Tensors and config.json of a backbone for another code.
 
     Args:
-      target: "timm": its VisionTransformer, as timm.create_model("local-dir:…") reads it. "dino": the
-        class of the official code, the first of DINO, DINOv2 and DINOv3 that has all options. "hf":
-        transformers' ViTModel, Dinov2Model, Dinov2WithRegistersModel or DINOv3ViTModel, likewise.
+      target: "timm": its VisionTransformer, for timm.create_model("local-dir:…"). "dino": the official
+        class, the first of DINO, DINOv2 and DINOv3 that supports all options. "hf": transformers'
+        ViTModel, Dinov2Model, Dinov2WithRegistersModel or DINOv3ViTModel, likewise.
     Raises:
-      ValueError: the target lacks an option of this model, or there is no such target.
+      ValueError: the target lacks an option of this model, or the target is unknown.
     """
     if target not in _TARGETS:
-        raise ValueError(f"--to is '{target}': {' or '.join(_TARGETS)}")
+        raise ValueError(f"--to is '{target}': choose {' or '.join(_TARGETS)}")
     tensors, config = _TARGETS[target](vit, vit_to_common(params))
     fields = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio")
     fields += ("num_register_tokens", "layer_scale_init", "ffn", "positions", "norm_eps")
@@ -30,7 +30,7 @@ def exported(vit: VisionTransformer, params, target: str) -> tuple[dict[str, np.
 
 
 def _hidden(vit) -> int:
-    """Of the MLP, or of the SwiGLU in its place."""
+    """Hidden width of the MLP or SwiGLU."""
     hidden = int(vit.embed_dim * vit.mlp_ratio)
     return swiglu_width(hidden) if vit.ffn == "swiglu" else hidden
 
@@ -55,7 +55,7 @@ def _timm(vit, weights) -> tuple[dict, dict]:
     size = _SIZES.get(vit.embed_dim, "small")
     swiglu = (
         vit.ffn == "swiglu"
-    )  # its class is in no JSON: the one model that has it lends its name
+    )  # JSON cannot hold its class: the name of the one model that has it is used
     hidden = 2 * _hidden(vit) if swiglu else _hidden(vit)
     config = {
         "architecture": "vit_giant_patch14_dinov2" if swiglu else f"vit_{size}_patch16_224",
@@ -120,7 +120,7 @@ def _dino(vit, weights) -> tuple[dict, dict]:
     name = "VisionTransformer" if code == "dino" else "DinoVisionTransformer"
     config = {"class": f"{where}.{name}", "arguments": arguments}
     if code == "dino":
-        config["norm_layer"] = "torch.nn.LayerNorm, eps=1e-6"  # an argument too, and in no JSON
+        config["norm_layer"] = "torch.nn.LayerNorm, eps=1e-6"  # an argument that JSON cannot hold
         weights = {name: value for name, value in weights.items() if name != "mask_token"}
     else:
         weights = {"mask_token": np.zeros((1, vit.embed_dim), np.float32)} | weights

@@ -1,4 +1,4 @@
-"""Weights of PyTorch's world from their files, without PyTorch: .safetensors, .npz, .pth."""
+"""Reads PyTorch weight files (.safetensors, .npz, .pth) without PyTorch."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from dinotwins_jax.models.torch_pickle import Refused, read_torch
 from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer
 
-# Where a checkpoint nests: the teacher is the model that DINO evaluates.
+# Nested keys of checkpoints: the teacher is the model that DINO evaluates.
 _NESTS = ("teacher", "state_dict", "model")
 _HEADS = re.compile(r"^(module\.|backbone\.)*(head|dino_head|ibot_head|projector)\.")
 
@@ -26,14 +26,14 @@ _HEADS = re.compile(r"^(module\.|backbone\.)*(head|dino_head|ibot_head|projector
 def load_vit(
     path: str | Path, like: VisionTransformer | None = None
 ) -> tuple[VisionTransformer, dict]:
-    """A ViT and its parameters from a file of DINO's, DINOv2's, DINOv3's, timm's or HF transformers' names.
+    """Loads a ViT and its parameters from a file of DINO, DINOv2, DINOv3, timm or HF transformers.
 
-    The number of heads and the norms' epsilon are in no learned weight: they are those of a config.json
-    beside the file (HF's, or of our export), if it is of a model as wide.
+    The number of heads and the norms' epsilon cannot be read from weights: they are taken from a
+    config.json beside the file (HF's, or of our export), if it is for a model of the same width.
 
     Args:
-      like: without such a file, a model of its width has as many heads; otherwise heads are 64 wide, as
-        in all ViTs of DINO, DeiT and timm, or as wide as DINOv3's periods say.
+      like: without such a file, the number of heads is that of `like`, if of the same width; otherwise
+        heads are 64 wide, as in all ViTs of DINO, DeiT and timm, or as wide as DINOv3's periods imply.
     Raises:
       ValueError, OSError: no such file, not a file of weights, or not of this architecture.
     """
@@ -54,7 +54,7 @@ def load_vit(
 
 
 def _check_shapes(vit: VisionTransformer, params: dict) -> None:
-    """Raises ValueError at the first parameter that the model lacks or has in another shape."""
+    """Raises ValueError for the first parameter that is missing in the model or has another shape."""
 
     def shapes(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -66,22 +66,22 @@ def _check_shapes(vit: VisionTransformer, params: dict) -> None:
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"params{name}: shape {found.get(name)}, where this ViT has {wanted.get(name)}"
+                f"params{name}: shape {found.get(name)}, expected {wanted.get(name)} for this ViT"
             )
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Names and tensors of a backbone.
+    """Reads the named tensors of a backbone.
 
-    Of a training checkpoint the "teacher" is taken, or what lies under "state_dict" or "model";
-    projection heads and everything that is no tensor are left out.
+    From a training checkpoint the "teacher" is read, or the entry "state_dict" or "model"; projection
+    heads and everything that is not a tensor are left out.
 
     Args:
-      path: .safetensors, .npz, or .pth / .pt / .bin of PyTorch 1.6 and newer. Of a pickle only
-        tensors are made; whatever else it asks for is refused, not run.
+      path: .safetensors, .npz, or .pth / .pt / .bin of PyTorch 1.6 and newer. From a pickle only
+        tensors are created; any other object is refused, not run.
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another kind of file, a broken one, or a pickle that asks for something else.
+      ValueError: another kind of file, a broken one, or a pickle with other objects.
     """
     path = Path(path)
     readers = {".safetensors": load_file, ".npz": _read_npz}
@@ -97,7 +97,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     except Exception as error:  # broken files raise nearly every built-in exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is broken or no such file: {reason}") from error
-    for _ in range(3):  # {"model": {"teacher": …}}; a bound, as a pickle may hold itself
+    for _ in range(3):  # {"model": {"teacher": …}}; bounded, as a pickle may contain itself
         nest = next((n for n in _NESTS if isinstance(found.get(n), dict)), None)
         found = found if nest is None else found[nest]
     tensors = {
@@ -113,10 +113,10 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The fields of a VisionTransformer that the shapes of its weights say.
+    """The fields of a VisionTransformer, inferred from the shapes of its weights.
 
-    num_heads is that of heads 64 wide (0: they cannot be), with DINOv3's periods that of theirs; norm_eps
-    that of the official models. Raises ValueError for another architecture.
+    num_heads is for heads 64 wide (0: impossible), or from DINOv3's periods; norm_eps is that of the
+    official models. Raises ValueError for another architecture.
     """
     weights = common(weights)
     ffn = "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp"
@@ -141,7 +141,7 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "depth": len(blocks_of(weights)),
         "num_heads": 0 if D % 64 else D // 64,
         "patch_size": patch_size,
-        "image_size": 14 * patch_size,  # of rotary positions, which have none
+        "image_size": 14 * patch_size,  # arbitrary for rotary positions
         "mlp_ratio": ratio_of(hidden, D),
         "num_register_tokens": registers.shape[1],
     }
@@ -159,12 +159,12 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
             )
         fields["image_size"] = grid * patch_size
     if "blocks.0.ls1.gamma" in weights:
-        fields["layer_scale_init"] = 1.0  # there to make room: the weights replace it
+        fields["layer_scale_init"] = 1.0  # creates the parameter; the weights replace it
     return fields
 
 
 def _stated(path: str | Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """num_heads and norm_eps by the config.json beside the file; {} without one of a model as wide."""
+    """num_heads and norm_eps from the config.json beside the file; {} without one of the same width."""
     file = Path(path).with_name("config.json")
     try:
         config = json.loads(file.read_text()) if file.is_file() else {}

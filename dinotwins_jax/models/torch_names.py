@@ -1,4 +1,4 @@
-"""The names that PyTorch's codes give to one ViT's tensors: DINO's and DINOv2's are the common ones here.
+"""Tensor names of a ViT in PyTorch codes, converted to common names: those of DINO and DINOv2.
 
     common                     timm                  HF transformers (on disk)        DINOv3
     register_tokens            reg_token             embeddings.register_tokens       storage_tokens
@@ -19,12 +19,12 @@ PERIODS = "rope_embed.periods"
 _WRAPPERS = re.compile(
     r"^(module\.|backbone\.|(vit|dinov2|dinov2_with_registers|dinov3_vit)\.(?=embeddings|encoder|layer))+"
 )
-# Not of the features: classifiers, poolers, what stands in for hidden patches, DINOv3's norm of the class
-# tokens of local crops.
+# Not needed for features: classifiers, poolers, mask tokens, DINOv3's norm of the class tokens of local
+# crops.
 _SKIPPED = re.compile(
     r"^(head|fc_norm|head_drop|pooler|classifier|local_cls_norm)\.|^(embeddings\.)?mask_token$"
 )
-# HF's on disk -> common, one after the other.
+# HF's names on disk -> common names, applied in order.
 _FROM_HF = [
     (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -54,15 +54,15 @@ _MLP_FROM_HF = {"up": "fc1", "down": "fc2"}
 
 
 def common(state_dict) -> Weights:
-    """float32 tensors by their common names, of the backbone alone.
+    """Renames the backbone's tensors to their common names, as float32.
 
     Args:
       state_dict: name -> array, by any of the names above, in blocks or in chunks of blocks
         ("blocks.0.3." of DINOv2's big models), wrapped ("module.", "backbone.", "dinov2.") or not.
     Returns:
-      weights; rotary ones without "pos_embed", and with `PERIODS` of shape (0,) where nothing gives them.
+      weights; rotary ones without "pos_embed", and with `PERIODS` of shape (0,) if they are not stored.
     Raises:
-      ValueError: tensors that belong together do not fit; the message names one.
+      ValueError: tensors that belong together do not match; the message names one.
     """
     weights = {
         _WRAPPERS.sub("", name): np.asarray(value).astype(np.float32)
@@ -91,7 +91,7 @@ def common(state_dict) -> Weights:
 
 
 def blocks_of(weights) -> list[str]:
-    """ "blocks.0", "blocks.1", … that there are tensors of."""
+    """The blocks that have tensors: "blocks.0", "blocks.1", …"""
     numbers = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))}
     return [f"blocks.{number}" for number in sorted(numbers)]
 
@@ -104,7 +104,7 @@ def _from_hf(name: str, gated: bool) -> str:
 
 
 def _join_block(weights: Weights, block: str) -> None:
-    """Gives a block's tensors their common names, fuses those that came apart, makes the biases whole."""
+    """Renames a block's tensors to common names, fuses separate ones and completes the biases."""
     for whole, parts in _APART:
         _join(weights, f"{block}{whole}", [f"{block}{part}" for part in parts])
     _whole_qkv_bias(weights, f"{block}attn.")
@@ -113,7 +113,7 @@ def _join_block(weights: Weights, block: str) -> None:
     renames = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
     if (
         packed or f"{block}mlp.w12.weight" in weights
-    ):  # timm calls SwiGLU's matrices those of an MLP
+    ):  # timm names SwiGLU's matrices as those of an MLP
         renames |= {f"mlp.fc1.{leaf}": f"mlp.w12.{leaf}" for leaf in ("weight", "bias")}
         renames |= {f"mlp.fc2.{leaf}": f"mlp.w3.{leaf}" for leaf in ("weight", "bias")}
     for theirs, ours in renames.items():
@@ -122,7 +122,7 @@ def _join_block(weights: Weights, block: str) -> None:
 
 
 def _join(weights: Weights, whole: str, parts: list[str]) -> None:
-    """One tensor of its parts, along the outputs; only a bias of queries, keys or values may be missing."""
+    """Concatenates parts along the outputs; only a bias of queries, keys or values may be missing."""
     for leaf in ("weight", "bias"):
         given = {part: weights.pop(f"{part}.{leaf}", None) for part in parts}
         there = [w for w in given.values() if w is not None]
@@ -141,7 +141,7 @@ def _whole_qkv_bias(weights: Weights, attn: str) -> None:
     """One bias of queries, keys and values; zeros where there is none, as for DINOv3's keys."""
     kernel = weights.get(f"{attn}qkv.weight")
     if kernel is None or kernel.ndim != 2:
-        return  # named by who takes it
+        return  # reported by the caller that needs it
     D = kernel.shape[0] // 3
     parts = [weights.pop(f"{attn}{part}_bias", None) for part in "qv"]
     if f"{attn}qkv.bias" not in weights:
@@ -151,12 +151,12 @@ def _whole_qkv_bias(weights: Weights, attn: str) -> None:
     if mask is not None:
         if mask.shape != weights[f"{attn}qkv.bias"].shape or not np.isin(mask, (0, 1)).all():
             raise ValueError(f"tensor '{attn}qkv.bias_mask' is not a mask of ones and zeros")
-        # Not a product: what is masked may be anything, NaN too.
+        # Not a product: masked values may be anything, even NaN.
         weights[f"{attn}qkv.bias"] = np.where(mask == 1, weights[f"{attn}qkv.bias"], 0)
 
 
 def _from_timms_positions(weights: Weights) -> None:
-    """timm gives registers positions too, or no prefix token at all; here class token and patches do."""
+    """Converts timm's positions, with registers or without prefix tokens, to class token and patches."""
     weights["register_tokens"] = registers = weights.pop("reg_token")
     positions = weights.get("pos_embed")
     if positions is None:
@@ -165,7 +165,7 @@ def _from_timms_positions(weights: Weights) -> None:
     without, with_all = (math.isqrt(max(n, 0)) ** 2 == n for n in (tokens, tokens - 1 - R))
     if without == with_all:
         raise ValueError(
-            f"pos_embed {positions.shape} with {R} registers: it does not tell whether these have positions"
+            f"pos_embed {positions.shape} with {R} registers: ambiguous whether these have positions"
         )
     if without:
         weights["pos_embed"] = np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)

@@ -1,4 +1,4 @@
-"""State dicts out of torch.save's files, by an unpickler that makes tensors and runs nothing."""
+"""State dicts from torch.save files, by a restricted unpickler that runs no code."""
 
 import io
 import pickle
@@ -22,7 +22,7 @@ _STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-# Beside the tensors; DINO's optimiser keeps lr and weight decay as numpy scalars.
+# Objects besides tensors; DINO's optimiser stores lr and weight decay as numpy scalars.
 _INERT = {
     ("argparse", "Namespace"),
     ("torch", "device"),
@@ -34,7 +34,7 @@ _INERT = {
 
 
 class Refused(ValueError):
-    """What a file asks for and does not get."""
+    """Raised for file content that is not loaded."""
 
 
 class _Storage(NamedTuple):
@@ -43,7 +43,7 @@ class _Storage(NamedTuple):
 
 
 class _Inert:
-    """Stands for objects beside the tensors, such as the arguments of a training run."""
+    """Placeholder for objects other than tensors, such as the arguments of a training run."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -62,7 +62,7 @@ def _tensor(storage: _Storage, offset: int, size, stride, _grad, _hooks, metadat
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes tensors and plain containers; refuses every other name."""
+    """Unpickler of tensors and plain containers; refuses every other name."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
@@ -78,8 +78,10 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in known:
             return known[module, name]
         if module == "torch" and name in _STORAGES:
-            return name  # not the type: a pickle may set attributes on what it gets
-        raise Refused(f"its pickle asks for {module}.{name}, which no weights need: not loaded")
+            return name  # not the type: a pickle may set attributes on it
+        raise Refused(
+            f"its pickle refers to {module}.{name}, which weights do not need: not loaded"
+        )
 
     def persistent_load(self, pid):
         kind, storage, key, *_ = pid
@@ -90,7 +92,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_torch(path: Path) -> dict:
-    """What torch.save wrote. Raises Refused for an older format, no dictionary, or anything unsafe."""
+    """Reads a torch.save file. Raises Refused for an older format, no dictionary, or unsafe content."""
     if not zipfile.is_zipfile(path):
         raise Refused(
             "not a zip file: truncated, or older than PyTorch 1.6; torch.save(torch.load(old), new) "

@@ -1,4 +1,4 @@
-"""From the common names of a ViT's tensors (torch_names.py) to those that other codes load."""
+"""Conversion of a ViT's common tensor names (torch_names.py) to those of other codes."""
 
 import re
 
@@ -41,7 +41,7 @@ _TO_HF_DINOV3 = [
 
 
 def to_timm(weights: Weights) -> Weights:
-    """Those of timm's VisionTransformer; the registers' positions are zeros."""
+    """Converts to the names of timm's VisionTransformer; the registers' positions are zeros."""
     weights = {name: value for name, value in weights.items() if name != "mask_token"}
     if "register_tokens" in weights:
         registers = weights["reg_token"] = weights.pop("register_tokens")
@@ -51,7 +51,7 @@ def to_timm(weights: Weights) -> Weights:
 
 
 def to_dino(weights: Weights, num_heads: int | None) -> Weights:
-    """DINO's and DINOv2's, which the common ones are, or DINOv3's where positions are rotary."""
+    """Converts to DINO's and DINOv2's names (the common ones), or DINOv3's for rotary positions."""
     if PERIODS not in weights:
         return dict(weights)
     periods = rope_periods(weights["cls_token"].shape[-1] // num_heads)
@@ -60,11 +60,11 @@ def to_dino(weights: Weights, num_heads: int | None) -> Weights:
 
 
 def to_hf(weights: Weights, kind: str) -> Weights:
-    """HF transformers', as it writes them to disk.
+    """Converts to HF transformers' names on disk.
 
     Args:
       kind: its model_type: "vit", "dinov2", "dinov2_with_registers" or "dinov3_vit". All but "vit" have
-        LayerScale and a mask token: ones and zeros where `weights` have none.
+        LayerScale and a mask token: ones and zeros if `weights` have none.
     """
     D = weights["cls_token"].shape[-1]
     weights = {name: value for name, value in weights.items() if name != PERIODS}
@@ -92,7 +92,7 @@ def _renamed(weights: Weights, rules: list[tuple[str, str]]) -> Weights:
 
 
 def _split(weights: Weights, whole: str, parts: tuple[str, ...]) -> Weights:
-    """With the tensors of `whole` of every block cut along their outputs into its parts."""
+    """Splits the tensors `whole` of every block along their outputs into `parts`."""
     out = {}
     for name, value in weights.items():
         if f".{whole}." in name:

@@ -1,4 +1,4 @@
-"""Names and shapes to and from PyTorch state dicts (official DINO's, timm's and HF transformers' ViTs).
+"""Conversion from and to PyTorch state dicts (ViTs of official DINO, timm and HF transformers).
 
 A state dict is any mapping name -> array-like (numpy arrays or torch CPU tensors).
 """
@@ -26,7 +26,7 @@ _KERNEL = {"norm": "scale", "linear": "kernel"}
 
 
 def _clean(state_dict) -> dict[str, np.ndarray]:
-    """Numpy float32 arrays without the wrappers' prefixes (DataParallel, MultiCropWrapper)."""
+    """Converts to numpy float32 and strips wrapper prefixes (DataParallel, MultiCropWrapper)."""
     strip = re.compile(r"^(module\.|backbone\.)+")
     return {strip.sub("", k): np.asarray(v).astype(np.float32) for k, v in state_dict.items()}
 
@@ -52,15 +52,15 @@ def _layer(weights: dict, name: str, kind: str) -> dict[str, np.ndarray]:
 
 
 def vit_from_torch(state_dict) -> dict:
-    """Parameters of a `VisionTransformer` from the names of DINO, DINOv2, DINOv3, timm or HF transformers.
+    """Parameters of a `VisionTransformer` from a state dict of DINO, DINOv2, DINOv3, timm or HF.
 
     Args:
-      state_dict: name -> array, see torch_names.py; wrappers' prefixes are dropped, classifier heads and
+      state_dict: name -> array, see torch_names.py; wrapper prefixes are dropped, classifier heads and
         the mask token are left out. DINOv3's mask of the key bias is applied to the bias.
     Returns:
       params, ready for VisionTransformer.apply({"params": params}, …).
     Raises:
-      ValueError: a tensor is missing, has a wrong shape, or is not of this architecture.
+      ValueError: a tensor is missing, has the wrong shape, or belongs to another architecture.
     """
     weights = common(state_dict)
     conv = _take(weights, "patch_embed.proj.weight")  # [D, 3, p, p]
@@ -100,8 +100,8 @@ def _check_periods(periods: np.ndarray) -> None:
 
 
 def vit_to_torch(params, num_heads: int | None = None) -> dict[str, np.ndarray]:
-    """Inverse of `vit_from_torch`: official names, DINO's as far as they go, then DINOv2's; DINOv3's of a
-    model with rotary positions, which needs num_heads: their periods are one of its tensors."""
+    """Inverse of `vit_from_torch`: DINO's names, and DINOv2's for what DINO lacks; DINOv3's for rotary
+    positions, which need num_heads, since their periods are a tensor."""
     if "pos_embed" not in params and num_heads is None:
         raise ValueError("num_heads is needed to name the periods of rotary positions")
     return to_dino(vit_to_common(params), num_heads)
@@ -143,9 +143,8 @@ def vit_to_common(params) -> dict[str, np.ndarray]:
 def dino_head_from_torch(state_dict) -> dict:
     """Parameters of a `DINOHead` from the official head's state dict (prefix `head.` allowed).
 
-    `weight_g` is kept as it is; a head with norm_last_layer=True has no such parameter and ignores it.
-    Batch norm of a head with use_bn=True comes without running statistics: no forward pass of
-    training uses them.
+    `weight_g` is kept; a head with norm_last_layer=True has no such parameter and ignores it. Batch norm
+    of a head with use_bn=True has no running statistics: no forward pass in training uses them.
     """
     weights = {re.sub(r"^head\.", "", k): v for k, v in _clean(state_dict).items()}
     names = sorted(

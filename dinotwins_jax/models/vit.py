@@ -18,6 +18,8 @@ from dinotwins_jax.models.positions import Rope, RopeMoves, interpolate_pos_embe
 
 
 class ViTOutput(NamedTuple):
+    """Features of a batch of images."""
+
     cls: jax.Array  # [B, D] class token after the final LayerNorm
     patches: jax.Array | None  # [B, N, D] patch tokens after the final LayerNorm, row-major
     attention: jax.Array | None  # f32[B, heads, T, T] softmax attention of the last block
@@ -32,7 +34,7 @@ _ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names("ga
 
 
 def gathering(module: type[nn.Module], gather: Callable | None) -> type[nn.Module]:
-    """The module, which makes its own parameters whole before it uses them."""
+    """Wraps a module so that it gathers its sharded parameters before use."""
     if gather is None:
         return module
 
@@ -56,12 +58,12 @@ class VisionTransformer(nn.Module):
       train=True, which then needs rngs={"rope": key}), norm_eps (of all LayerNorms; DINO and DINOv2 have
       1e-6, DINOv3 1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
       dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
-      almost linear and slow to start: there 1 / sqrt(D)), mask_token (there is one, to stand in for hidden
-      patches), attention ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU), remat
-      (the backward pass computes each block again instead of keeping what is inside it), plain_gradients
-      (JAX's own gradients instead of hand-written ones, as forward mode needs them), gather (makes
-      parameters whole that are split over devices, block by block, and again on the way back; None: they
-      are whole).
+      almost linear and slow to start: there 1 / sqrt(D)), mask_token (whether there is one, to replace
+      masked patches), attention ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU),
+      remat (recompute each block in the backward pass instead of storing its activations),
+      plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
+      (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they
+      are not sharded).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
     in dinov3.
     """
@@ -108,7 +110,7 @@ class VisionTransformer(nn.Module):
             self.register_tokens = self.param(
                 "register_tokens", nn.initializers.normal(1e-6), shape
             )
-        if self.mask_token:  # after all else that is random: it moves no other parameter's start
+        if self.mask_token:  # last, so that it does not change the initialisation of the others
             self.hidden = self.param("mask_token", nn.initializers.zeros, (1, self.embed_dim))
         self.patch_embed = gathering(PatchEmbed, self.gather)(
             self.embed_dim, self.patch_size, self.dtype, self.plain_gradients
@@ -139,7 +141,7 @@ class VisionTransformer(nn.Module):
         choices = {"attention": ATTENTION, "ffn": FFN, "positions": ("learned", "rope")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is '{getattr(self, name)}': {' or '.join(known)}")
+                raise ValueError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}")
         if self.positions == "rope":
             if self.embed_dim % (4 * self.num_heads):
                 raise ValueError(
@@ -151,7 +153,7 @@ class VisionTransformer(nn.Module):
 
     @property
     def moves(self) -> RopeMoves | None:
-        """What moves the patches in training; None where nothing does."""
+        """Coordinate augmentation in training; None if it is off."""
         moves = RopeMoves(self.rope_shift, self.rope_jitter, self.rope_rescale)
         return None if moves == RopeMoves() else moves
 
@@ -164,8 +166,8 @@ class VisionTransformer(nn.Module):
         return size[0] // self.patch_size, size[1] // self.patch_size
 
     def _embed(self, images, hidden=None):
-        """Token sequence [B, T, D] that enters the first block; hidden: bool[B, N], patches that the mask
-        token stands in for."""
+        """Token sequence [B, T, D] that enters the first block; hidden: bool[B, N], patches replaced by
+        the mask token."""
         stored, grid = self.grid(as_pair(self.image_size)), self.grid(images.shape[1:3])
         x = self.patch_embed(images)  # [B, N, D]
         if hidden is not None:
@@ -181,8 +183,8 @@ class VisionTransformer(nn.Module):
         return x
 
     def _blocks(self, images, train, sample_ids, cls_only=False, hidden=None):
-        """Token sequence [B, T, D] and attention [B, heads, T, T] after each block; cls_only: after the
-        last one of the class token alone."""
+        """Yields the token sequence [B, T, D] and attention [B, heads, T, T] of each block; cls_only: only
+        the class token after the last one."""
         x, grid = self._embed(images, hidden), self.grid(images.shape[1:3])
         yield from self._through(x, grid, self.blocks, train, sample_ids, cls_only)
 
@@ -195,7 +197,7 @@ class VisionTransformer(nn.Module):
             yield x, attention
 
     def _rope(self, grid, train) -> Rope | None:
-        """Rotations of the tokens of a grid; where patches move in training, a new draw each time."""
+        """Rotations of the tokens of a grid; with coordinate augmentation, a new draw for each call."""
         if self.positions != "rope":
             return None
         sizes = grid, self.embed_dim // self.num_heads, 1 + self.num_register_tokens
@@ -220,19 +222,19 @@ class VisionTransformer(nn.Module):
 
         Args:
           images: [B, H, W, 3], normalised; H and W multiples of patch_size, not necessarily equal.
-          train: apply drop path, and the moves of rotary positions.
+          train: apply drop path, and the augmentation of rotary positions.
           return_attention: also return the last block's attention.
           sample_ids: i32[B] identity of each sample for drop path (default 0..B-1).
-          patches: False: the last block computes the class token alone, the same numbers for a
+          patches: False: the last block computes only the class token, the same numbers for a
             twelfth less work; the patch tokens are None.
-          hidden: bool[B, N], patches that the mask token stands in for; needs the field mask_token.
+          hidden: bool[B, N], patches replaced by the mask token; needs the field mask_token.
         Returns:
           ViTOutput, float32.
         """
         if return_attention and not patches:
             raise ValueError("return_attention=True needs patches=True")
         if hidden is not None and not self.mask_token:
-            raise ValueError("hidden patches need the field mask_token=True")
+            raise ValueError("masked patches (hidden) need the field mask_token=True")
         *_, (x, attention) = self._blocks(images, train, sample_ids, not patches, hidden)
         cls, tokens = self._split(x)
         return ViTOutput(cls, tokens if patches else None, attention if return_attention else None)
@@ -247,7 +249,7 @@ class VisionTransformer(nn.Module):
     def intermediate_layers(self, images, n=1) -> list[tuple[jax.Array, jax.Array]]:
         """(cls [B, D], patches [B, N, D]) of the last n blocks, each after the final LayerNorm.
 
-        What the official linear evaluation concatenates. Call as apply(..., method="intermediate_layers").
+        Input of the official linear evaluation. Call as apply(..., method="intermediate_layers").
         """
         outputs = [x for x, _ in self._blocks(images, False, None)]
         return [self._split(x) for x in outputs[-n:]]
@@ -262,7 +264,7 @@ class VisionTransformer(nn.Module):
         return [x, *(y for y, _ in self._through(x, grid, self.blocks[:block], False))][-1]
 
     def finish_from(self, tokens, block: int, train=False, grid=None) -> ViTOutput:
-        """What __call__ gives for the images of `tokens` [B, T, D] from embed_until(images, block).
+        """Completes __call__ from `tokens` [B, T, D] of embed_until(images, block).
 
         Call as apply(..., method="finish_from"); train applies drop path. grid: (rows, columns) of patches,
         which rotary positions need; that of image_size by default.
@@ -273,7 +275,7 @@ class VisionTransformer(nn.Module):
             wanted := 1 + self.num_register_tokens + grid[0] * grid[1]
         ):
             raise ValueError(
-                f"{tokens.shape[1]} tokens where grid {grid} has {wanted}: give their grid"
+                f"{tokens.shape[1]} tokens, but grid {grid} has {wanted}: pass their grid"
             )
         x = tokens.astype(self.dtype)
         outputs = [x, *(y for y, _ in self._through(x, grid, self.blocks[block:], train))]

@@ -8,7 +8,7 @@ from dinotwins_jax.settings.keys import DISTILLING, kind_of, terms_of
 
 
 class Setting(NamedTuple):
-    """config: with every value resolved; images: of the training set; steps: of the whole run."""
+    """config: with all values filled in; images: of the training set; steps: of the whole run."""
 
     config: Any
     images: int
@@ -19,17 +19,17 @@ class Setting(NamedTuple):
         return epochs / self.config.total_epochs
 
     def has(self, *kinds: str) -> bool:
-        """Whether a term is of one of the kinds, or may be: one from outside is not known."""
+        """Whether a term is, or may be, of one of the kinds; an external loss may be of any kind."""
         return any(kind_of(name, term) in ("", *kinds) for name, term in self.config.loss.items())
 
     @property
     def distils(self) -> bool:
-        """Whether a term has a teacher's temperature, or may have one."""
+        """Whether a term has, or may have, a teacher temperature."""
         return self.has(*DISTILLING)
 
 
 def find(setting: Setting) -> list[str]:
-    """One line for each condition below that holds: the key, its value, what follows, what is usual."""
+    """Returns one line per condition that holds: key, value, consequence, usual value."""
     sections = (_run, _teacher, _losses, _optimiser, _freezing, _log)
     return [f"config.{text}" for section in sections for text in section(setting, setting.config)]
 
@@ -38,10 +38,10 @@ def _run(s: Setting, c) -> Iterator[str]:
     if c.batch_size > s.images:
         yield (
             f"batch_size is {c.batch_size} and there are {s.images} images: a batch holds some of them "
-            "twice, and losses over the batch take these for different ones"
+            "twice, and losses over the batch treat the copies as different images"
         )
     if all(_weightless(term) for term in c.loss.values()):
-        yield "loss has terms of weight 0 alone: nothing is trained"
+        yield "all terms of loss have weight 0: nothing is trained"
     target = c.match_gradients_to
     if target and len(c.loss) == 1:
         yield f"match_gradients_to is '{target}', the only term: no effect"
@@ -64,29 +64,29 @@ def _teacher(s: Setting, c) -> Iterator[str]:
     start, end = c.teacher.momentum, c.teacher.final_momentum
     if start == 1:
         yield (
-            "teacher.momentum is 1 from the start: the teacher, which is what is evaluated, stays close "
+            "teacher.momentum is 1 from the start: the teacher, which is evaluated, stays close "
             "to its initial weights"
         )
     elif half_life(start) > s.steps / 10:
         yield (
             f"teacher.momentum is {start:g}, a half-life of {half_life(start):,.0f} steps in a run of "
-            f"{s.steps:,}: the teacher lags behind, close to its initial weights for long; 1/40 of a run"
+            f"{s.steps:,}: the teacher stays close to its initial weights for long; 1/40 of a run"
         )
     if s.distils and start < 0.5:
         yield (
-            f"teacher.momentum is {start:g}: with the student of the last step for a teacher DINO does "
+            f"teacher.momentum is {start:g}: with the student of the last step as teacher, DINO does "
             "not train (arXiv:2104.14294, section 5.2); 0.9 and more"
         )
     if end < start:
         yield (
-            f"teacher.final_momentum is {end:g}, below teacher.momentum {start:g}: the teacher grows "
-            "less steady towards the end"
+            f"teacher.final_momentum is {end:g}, below teacher.momentum {start:g}: the teacher becomes "
+            "less stable towards the end"
         )
     temp, first, epochs = c.teacher.temp, c.teacher.warmup_temp, c.teacher.warmup_temp_epochs
     if not s.distils:
         if epochs > 0:
             yield (
-                f"teacher.warmup_temp_epochs is {epochs:g}, and no term of loss has a teacher's "
+                f"teacher.warmup_temp_epochs is {epochs:g}, and no term of loss has a teacher "
                 "temperature: no effect"
             )
         return
@@ -98,10 +98,10 @@ def _teacher(s: Setting, c) -> Iterator[str]:
     if any(term.student_temp <= temp for _, term in terms_of(c, *DISTILLING)):
         yield (
             f"teacher.temp is {temp:g}, not below student_temp: a teacher that is not sharper than the "
-            "student lets both turn uniform"
+            "student lets both become uniform"
         )
     if epochs > 0 and first > temp:
-        yield f"teacher.warmup_temp is {first:g}, above teacher.temp {temp:g}: a warm-up rises"
+        yield f"teacher.warmup_temp is {first:g}, above teacher.temp {temp:g}: a warm-up should rise"
     if epochs == 0 and first != temp:
         yield (
             f"teacher.warmup_temp is {first:g}, but teacher.warmup_temp_epochs is 0: no effect, the "
@@ -114,14 +114,14 @@ def _losses(s: Setting, c) -> Iterator[str]:
         key = f"loss.{name}"
         if term.get("out_dim", 0) > s.images:
             yield (
-                f"{key}.out_dim is {term.out_dim} prototypes for {s.images} images: more than there is "
-                "to tell apart; a tenth of the images"
+                f"{key}.out_dim is {term.out_dim} prototypes for {s.images} images: more than the "
+                "data can fill; a tenth of the images"
             )
         center = term.get("center_momentum", 0.9) if term.get("centering", "ema") == "ema" else 0.9
         if center > 0.999:
             yield (
-                f"{key}.center_momentum is {center:g}: a center that does not follow cannot keep one "
-                "prototype from winning; 0.9"
+                f"{key}.center_momentum is {center:g}: a center that hardly moves cannot keep one "
+                "prototype from dominating; 0.9"
             )
         if center < 0.5 and c.batch_size < 16:
             yield (
@@ -142,8 +142,8 @@ def _losses(s: Setting, c) -> Iterator[str]:
             )
         if lambd > 0.1:
             yield (
-                f"{key}.lambd is {lambd:g}: what is off the diagonal, of which there is D times as much, "
-                "leaves the views no reason to agree; 0.0051"
+                f"{key}.lambd is {lambd:g}: the off-diagonal terms, D times as many, outweigh the "
+                "agreement of the views; 0.0051"
             )
 
 
@@ -155,7 +155,7 @@ def _optimiser(s: Setting, c) -> Iterator[str]:
     if 0 < peak < c.optim.final_lr:
         yield (
             f"optim.final_lr is {c.optim.final_lr:g}, above the peak {peak:g} (optim.lr times "
-            "batch_size / 256): the rate grows to the end"
+            "batch_size / 256): the rate increases until the end"
         )
     if adamw and c.optim.clip == 0 and peak > 2e-3:
         yield (
@@ -164,19 +164,19 @@ def _optimiser(s: Setting, c) -> Iterator[str]:
         )
     if adamw and peak > 0.02:
         yield (
-            f"optim.lr is {lr:g}, a peak rate of {peak:g}: AdamW moves every weight by so much in a "
-            "step; 0.0001 to 0.005"
+            f"optim.lr is {lr:g}, a peak rate of {peak:g}: AdamW changes every weight by about that much "
+            "per step; 0.0001 to 0.005"
         )
     if not adamw and 0 < lr < 0.01:
         yield (
             f"optim.lr is {lr:g} with lars, whose steps are a thousandth of it times the weights: "
-            "hardly anything moves; 0.2"
+            "almost nothing changes; 0.2"
         )
     faster = c.optim.predictor_lr_mult
     if any(True for _ in terms_of(c, "byol")) and faster < 5 and s.steps < 5_000:
         yield (
             f"optim.predictor_lr_mult is {faster:g} for byol in a run of {s.steps:,} steps: the "
-            "predictor lags behind, and features fall onto one dimension; 10 to 30"
+            "predictor lags behind, and features collapse to one dimension; 10 to 30"
         )
     if faster != 1 and not s.has("byol"):
         yield f"optim.predictor_lr_mult is {faster:g}, and no term of loss has a predictor: no effect"
@@ -204,7 +204,7 @@ def _log(s: Setting, c) -> Iterator[str]:
     if s.share(c.evals.monitor_every_epochs) > 1:
         yield (
             f"evals.monitor_every_epochs is {c.evals.monitor_every_epochs:g} of {c.total_epochs:g}: the "
-            "monitor looks when a checkpoint is due, and at no other time"
+            "monitor runs at checkpoints only"
         )
 
 

@@ -1,8 +1,8 @@
 """Automatic values for open config keys, from the number of images, the batch and the steps.
 
-A key is open where its value is None, as the word "auto" leaves it (configs/presets.py); a value that
-was given wins. Published recipes are for 1.3 million images and 10^5 steps. In a shorter run everything
-that follows the student with a delay has to be quicker, by a share of the run where one is known; other
+A key is open if its value is None, as the preset "auto" sets it (configs/presets.py); given values are
+kept. Published recipes are for 1.3 million images and 10^5 steps. In a shorter run everything that follows
+the student with a delay has to follow faster: in proportion to the run where the share is known; other
 values are interpolated between what worked for SHORT runs here and the official value for LONG ones, by
 the logarithm of the number of steps.
 """
@@ -17,11 +17,11 @@ SHORT, LONG = 1_000, 125_000  # steps: this project's CPU presets; DINOv2's 100 
 
 
 class Facts(NamedTuple):
-    """What is known about a run before it starts.
+    """Facts about a run from which automatic values are computed.
 
     images: of the training set; batch_size: global; steps: of the whole run; epochs: config.total_epochs,
-    of which durations are parts; embed_dim: of the backbone; optimizer: adamw | lars; has_weights: the
-    backbone starts from weights that were trained before.
+    the unit of durations; embed_dim: of the backbone; optimizer: adamw | lars; has_weights: the backbone
+    starts from pretrained weights.
     """
 
     images: int
@@ -34,6 +34,8 @@ class Facts(NamedTuple):
 
 
 class Choice(NamedTuple):
+    """An automatic value and its reason."""
+
     value: float | int
     reason: str  # one line
 
@@ -44,8 +46,8 @@ def open_keys(config: Mapping) -> list[str]:
 
 
 def known_keys(config: Mapping) -> list[str]:
-    """The keys of the config that have a rule below: those of distillation only where a term distils,
-    that of a predictor only where a term is BYOL's."""
+    """The keys of the config that have a rule below: those of distillation only with a distilling term,
+    that of a predictor only with a BYOL term."""
     distilling = dict(terms_of(config, *DISTILLING))
     predicts = any(True for _ in terms_of(config, "byol"))
     keys = []
@@ -59,13 +61,13 @@ def known_keys(config: Mapping) -> list[str]:
 
 
 def resolve(keys: list[str], facts: Facts) -> dict[str, Choice]:
-    """A value for each key, and why."""
+    """Chooses a value and a reason for each key."""
     rules = {key: RULES.get(key) or RULES[f"term.{key.rpartition('.')[2]}"] for key in keys}
     return {key: rule(facts) for key, rule in rules.items()}
 
 
 def table(config: Mapping, chosen: dict[str, Choice], facts: Facts) -> list[str]:
-    """The recipe as lines: what was resolved and why, and what was given."""
+    """Formats the recipe as lines: automatic values with reasons, and given values."""
     head = f"recipe for {facts.images:,} images, batch {facts.batch_size}, {facts.steps:,} steps"
     rows = [
         (key, chosen.get(key, Choice(value_at(config, key), "given"))) for key in known_keys(config)
@@ -88,7 +90,7 @@ def _prototypes(facts: Facts) -> Choice:
 
 def _center_momentum(facts: Facts) -> Choice:
     if facts.batch_size < 32:
-        return Choice(0.9, "DINO's; the mean of a batch as small as this is noise")
+        return Choice(0.9, "DINO's; the mean of so small a batch is noise")
     value = round(0.9 * _longness(facts), 2)
     return Choice(value, _between(0.0, "DINO", 0.9, facts))
 
@@ -103,7 +105,7 @@ def _temp(facts: Facts) -> Choice:
 
 def _warmup_temp_epochs(facts: Facts) -> Choice:
     if _temp(facts).value == _warmup_temp(facts).value:
-        return Choice(0.0, "the temperature stays what it is")
+        return Choice(0.0, "the temperature is constant")
     return _share(0.3, 37_500, "DINOv2's 30 of 100 epochs", facts)
 
 
@@ -124,14 +126,14 @@ def _final_momentum(facts: Facts) -> Choice:
 
 
 def _lr(facts: Facts) -> Choice:
-    """The value that config.optim.lr has, for a batch of 256."""
+    """Value of config.optim.lr, for a batch of 256."""
     if facts.optimizer == "lars":
         return Choice(0.2, "Barlow Twins' LARS, linear in the batch")
     peak = 1e-3 * (facts.batch_size / 512) ** 0.5 * 384 / facts.embed_dim
     why = "1e-3 at batch 512 and width 384 (DINO), by the root of the batch (DINOv2, arXiv:2205.10287)"
     why += " and 1 / width (arXiv:2203.03466)"
     if facts.has_weights:
-        peak, why = peak / 10, f"{why}, a tenth of it as the weights are trained"
+        peak, why = peak / 10, f"{why}, a tenth of it for pretrained weights"
     return Choice(_digits(peak * 256 / facts.batch_size), f"peak {_digits(peak)}: {why}")
 
 
@@ -157,8 +159,10 @@ def _freeze_last_layer_epochs(facts: Facts) -> Choice:
 
 def _freeze_backbone_epochs(facts: Facts) -> Choice:
     if not facts.has_weights:
-        return Choice(0.0, "its weights are random, as those of the heads")
-    return _share(0.1, 12_500, "as long as the warm-up: new heads learn before they move it", facts)
+        return Choice(0.0, "the backbone's weights are random too")
+    return _share(
+        0.1, 12_500, "as long as the warm-up: heads adapt before the backbone changes", facts
+    )
 
 
 def _predictor_lr_mult(facts: Facts) -> Choice:
@@ -185,7 +189,7 @@ RULES = {
 
 
 def half_life(momentum: float) -> float:
-    """Steps after which an EMA has kept half of what it was; inf where it keeps all of it."""
+    """Half-life of an EMA in steps; inf for momentum 1."""
     return math.inf if momentum >= 1 else math.log(0.5) / math.log(momentum) if momentum else 0.0
 
 
@@ -194,7 +198,7 @@ def _momentum_of(half_life: float) -> float:
 
 
 def _longness(facts: Facts) -> float:
-    """0 for SHORT runs, 1 for LONG ones, between them by the logarithm of the steps."""
+    """0 for SHORT runs, 1 for LONG ones, log-linear in the steps between them."""
     share = math.log(max(facts.steps, 1) / SHORT) / math.log(LONG / SHORT)
     return min(max(share, 0.0), 1.0)
 
@@ -213,12 +217,12 @@ def _between(short: float, whose: str, long: float, facts: Facts) -> str:
 
 
 def _share(share: float, longest: int, whose: str, facts: Facts) -> Choice:
-    """A duration in epochs: a share of the run, no more than so many steps."""
+    """Duration in epochs: a share of the run, at most `longest` steps."""
     steps = min(round(share * facts.steps), longest)
     why = f"{steps:,} steps" + (f", {share:.0%} of the run" if steps < longest else "")
     return Choice(steps / max(facts.steps, 1) * facts.epochs, f"{why} ({whose})")
 
 
 def _digits(value: float) -> float:
-    """Three significant digits."""
+    """Rounds to three significant digits."""
     return float(f"{value:.3g}")

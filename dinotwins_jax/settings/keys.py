@@ -1,15 +1,15 @@
-"""Keys of a config as "a.b.c", and what kind a term of its loss is."""
+"""Access to config keys by dotted name "a.b.c", and the kinds of loss terms."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# The package's losses, those of losses/__init__.py (a test holds the two together).
+# The package's losses, as in losses/__init__.py (a test compares the two).
 LOSSES = ("dino", "barlow_twins", "ibot", "koleo", "gram", "byol", "simclr", "vicreg")
-DISTILLING = ("dino", "ibot")  # those with prototypes and a teacher's temperature
+DISTILLING = ("dino", "ibot")  # losses with prototypes and a teacher temperature
 
 
 def value_at(config: Mapping, key: str, default: Any = None) -> Any:
-    """The value at "a.b.c"; the default where the config has no such key."""
+    """Value at "a.b.c"; the default if the config has no such key."""
     node = config
     for part in key.split("."):
         if not hasattr(node, "keys") or part not in node:
@@ -19,7 +19,7 @@ def value_at(config: Mapping, key: str, default: Any = None) -> Any:
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of {"a": {"b": value}}; an empty section is a value."""
+    """Flattens {"a": {"b": value}} to {"a.b": value}; an empty section is a value."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -30,7 +30,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def kind_of(name: str, term: Mapping) -> str:
-    """Which of LOSSES a term of config.loss is, whatever its name; "" for a loss from outside."""
+    """Kind of a term of config.loss, one of LOSSES whatever its name; "" for an external loss."""
     fn = term.get("fn", name)
     module, _, attribute = fn.partition(":")
     if module == f"dinotwins_jax.losses.{attribute}":
@@ -39,7 +39,7 @@ def kind_of(name: str, term: Mapping) -> str:
 
 
 def terms_of(config: Mapping, *kinds: str) -> Iterator[tuple[str, Mapping]]:
-    """(name, term) of the terms of config.loss that are of one of the kinds."""
+    """Yields (name, term) for the terms of config.loss of the given kinds."""
     for name, term in config["loss"].items():
         if kind_of(name, term) in kinds:
             yield name, term

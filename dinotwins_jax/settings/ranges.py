@@ -1,4 +1,4 @@
-"""Ranges and choices of config keys, each key by itself; build.py checks keys together."""
+"""Valid ranges and choices of single config keys; build.py checks combinations."""
 
 import difflib
 import math
@@ -9,8 +9,8 @@ from dinotwins_jax.settings.keys import LOSSES, kind_of, value_at
 
 POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
 
-# Key -> interval; of a tuple, each element. loss.<kind> stands for every term of that kind, see `kind_of`.
-# Keys that the config does not have are passed over.
+# Key -> interval, which every element of a tuple must lie in. loss.<kind> stands for every term of that
+# kind, see `kind_of`. Keys that a config lacks are ignored.
 RANGES = {
     **dict.fromkeys(("batch_size", "micro_batches", "total_epochs", "mesh.fsdp"), POSITIVE),
     **dict.fromkeys(("seed", "total_steps", "mesh.data"), NOT_NEGATIVE),
@@ -68,7 +68,7 @@ RANGES = {
     **{"evals.mask_images": NOT_NEGATIVE, "evals.pictures": NOT_NEGATIVE},
     **{f"evals.{k}": "(0, 1]" for k in ("label_fractions", "finetune_fraction", "attention_keep")},
 }
-CHOICES = {  # of a tuple, each element
+CHOICES = {  # for every element of a tuple
     "parallel": ("jit", "pmap"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("xla", "cudnn"),
@@ -94,7 +94,7 @@ NOT_EMPTY = (
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """Raises ValueError for the first key that is outside its range, with the key and the range."""
+    """Raises ValueError for the first key outside its range, naming the key and the range."""
     for key in _present(config, NOT_EMPTY):
         if not len(value_at(config, key)):
             raise ValueError(f"config.{key} is empty: name at least one")
@@ -116,11 +116,11 @@ def check_ranges(config: ConfigDict) -> None:
                 )
 
 
-OUTSIDE = "loss."  # the section of a term that is none of LOSSES
+OUTSIDE = "loss."  # the section of an external term, of no kind in LOSSES
 
 
 def _present(config: ConfigDict, rules) -> dict:
-    """{key of the config: rule} of the keys that are there and not None, terms by their kind."""
+    """{key of the config: rule} of the keys present and not None, with terms by kind."""
     rules = rules if isinstance(rules, dict) else dict.fromkeys(rules)
     sections = {}  # "loss.<kind>" -> the sections of the terms of that kind
     for name, term in config.get("loss", {}).items():
@@ -137,7 +137,7 @@ def _present(config: ConfigDict, rules) -> dict:
 
 
 def _each(values) -> list[tuple]:
-    """(value, verb) of each element of a tuple, or of the one value."""
+    """(value, verb) for each element of a tuple, or for a single value."""
     if isinstance(values, tuple | list):
         return [(value, "has") for value in values]
     return [(values, "is")]

@@ -1,4 +1,4 @@
-"""How the terms of a hybrid share the backbone: their gradients where they meet, the class tokens.
+"""Gradient balance of a hybrid: norms, cosines and matched weights at the class tokens.
 
 Letters: B images, V views, E width of the class token.
 """
@@ -8,7 +8,7 @@ from itertools import combinations
 import jax
 import jax.numpy as jnp
 
-# A term whose gradient has all but vanished is not blown up without end by match_to.
+# Bounds the factor by which match_to scales a term whose gradient has almost vanished.
 _LARGEST_FACTOR = 1e4
 
 
@@ -19,20 +19,20 @@ def balance(
     match_to: str = "",
     axis_name: str | None = None,
 ) -> tuple[dict[str, jax.Array | float], dict[str, jax.Array]]:
-    """Weights of this step and what the terms do to each other at the student's class tokens.
+    """Weights of this step, and metrics of the terms' gradients at the student's class tokens.
 
     Args:
       weights: name -> factor of each term.
       gradients: name -> f32[B, V, E], of each unweighted term with respect to the class tokens.
-      match_to: "" leaves the weights as they are. A term's name: every other term's gradient is
-        scaled to its own weight times the norm of this term's weighted gradient. One that does not
-        reach the class tokens (iBOT, Gram) keeps its weight.
+      match_to: "" keeps the weights. A term's name: every other term's gradient is scaled to its own
+        weight times the norm of this term's weighted gradient. Terms that do not reach the class
+        tokens (iBOT, Gram) keep their weights.
       axis_name: mapped axis of the batch, under pmap.
     Returns:
       weights: name -> factor, without gradient.
       metrics, all f32[]: "balance/<term>/norm", L2 over [B, V, E] of the global batch, unweighted;
-        "balance/<term>/weight"; "balance/cos/<a>,<b>" in [-1, 1]: below 0 the two terms pull the
-        backbone apart.
+        "balance/<term>/weight"; "balance/cos/<a>,<b>" in [-1, 1], the cosine of two gradients: below 0
+        they conflict.
     Source: the idea of matched norms: GradNorm, arXiv:1711.02257, without its learned rates.
     """
 

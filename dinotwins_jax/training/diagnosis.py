@@ -1,4 +1,4 @@
-"""Which module produced the first non-finite value of a step."""
+"""Diagnosis of a non-finite step: the module that produced the first non-finite value."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,15 +31,17 @@ def make_diagnosis(
     seed: int,
     match_gradients_to: str = "",
 ) -> Callable:
-    """A function that runs a step again and says where it first was not finite.
+    """Builds a function that repeats a step and returns where it first was not finite.
 
-    Args: as of make_train_step; the batch is one array over all devices, not mapped.
+    Args: as for make_train_step; the batch is one array over all devices, not mapped.
     Returns:
-      diagnose(state, batch) -> such as "student/backbone/blocks_3/mlp", modules in the order in which
+      diagnose(state, batch) -> e.g. "student/backbone/blocks_3/mlp", with modules in the order in which
       they run: teacher, student, heads, terms of the loss, then the gradients from the heads back to
-      the patch embedding; "" where everything is finite.
+      the patch embedding; "" if everything is finite.
     """
-    backbone = backbone.clone(remat=False)  # inside a block that runs again nothing can be noted
+    backbone = backbone.clone(
+        remat=False
+    )  # values inside a rematerialised block cannot be recorded
     terms = bound_terms(loss, axis_name=None, backbone=backbone)
     names: list[str] = []
 
@@ -102,7 +104,7 @@ def make_diagnosis(
 
 
 def _watch(note, prefix: str, method, args, kwargs, context):
-    """An interceptor of Flax modules: notes what each call gives, inner modules first."""
+    """Interceptor of Flax modules: records the output of each call, inner modules first."""
     out = method(*args, **kwargs)
     if context.method_name == "__call__":
         note("/".join((prefix, *context.module.path)), out)
@@ -110,13 +112,15 @@ def _watch(note, prefix: str, method, args, kwargs, context):
 
 
 def _finite(tree) -> jax.Array:
-    arrays = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]  # a norm gives a function
+    arrays = [
+        x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")
+    ]  # LayerNorm returns a function
     leaves = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves] or [jnp.bool_(True)]))
 
 
 def _depth(name: str) -> float:
-    """Where a part of the backbone stands on the way of the images: the last one's gradient is first."""
+    """Depth of a part of the backbone; gradients are checked from the last part to the first."""
     if name.startswith("blocks_"):
         return int(name.removeprefix("blocks_"))
     return 1e9 if name == "norm" else -1.0

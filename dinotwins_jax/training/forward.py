@@ -1,11 +1,11 @@
-"""Images through the backbone: both networks' features of a batch, and the way back to its parameters.
+"""Forward pass: features of a batch by student and teacher, and the pullback to the parameters.
 
 Letters: B images, A micro-batches, V views, N tokens, E width of a token.
 
-With A > 1 the batch goes through in A parts, so the activations of one part are in memory at a time.
-The loss still sees the features of the whole batch; on the way back every part is run again from its
-images with the gradient that the whole batch's loss has at its features. That is exact for losses that
-couple the images of a batch (arXiv:2101.06983), at the price of one more forward pass of the student.
+With A > 1 the batch is processed in A parts, so only one part's activations are in memory at a time.
+The loss still sees the features of the whole batch; the backward pass repeats each part's forward pass
+with the gradient of the whole batch's loss at its features. That is exact even for losses that couple
+the images of a batch (arXiv:2101.06983), at the cost of one more forward pass of the student.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,10 @@ PyTree = Any
 
 
 class Forward(NamedTuple):
-    """student: {"cls": [B, V, E], "patches": {"global": [B, 2, N, E], "local": …}} of all crops.
-    teacher: the same of the global crops; no drop path, no gradient. "anchor" in it: the anchor's.
+    """Features of a batch, and their pullback.
+
+    student: {"cls": [B, V, E], "patches": {"global": [B, 2, N, E], "local": …}} of all crops.
+    teacher: the same for the global crops, without drop path and gradient; "anchor": the anchor's.
     pull_back: gradient with respect to `student` -> gradient with respect to the student's backbone.
     """
 
@@ -42,14 +44,14 @@ def forward(
     micro_batches: int = 1,
     patches: tuple[bool, bool] = (True, True),
 ) -> Forward:
-    """Features of a batch.
+    """Computes the features of a batch.
 
     Args:
       make_crops: batch -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}; what it
-        makes of an image must not depend on the other images.
+        returns for an image must not depend on the other images.
       params, teacher_params: of the backbone.
-      ids: i32[B], place of each image in the global batch, for drop path.
-      hidden: bool[B, 2, N], patches of the global crops that the student does not see.
+      ids: i32[B], position of each image in the global batch, for drop path.
+      hidden: bool[B, 2, N], patches of the global crops that are masked for the student.
       anchor_params: of the backbone of an earlier teacher.
       micro_batches: A; must divide the images of each device.
       patches: whether patch tokens of the student and of the teacher are needed; without them the last
@@ -96,15 +98,14 @@ def split(tree: PyTree, parts: int) -> PyTree:
 
 
 def join(tree: PyTree) -> PyTree:
-    """What `split` split."""
+    """Inverse of `split`."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def teacher_features(
     backbone, params: PyTree, anchor_params: PyTree | None, crops: dict, patches: bool = True
 ) -> dict:
-    """What the backbones of the teacher and the anchor make of the global crops: no drop path, no
-    gradient."""
+    """Features of the global crops by the teacher and the anchor, without drop path and gradient."""
 
     def of(params, patches):
         groups = {"global": crops["global_crops"]}
@@ -117,7 +118,7 @@ def teacher_features(
 def student_features(
     backbone, params: PyTree, crops: dict, drop_key, ids, hidden=None, patches: bool = True
 ) -> dict:
-    """What the student's backbone, with drop path, makes of all crops; see `forward`."""
+    """Features of all crops by the student, with drop path; see `forward`."""
     groups = _student_groups(crops)
     return _features(backbone, params, groups, True, (drop_key, ids), patches, hidden)
 
@@ -128,8 +129,8 @@ def _student_groups(crops: dict) -> dict:
 
 
 def _features(backbone, params, groups, train, drop, patches, hidden=None) -> dict:
-    """{"cls": [B, V, E], "patches": {group: [B, v, N, E]}}: one backbone pass a crop size. Without
-    patches "cls" alone, for less work."""
+    """{"cls": [B, V, E], "patches": {group: [B, v, N, E]}}, by one backbone pass per crop size; only
+    "cls", which is cheaper, without `patches`."""
     cls, tokens = [], {}
     for number, (name, images) in enumerate(groups.items()):
         B, v = images.shape[:2]

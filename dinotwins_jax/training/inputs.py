@@ -1,4 +1,4 @@
-"""What a step reads and draws beside its crops: scalars of the schedules, masks, drop-path key."""
+"""Inputs of a step besides its crops: schedule values, masks, drop-path key."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -50,6 +50,6 @@ def step_inputs(
 
 
 def image_ids(local_batch: int, axis_name: str | None) -> jax.Array:
-    """i32[B], place of each image in the global batch: what random keys are made of."""
+    """i32[B], position of each image in the global batch, from which random keys are derived."""
     offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * local_batch
     return offset + jnp.arange(local_batch)

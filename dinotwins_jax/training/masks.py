@@ -1,6 +1,6 @@
-"""Which patches a step hides from the student: block masks on the official ladder of sizes.
+"""Block masks of the student's patches, with the official spread of mask ratios over a batch.
 
-Letters: B images, N patches of a global crop on an h x w grid, M rows of hidden patches.
+Letters: B images, N patches of a global crop on an h x w grid, M rows of masked patches.
 """
 
 import math
@@ -12,21 +12,21 @@ import numpy as np
 from dinotwins_jax.losses.base import Masked, Masks
 
 _ASPECT = 0.3  # narrowest block, height / width; the widest is its inverse
-_TRIES = 10  # of one block, before its crop is left with what it has
+_TRIES = 10  # attempts to add one block before its crop's mask is final
 
 
 def draw_masks(
     spec: Masks, grid: tuple[int, int], key: jax.Array, ids: jax.Array, num_images: int
 ) -> Masked:
-    """Masks of a batch's global crops.
+    """Draws masks for a batch's global crops.
 
     Of the 2 * num_images crops of the global batch, int(image_fraction * …) get a mask. The range
-    `ratio` is cut into as many steps as there are such crops; each draws its share from a step of its
-    own, so that the batch always hides about the same number of patches.
+    `ratio` is divided into one interval per masked crop; each crop draws its ratio from its own
+    interval, so that every batch masks about the same number of patches.
 
     Args:
       grid: (h, w) of a global crop.
-      key: of this step; ids: i32[B], place of each image here in the global batch.
+      key: of this step; ids: i32[B], position of each local image in the global batch.
       num_images: of the global batch.
     Source: BEiT's blocks, arXiv:2106.08254, algorithm 1; dinov2 data/masking.py and data/collate.py.
     """
@@ -53,8 +53,8 @@ def draw_masks(
 
 
 def blocks(key: jax.Array, target: jax.Array, grid: tuple[int, int], min_patches: int) -> jax.Array:
-    """One crop's mask bool[h, w]: rectangles are added until `target` patches are hidden, or ten in a row
-    did not fit."""
+    """Draws one crop's mask bool[h, w]: rectangles are added until `target` patches are masked, or ten
+    in a row did not fit."""
     h, w = grid
     rows, columns = jnp.arange(h)[:, None], jnp.arange(w)[None, :]
 
@@ -79,12 +79,12 @@ def blocks(key: jax.Array, target: jax.Array, grid: tuple[int, int], min_patches
 
 
 def num_rows(spec: Masks, N: int, num_images: int, here: int) -> int:
-    """The most patches that masks of `here` of the global batch's images can hide; at least 1."""
+    """Largest number of masked patches in `here` images of the global batch; at least 1."""
     ladder = _ladder(spec, 2 * num_images)
     most = np.sort(np.floor(N * ladder[1:].astype(np.float64) + 1e-3))[::-1]
     return max(int(most[: 2 * here].sum()), 1)
 
 
 def _ladder(spec: Masks, crops: int) -> np.ndarray:
-    """f32[n + 1], the borders of the n steps."""
+    """Boundaries f32[n + 1] of the n intervals of mask ratios."""
     return np.linspace(*spec.ratio, int(spec.image_fraction * crops) + 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""From features to the loss and its gradients there: the terms, each through its own heads.
+"""Loss and gradients at the backbone's features: each term through its own heads.
 
 Letters: B images, V views, N tokens, E width of a token.
 """
@@ -17,8 +17,8 @@ Terms = dict[str, tuple[Weight, Loss]]
 
 
 def bound_terms(loss: WeightedSum, *, axis_name: str | None, backbone) -> Terms:
-    """The terms of a sum, their heads told the mapped axis and the backbone's compute options, where
-    they have such fields."""
+    """The terms of a sum, with the mapped axis and the backbone's compute options set in those heads that
+    have such fields."""
     fields = {name: getattr(backbone, name) for name in ("dtype", "plain_gradients")}
     fields["axis_name"] = axis_name
 
@@ -40,8 +40,8 @@ def heads_of(terms: Terms) -> dict[str, HeadSpec]:
 def loss_gradients(terms: Terms, state: TrainState, features, teacher, hparams, match_to):
     """The weighted sum of the terms and its gradients.
 
-    The terms meet at the backbone's features. Differentiating them one by one up to there costs no
-    more than their sum, and shows what each asks of the backbone.
+    The terms share the backbone's features. Differentiating them one by one up to there costs no more
+    than their sum, and gives each term's gradient at the features.
 
     Args:
       features, teacher: of the backbone, as in `forward.Forward`.
@@ -120,8 +120,8 @@ def teacher_outputs(terms: Terms, state: TrainState, features: dict, masked: Mas
 def project(
     heads: dict[str, HeadSpec], params, batch_stats, features, masked: Masked | None
 ) -> tuple[dict, dict]:
-    """Head outputs [B, V, …], of masked patches [M, …], and the statistics that heads with batch norm
-    leave behind."""
+    """Head outputs [B, V, …], of masked patches [M, …], and the updated batch statistics of the
+    heads."""
     outputs, new_stats = {}, {}
     for name, spec in heads.items():
         x = _input(spec, features, outputs, masked)
@@ -152,7 +152,7 @@ def project(
 
 
 def _input(spec: HeadSpec, features: dict, outputs: dict, masked: Masked | None) -> jax.Array:
-    """What goes into a head: [B, V, …], or the rows [M, E] of masked patches."""
+    """Input of a head: [B, V, …], or the rows [M, E] of masked patches."""
     if spec.input == "masked":
         patches = features["patches"]["global"]
         return patches.reshape(-1, patches.shape[-1])[masked.row]

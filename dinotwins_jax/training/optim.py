@@ -1,8 +1,8 @@
-"""Optimisers of the official codes as optax transformations.
+"""The official optimisers as optax transformations.
 
 `update` takes this step's scalars as keywords: tx.update(grads, state, params, lr=…, weight_decay=…),
-so that schedules live outside and every value is logged. A third one, keep(new, old) -> what becomes the
-state, decides whether a step counts; updates are made from the state that it gives.
+so that schedules stay outside and every value is logged. A further keyword, keep(new, old) -> next state,
+decides whether a step counts; updates are computed from the state that it returns.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def decay_mask(params):
 
 
 def labels(params, waiting=("last_layer", "backbone")):
-    """Of each parameter the part of its path that is among `waiting`, "rest" where none is: the
-    prototypes are under "last_layer" of their head."""
+    """Labels each parameter with the part of its path that is in `waiting`, else "rest"; prototypes are
+    under "last_layer" of their head."""
 
     def label(path, _):
         return next((str(p.key) for p in path if str(p.key) in waiting), "rest")
@@ -43,11 +43,11 @@ def lr_scales(
     patch_embed_lr_mult: float = 1.0,
     predictor_lr_mult: float = 1.0,
 ):
-    """Factor of the learning rate of each parameter, a float a leaf.
+    """Learning-rate factor of each parameter, one float per leaf.
 
-    Of the backbone, block i of `depth` has layer_decay^(depth - i), patch embedding, positions and all
-    tokens layer_decay^(depth + 1), the final norm 1; the patch embedding has patch_embed_lr_mult on top.
-    Heads have 1, predictors ("heads", "<head>_predictor") predictor_lr_mult. Weight decay scales along, as
+    Backbone: block i of `depth` has layer_decay^(depth - i); patch embedding, positions and all tokens
+    layer_decay^(depth + 1), the patch embedding times patch_embed_lr_mult; the final norm has 1.
+    Heads have 1, predictors ("heads", "<head>_predictor") predictor_lr_mult. Weight decay is scaled too, as
     in PyTorch, where it is multiplied by the rate.
     Source: dinov2 utils/param_groups.py, get_vit_lr_decay_rate and get_params_groups_with_decay.
     """
@@ -68,7 +68,7 @@ def lr_scales(
 
 
 def clip_per_parameter(max_norm: float) -> optax.GradientTransformation:
-    """Scale each tensor's gradient to an L2 norm of at most `max_norm`.
+    """Scales each tensor's gradient to an L2 norm of at most `max_norm`.
 
     The coefficient max_norm / (norm + 1e-6) applies when below 1. Source: dino utils.py, clip_gradients.
     """
@@ -83,7 +83,7 @@ def clip_per_parameter(max_norm: float) -> optax.GradientTransformation:
 def adamw(
     b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, scales: Callable = lr_scales
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW with decoupled decay: p <- p - lr * (adam + weight_decay * p), PyTorch's numbers.
+    """AdamW with decoupled decay: p <- p - lr * (adam + weight_decay * p), as PyTorch.
 
     scales: params -> factor of lr of each leaf.
     """
@@ -146,7 +146,7 @@ def lars(
 
 
 class FromStep(NamedTuple):
-    """step: i32[], updates so far; inner_state: of the transformation that waits."""
+    """step: i32[], updates so far; inner_state: of the delayed transformation."""
 
     step: jax.Array
     inner_state: Any
@@ -155,9 +155,9 @@ class FromStep(NamedTuple):
 def from_step(
     inner: optax.GradientTransformationExtraArgs, first: int
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` from update number `first` on; before it no update and no change of its state.
+    """Applies `inner` from update number `first` on; before, updates are 0 and its state is unchanged.
 
-    Differs from optax.conditionally_mask: no branch, for whose sake XLA copies the whole state.
+    Differs from optax.conditionally_mask: no branch, which would make XLA copy the whole state.
     """
 
     def init(params):
@@ -193,15 +193,15 @@ def make_optimizer(
     predictor_lr_mult: float = 1.0,
     **options,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip, then the optimiser; the prototypes wait, and the backbone where it is asked to.
+    """Clipping, then the optimiser; prototypes and, if set, the backbone are frozen at first.
 
     Args:
       name: adamw | lars; options are its own keyword arguments.
       clip: largest gradient norm, 0 for none.
       clip_mode: per_parameter (DINO: each tensor by itself) | global (one norm over all).
-      freeze_last_layer_steps: for so many steps the prototypes are skipped wholly: no update, no
+      freeze_last_layer_steps: steps in which the prototypes are skipped entirely: no update, no
         decay, no moments, no step count, as PyTorch skips a parameter whose grad is None.
-      freeze_backbone_steps: the same for the whole backbone, so that new heads learn before they move it.
+      freeze_backbone_steps: the same for the whole backbone, so that new heads adapt before it changes.
       layer_decay, patch_embed_lr_mult, predictor_lr_mult: see `lr_scales`.
     Raises:
       ValueError: unknown name or clip_mode.

@@ -1,4 +1,4 @@
-"""Everything that a resumed run needs and nothing more: one flat pytree of pytrees."""
+"""Training state: everything needed to resume a run, as one pytree."""
 
 from typing import Any
 
@@ -16,14 +16,16 @@ PyTree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """step: i32[], steps done.
+    """Training state.
+
+    step: i32[], steps done.
     params: student {"backbone": …, "heads": {name: …}}.
-    teacher_params: the same, less the heads that have no teacher; EMA, never differentiated.
+    teacher_params: the same without heads that have no teacher; EMA, never differentiated.
     batch_stats: {head: running statistics} of the student's heads with batch norm.
     opt_state: of the student's parameters.
-    loss_state: one subtree a loss, e.g. {"dino": {"center": f32[K]}}.
-    skipped: {"total": i32[], "in_a_row": i32[]}, steps whose loss or gradient was not finite.
-    anchor_params: an earlier teacher's backbone, {} where no loss asks for one.
+    loss_state: one subtree per loss, e.g. {"dino": {"center": f32[K]}}.
+    skipped: {"total": i32[], "in_a_row": i32[]}, steps with a non-finite loss or gradient.
+    anchor_params: an earlier teacher's backbone, {} if no loss needs one.
     """
 
     step: jax.Array
@@ -39,9 +41,9 @@ class TrainState:
 def create_state(
     backbone: VisionTransformer, loss: Loss, tx: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """A fresh state; the teacher starts as a copy of the student.
+    """Creates the initial state; the teacher starts as a copy of the student.
 
-    The backbone depends on (key, backbone) alone, so runs with different losses start equal.
+    The backbone depends only on (key, backbone), so runs with different losses start from equal weights.
     """
     params = {"backbone": init_backbone(backbone, key), "heads": {}}
     batch_stats = {}
@@ -65,35 +67,37 @@ def create_state(
 
 
 def init_backbone(backbone: VisionTransformer, key: jax.Array) -> PyTree:
-    """Random parameters of the backbone, those that `create_state` starts from with this key."""
+    """Initial parameters of the backbone, the same as in `create_state` with this key."""
     image = jnp.zeros((1, *as_pair(backbone.image_size), 3))
     return jax.jit(backbone.init)(jax.random.fold_in(key, 0), image)["params"]
 
 
 def own_heads(heads: dict[str, HeadSpec]) -> dict[str, HeadSpec]:
-    """The heads that have parameters of their own."""
+    """Heads with parameters of their own."""
     return {name: spec for name, spec in heads.items() if not spec.shares}
 
 
 def head_width(heads: dict[str, HeadSpec], name: str, embed_dim: int) -> int:
-    """The width of what goes into a head."""
+    """Input width of a head."""
     below = heads[name].input
     if below in ("cls", "masked"):
         return embed_dim
     if below not in heads:
-        raise ValueError(f"head '{name}' sits on '{below}': cls, masked, or a head of its loss")
+        raise ValueError(
+            f"head '{name}' has input '{below}': choose cls, masked, or a head of its loss"
+        )
     x = jnp.zeros((2, head_width(heads, below, embed_dim)))
     module = unbound(heads[below])
     return jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), x)[0]).shape[-1]
 
 
 def unbound(spec: HeadSpec) -> nn.Module:
-    """The head without a mapped axis, which exists only inside pmap."""
+    """The head's module without the mapped axis, which exists only inside pmap."""
     return spec.module.clone(axis_name=None) if hasattr(spec.module, "axis_name") else spec.module
 
 
 def teacher_part(params: PyTree, heads: dict[str, HeadSpec]) -> PyTree:
-    """Of the student's parameters, those that have a teacher."""
+    """The student's parameters that have a teacher."""
     kept = {name: head for name, head in params["heads"].items() if heads[name].teacher}
     return {"backbone": params["backbone"], "heads": kept}
 

@@ -47,7 +47,7 @@ def make_train_step(
       match_gradients_to: a term of the loss, see `balance`.
       micro_batches: parts in which the batch goes through the backbone, see `forward`; the numbers are
         those of the whole batch.
-      gather: makes parameters whole that are split over devices, before they are used; None: they are.
+      gather: gathers parameters sharded over devices before use; None: they are not sharded.
     Returns:
       train_step(state, batch) -> (state, metrics f32[] each).
     """
@@ -115,7 +115,7 @@ def make_train_step(
 
 
 def _anchor(anchor: Anchor, state: TrainState):
-    """The anchor's backbone after this step: the teacher's, where it is due."""
+    """The anchor's backbone after this step: the teacher's if a refresh is due."""
     since = state.step - anchor.start
     due = since == 0
     if anchor.refresh:
@@ -127,7 +127,7 @@ def _anchor(anchor: Anchor, state: TrainState):
 
 
 def _with_heads(state: TrainState, gather: Callable) -> TrainState:
-    """The state with whole heads."""
+    """The state with its heads gathered."""
     networks = {"params": state.params, "teacher_params": state.teacher_params}
     return state.replace(
         **{name: of | {"heads": gather(of["heads"])} for name, of in networks.items()}
@@ -142,8 +142,8 @@ def apply_gradients(tx, state: TrainState, grads, hparams, keep: Callable):
 
 
 def _keep(finite: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """`new` after a finite step, else `old`. In memory before anything reads it, so that it can take the
-    place of `old`, which nothing reads any more."""
+    """`new` after a finite step, else `old`. Stored before its first use, so that it can reuse the memory
+    of `old`, which is no longer needed."""
     return in_memory(jnp.where(finite, new, old))
 
 
@@ -155,7 +155,7 @@ def count_skipped(skipped: dict[str, jax.Array], finite: jax.Array) -> dict[str,
 
 
 def spread(cls: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]:
-    """How much of the feature space the backbone uses; cls: f32[B, 2, E] of the global crops.
+    """Spread of the backbone's features; cls: f32[B, 2, E] of the global crops.
 
     feature_std: mean over dimensions of the standard deviation over images of cls / |cls|, times
       sqrt(E): 1 for isotropic features, 0 when all images are one point.

@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes, from the command's start: cold, and with programs compiled before.
+"""Wall time of a run by phase, from the command's start: cold, and with a warm compilation cache.
 
     python -m experiments.benchmark.end_to_end      # the demo, twice: ten minutes on 2 CPU cores
     python -m experiments.benchmark.end_to_end -- --config.total_steps=100 --config.evals.tasks="('knn',)"
@@ -29,7 +29,7 @@ def measure(config: str, arguments: list[str]) -> dict[str, dict[str, float]]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
     with tempfile.TemporaryDirectory() as folder:
         for start in ("cold", "warm"):
-            workdir = Path(folder) / start  # the programs are kept beside it
+            workdir = Path(folder) / start  # the compilation cache is beside it
             command = [sys.executable, "-m", "dinotwins_jax.main", f"--config={config}"]
             began = time.perf_counter()
             done = subprocess.run(
@@ -56,7 +56,7 @@ def until_first_step(phases: dict[str, float]) -> float:
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
-    """A line a phase."""
+    """Formats a table with one line per phase."""
     names = [name for name in found["cold"] if name not in ("total", "wall")]
     rows = [["seconds", *found]]
     rows += [[name, *(f"{of[name]:.1f}" for of in found.values())] for name in names]
@@ -68,7 +68,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 
 def define_flags() -> None:
-    """The command's; other commands have flags of the same names."""
+    """Defines the command's flags; other commands have flags of the same names."""
     flags.DEFINE_string(
         "run_config", "configs/hybrid.py", "Config file, with presets after a colon"
     )

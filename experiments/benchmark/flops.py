@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step by formula: matrix products alone, 2 for a multiply-add.
+"""Floating-point operations of a training step by formula: matrix products only, 2 per multiply-add.
 
 Letters: T tokens, N patches, E width, K prototypes, D projection, B images, V views.
 """
@@ -9,12 +9,12 @@ HIDDEN, BOTTLENECK = 2048, 256  # of DINO's head
 
 
 def step_flops(settings: Settings) -> float:
-    """Of one step: the teacher's forward pass, the student's, and twice the student's for the gradients.
+    """FLOPs of one step: forward passes of teacher and student, and twice the student's for gradients.
 
-    Of the last block the class token alone, which is all that these methods read: PyTorch's baseline
-    computes the whole block, a twentieth more. Not counted: the gradient at the pixels, which nobody
-    asks for; norms, softmaxes, activations and the optimiser; a second forward pass of remat or
-    micro-batches, which does not train more.
+    In the last block only the class token counts, the only output that these methods use: the PyTorch
+    baseline computes the whole block, a twentieth more. Not counted: the gradient at the pixels, which is
+    not needed; norms, softmaxes, activations and the optimiser; the second forward pass of remat or
+    micro-batches, which is overhead.
     """
     images, views = settings.batch_size, 2 + settings.num_local
     globals_, locals_ = (
@@ -39,7 +39,7 @@ def step_flops(settings: Settings) -> float:
 
 
 def _backbone(settings: Settings, size: int) -> tuple[int, int]:
-    """(patch embedding, blocks) of one image; of the last block what the class token needs."""
+    """FLOPs (patch embedding, blocks) of one image; in the last block only the class token's."""
     model = architecture(settings)
     E, N = model["embed_dim"], (size // settings.patch_size) ** 2
     T = N + 1

@@ -1,9 +1,9 @@
-"""Time and memory of a training step per image, against everything that makes it larger.
+"""Time and memory of a training step per image, against model, image, batch and device numbers.
 
     python -m experiments.benchmark.growth --plot=growth.png --json=growth.json
 
-One thing is varied at a time around DINO's ViT-S/16 with 2 x 224 + 8 x 96 crops, K = 65,536, batch 4;
-"devices" are virtual ones of one CPU, so they show the price of splitting, not its profit.
+One setting is varied at a time around DINO's ViT-S/16 with 2 x 224 + 8 x 96 crops, K = 65,536, batch 4;
+"devices" are virtual ones on one CPU, so they show the overhead of splitting, not its gain.
 """
 
 import json
@@ -44,7 +44,7 @@ def sweep(base: Settings, sweeps: dict, rounds: int, report=lambda *_: None) -> 
 def _per_image(figures: dict, images: int) -> dict:
     ours = figures["contestants"][OURS]
     return {
-        "ms_per_image": ours["ms"]["min"] / images,  # a curve's bends should not be the machine's
+        "ms_per_image": ours["ms"]["min"] / images,  # minimum: least affected by other load
         "peak_mib_per_image": ours["peak_bytes"] / images / 2**20,
         "temporary_mib_per_image": ours["temporary_bytes"] * ours["devices"] / images / 2**20,
         "tflop_per_s": ours["tflop_per_s"],
@@ -53,19 +53,19 @@ def _per_image(figures: dict, images: int) -> dict:
 
 
 def table(found: dict) -> str:
-    """A line a setting."""
+    """Formats a table with one line per setting."""
     rows = [["", "", "ms/image", "peak MiB/image", "temporaries MiB/image", "GFLOP/s", "compile s"]]
     for title, points in found.items():
         for value, of in points.items():
             numbers = (of["ms_per_image"], of["peak_mib_per_image"], of["temporary_mib_per_image"])
             cells = [f"{x:,.0f}" for x in (*numbers, 1000 * of["tflop_per_s"], of["compile_s"])]
             rows.append([title, f"{value:,}", *cells])
-            title = ""  # said once
+            title = ""  # printed once
     return markdown(rows)
 
 
 def draw(found: dict, path: Path) -> None:
-    """Two rows of panels, time above memory, a column a sweep."""
+    """Draws two rows of panels, time above memory, with one column per sweep."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -90,16 +90,16 @@ def draw(found: dict, path: Path) -> None:
     for row in axes:
         row[0].set_ylim(bottom=0)  # after all panels, which share it
     axes[0, 0].set_ylabel("ms an image")
-    axes[1, 0].set_ylabel("MiB an image\n(dashed: temporaries)")
+    axes[1, 0].set_ylabel("MiB per image\n(dashed: temporaries)")
     figure.savefig(path, dpi=130)
 
 
 def define_flags() -> None:
-    """The command's; other commands have flags of the same names."""
+    """Defines the command's flags; other commands have flags of the same names."""
     flags.DEFINE_enum("method", "dino", ["dino", "hybrid", "barlow_twins"], "Config")
     flags.DEFINE_string("model", "vit_small", "A name of models.create_vit")
-    flags.DEFINE_list("sweeps", list(SWEEPS), "Which of them")
-    flags.DEFINE_integer("rounds", 3, "Of at least a second each", lower_bound=1)
+    flags.DEFINE_list("sweeps", list(SWEEPS), "Sweeps to run")
+    flags.DEFINE_integer("rounds", 3, "Rounds of at least a second each", lower_bound=1)
     flags.DEFINE_string("plot", None, "File for the picture")
     flags.DEFINE_string("json", None, "File for all figures, written after each of them")
 
@@ -112,7 +112,7 @@ def main(argv) -> int:
 
     def work():
         if unknown := set(given.sweeps) - set(SWEEPS):
-            raise ValueError(f"--sweeps has {', '.join(unknown)}: of {', '.join(SWEEPS)}")
+            raise ValueError(f"--sweeps has {', '.join(unknown)}: choose from {', '.join(SWEEPS)}")
         base = settings_of(given.method, given.model, way="data1")
         figures: dict = {"environment": environment(), "base": base.text(), "sweeps": {}}
 

@@ -1,12 +1,12 @@
-"""How fast pictures reach the model: host, device and both, against Pillow's multi-crop in the same run.
+"""Throughput of the input pipeline: host, device and both, against Pillow's multi-crop in the same run.
 
     python -m experiments.benchmark.input_pipeline --dir=/data/coco/train2017 --json=input.json
 
-Raw pictures are those of 640 x 480 pixels, shards are made of the first ones of any shape.
+Raw images are those of 640 x 480 pixels; shards are made of the first ones of any shape.
 
-Figures are for one core wherever a figure for one core means something: the process is pinned to one
-while the host is measured, Pillow too. Rounds of all contestants alternate; the table shows medians.
-Without --dir the pictures are drawn, not photographed, and decode faster than photographs do.
+Host figures, also Pillow's, are for one core, to which the process is pinned. Rounds of all contestants
+alternate; the table shows medians. Without --dir the images are generated, and decode faster than
+photographs.
 """
 
 import json
@@ -31,12 +31,14 @@ from dinotwins_jax.data.store import Settings, union
 from experiments.benchmark import pil_views
 
 _DIR = flags.DEFINE_string("dir", None, "Tree of JPEGs; those of 640 x 480 pixels are used")
-_IMAGES = flags.DEFINE_integer("images", 80, "Pictures, read again and again", lower_bound=1)
-_SIDE = flags.DEFINE_integer("short_side", 256, "Of the prepared shards, pixels")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Of all contestants in turn", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Of each contestant in a round")
+_IMAGES = flags.DEFINE_integer("images", 80, "Images, read repeatedly", lower_bound=1)
+_SIDE = flags.DEFINE_integer("short_side", 256, "Short side of the prepared shards, pixels")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of all contestants in turn", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Seconds of each contestant in a round")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Pictures", lower_bound=1)
-_MEMORY = flags.DEFINE_integer("memory_batches", 0, "Batches to follow the memory over; 0: skip")
+_MEMORY = flags.DEFINE_integer(
+    "memory_batches", 0, "Batches over which memory is measured; 0: skip"
+)
 _JSON = flags.DEFINE_string("json", None, "File for all figures")
 
 RAW = (640, 480)  # width, height
@@ -45,7 +47,7 @@ RAW = (640, 480)  # width, height
 def main(argv) -> None:
     del argv
     if _MEMORY.value and not Path("/proc/self/statm").exists():
-        raise app.UsageError("--memory_batches reads /proc, which this system does not have")
+        raise app.UsageError("--memory_batches needs /proc, which this system lacks")
     with tempfile.TemporaryDirectory() as folder:
         sources, files = make_sources(Path(folder))
         figures = {"environment": environment(), "settings": settings(sources)}
@@ -77,7 +79,7 @@ def make_sources(folder: Path) -> tuple[dict, list[Path]]:
 
 
 def folder_of(files: list[Path], folder: Path):
-    """A source of these files."""
+    """Makes a source of these files."""
     folder.mkdir()
     for number, file in enumerate(files):
         (folder / f"{number:05}.jpg").symlink_to(file)
@@ -85,7 +87,7 @@ def folder_of(files: list[Path], folder: Path):
 
 
 def jpegs(drawn: Path) -> list[Path]:
-    """All JPEGs below --dir, or drawn ones of 640 x 480 pixels."""
+    """All JPEGs below --dir, or generated ones of 640 x 480 pixels."""
     if _DIR.value is None:
         drawn.mkdir()
         scenes = Scenes("train", num_train=_IMAGES.value, size=RAW[0])
@@ -105,7 +107,7 @@ def _is_raw(path: Path) -> bool:
 
 
 class Repeated:
-    """A source as long as a data set is: the shuffle of a handful of records costs more than of many."""
+    """A source repeated to the length of a data set: shuffling few records costs more than many."""
 
     labels, class_names = None, ()
 
@@ -134,7 +136,7 @@ def batches_of(source, seed: int = 0, **options):
 
 
 def measure_host(sources, files) -> dict:
-    """Images/s on one core: Pillow's whole pipeline, and ours as far as the host goes."""
+    """Images/s on one core: Pillow's whole pipeline, and the host part of ours."""
     contestants = {
         "pillow": lambda: pillow_rate(files, decode=True, crops=True),
         "pillow_decode": lambda: pillow_rate(files, decode=True, crops=False),
@@ -173,9 +175,9 @@ def pillow_rate(files, *, decode: bool, crops: bool) -> float:
 
 
 def host_rate(source, num_workers: int = 0) -> float:
-    """Batches as training takes them, decoded by one thread of this process or by one other process."""
+    """Images/s of training batches, decoded by one thread of this process or one other process."""
     batches = batches_of(source, num_workers=num_workers, num_threads=1)
-    for _ in range(6):  # until as many are ready as will be at the end
+    for _ in range(6):  # until the prefetch buffer is as full as at the end
         next(batches)
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < _SECONDS.value:
@@ -186,7 +188,7 @@ def host_rate(source, num_workers: int = 0) -> float:
 
 
 def measure_device(sources, files) -> dict:
-    """Images/s with all that the machine has: crops alone, and from the files to the crops."""
+    """Images/s on the whole machine: crops only, and from files to crops."""
     import jax
 
     from dinotwins_jax.augment.multi_crop import image_keys, make_multi_crop
@@ -210,7 +212,7 @@ def measure_device(sources, files) -> dict:
         start = time.perf_counter()
         while (elapsed := time.perf_counter() - start) < _SECONDS.value or count <= 0:
             views = crops(jax.device_put(next(batches)))
-            jax.block_until_ready(before)  # as in training: one batch runs, one waits
+            jax.block_until_ready(before)  # as in training: one batch runs, one is queued
             before, count = views, count + 1
             if count == 0:
                 start = time.perf_counter()
@@ -239,7 +241,7 @@ def measure_device(sources, files) -> dict:
 
 
 def measure_memory(source) -> dict:
-    """Resident bytes of this process along _MEMORY batches of 8 pictures."""
+    """Resident bytes of this process over _MEMORY batches of 8 images."""
     batches = train_batches(source, batch_size=8, canvas_size=source.default_canvas(224), seed=0)
     marks, every = {}, max(_MEMORY.value // 10, 1)
     for number in range(_MEMORY.value + 1):
@@ -292,7 +294,7 @@ def settings(sources) -> dict:
 
 
 def table(figures: dict) -> str:
-    """The figures for reading."""
+    """Formats the figures as text."""
     host, device = figures["host"], figures["device"]
     cores = figures["environment"]["cores"]
     rate, times = host["images_per_s"], host["times_pillow"]

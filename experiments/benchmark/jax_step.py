@@ -1,4 +1,4 @@
-"""Our training step, as a contestant: crops in, updated state out."""
+"""Contestant: this package's training step, from crops to the updated state."""
 
 import time
 
@@ -11,7 +11,7 @@ from experiments.benchmark.worker import forget_peak, random_crops, resident_pea
 
 
 def prepare(settings: dict) -> tuple[dict, dict]:
-    """Compiles the step, runs it once; see worker.serve."""
+    """Compiles the step and runs it once; see worker.serve."""
     given = Settings(**settings)
     run = build(config_of(given), make_crops=lambda batch: batch)
     state = run.placement.init(run.fresh_state)
@@ -43,7 +43,7 @@ def prepare(settings: dict) -> tuple[dict, dict]:
 
 
 def peak_bytes() -> int:
-    """Of the device where it counts them, else resident bytes of the process."""
+    """Peak bytes of the device if it counts them, else resident bytes of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or resident_peak()
 
@@ -54,7 +54,7 @@ def _analyses(compiled) -> dict:
 
 
 def matmul_ceiling(dtype: str, tries: int = 5) -> float:
-    """FLOP/s of a large square product in this dtype, the best of some tries."""
+    """FLOP/s of a large square matrix product in this dtype, the best of several tries."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     a, b = (jax.random.normal(jax.random.key(i), (side, side), jnp.dtype(dtype)) for i in range(2))
     product = jax.jit(jnp.matmul)

@@ -1,11 +1,11 @@
-"""Peak memory of a training step by model and batch size, and what saves it, without running anything.
+"""Peak memory of a training step by model, batch size and memory-saving options, without running it.
 
     python -m experiments.benchmark.memory --dir=/data/coco --models=vit_small,vit_base --batches=64,256
     python -m experiments.benchmark.memory --dir=/data/coco --topology=v5e:2x2   # with libtpu installed
 
-Compiles the step of configs/hybrid.py:coco for one device and reads XLA's own memory analysis: for the
-device that is here, or for one of a TPU that is not (pip install libtpu). A column is a way to train:
-"plain", "remat", "micro4" (the batch in 4 parts), or several joined by "+".
+Compiles the step of configs/hybrid.py:coco for one device and reads XLA's memory analysis: for the local
+device, or for a TPU that need not be present (pip install libtpu). A column is a way to train: "plain",
+"remat", "micro4" (the batch in 4 parts), or several joined by "+".
 """
 
 import json
@@ -25,7 +25,7 @@ from experiments.benchmark.settings import METHODS, config_of, settings_of
 
 
 def device_of(topology: str | None) -> jax.Device:
-    """The first device here, or one of a TPU that need not be here. Raises ValueError without libtpu."""
+    """The first local device, or one of an absent TPU. Raises ValueError without libtpu."""
     if topology is None:
         return jax.devices()[0]
     from jax.experimental import topologies
@@ -39,14 +39,14 @@ def device_of(topology: str | None) -> jax.Device:
 
 
 def measure(device: jax.Device, config) -> dict[str, float]:
-    """Bytes as in step_memory, and the seconds of the compilation."""
+    """Bytes as in step_memory, and seconds of compilation."""
     start = time.perf_counter()
     found = step_memory(build(config, [device]), config.batch_size)
     return found | {"compile_s": round(time.perf_counter() - start, 1)}
 
 
 def table(figures: dict[str, dict[str, dict]], ways: list[str]) -> str:
-    """GiB at the peak; a line a model and batch size, a column a way."""
+    """Table of peak GiB; one line per model and batch size, one column per way."""
     rows = [["peak, GiB", *ways]]
     for title, found in figures.items():
         cells = [f"{found[way]['peak'] / 2**30:.2f}" if way in found else "–" for way in ways]
@@ -55,14 +55,14 @@ def table(figures: dict[str, dict[str, dict]], ways: list[str]) -> str:
 
 
 def define_flags() -> None:
-    """The command's; other commands have flags of the same names."""
+    """Defines the command's flags; other commands have flags of the same names."""
     flags.DEFINE_string("dir", None, "COCO, or a sample of it; only its file names are read")
     flags.DEFINE_enum("method", "hybrid", list(METHODS), "Config")
     flags.DEFINE_list("models", ["vit_small", "vit_base"], "Names of models.create_vit")
     flags.DEFINE_list("batches", ["64", "256"], "Images")
     flags.DEFINE_list("ways", ["plain", "remat", "micro4", "remat+micro4"], "Columns")
     flags.DEFINE_string("dtype", "bfloat16", "Of compute")
-    flags.DEFINE_string("topology", None, "Of a TPU, such as v5e:2x2; one chip of it is used")
+    flags.DEFINE_string("topology", None, "TPU topology, such as v5e:2x2; one chip of it is used")
     flags.DEFINE_string("json", None, "File for all figures, written after each of them")
 
 
@@ -73,7 +73,7 @@ def main(argv) -> int:
 
     def work():
         if given.dir is None:
-            raise ValueError("--dir is not given: a folder of COCO, or of a sample of it")
+            raise ValueError("--dir is required: the folder of COCO, or of a sample of it")
         device = device_of(given.topology)
         figures: dict[str, dict[str, dict]] = {}
         for model in given.models:

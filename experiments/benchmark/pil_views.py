@@ -1,4 +1,4 @@
-"""The baseline that input pipelines are measured against: multi-crop with Pillow, file to batch.
+"""Baseline of the input benchmark: multi-crop with Pillow, from file to batch.
 
 The operations and their order are those of the official DINO recipe as torchvision performs them on
 Pillow images, written out here so that the benchmark needs no PyTorch.
@@ -17,13 +17,13 @@ _MEAN, _STD = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
 
 
 def read(path: Path) -> Image.Image:
-    """The picture in a file, RGB."""
+    """Reads an image file as RGB."""
     with path.open("rb") as file, Image.open(file) as image:
         return image.convert("RGB")
 
 
 def collate(pictures: list[list[np.ndarray]]) -> list[np.ndarray]:
-    """The views of several pictures as batches: f32[B, h, w, 3] a view."""
+    """Batches the views of several images: f32[B, h, w, 3] per view."""
     return [np.stack(view) for view in zip(*pictures, strict=True)]
 
 

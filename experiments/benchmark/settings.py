@@ -1,4 +1,4 @@
-"""What a training step is measured on: method, model, crops, batch. Plain values, for any framework."""
+"""Settings of a measured training step: method, model, crops, batch. Plain values, for any framework."""
 
 import re
 from typing import NamedTuple
@@ -12,8 +12,8 @@ METHODS = {"hybrid": hybrid, "dino": dino, "barlow_twins": barlow_twins}
 
 
 class Settings(NamedTuple):
-    """method: of METHODS; model: a name of models.create_vit; sizes in pixels; num_local 0: two global
-    crops alone; prototypes: K of DINO; projector: D of Barlow Twins, three times; way: "plain", "remat",
+    """method: of METHODS; model: a name of models.create_vit; sizes in pixels; num_local 0: only two
+    global crops; prototypes: K of DINO; projector: D of Barlow Twins, three times; way: "plain", "remat",
     "micro4" (the batch in 4 parts), "data2" (over 2 devices), "fsdp2" or several joined by "+".
     """
 
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     way: str = "plain"
 
     def text(self) -> str:
-        """In one line."""
+        """The settings in one line."""
         local = f" + {self.num_local} x {self.local_size}" if self.num_local else ""
         heads = f"K {self.prototypes:,}" if self.method != "barlow_twins" else ""
         heads += f" D {self.projector:,}" if self.method != "dino" else ""
@@ -43,14 +43,14 @@ class Settings(NamedTuple):
 
 
 def settings_of(method: str, model: str, **values) -> Settings:
-    """Settings; Barlow Twins alone has no local crops, whatever is asked for, since it reads none."""
+    """Creates Settings; without local crops for Barlow Twins alone, which uses none."""
     if method == "barlow_twins":
         values["num_local"] = 0
     return Settings(method, model, **values)
 
 
 def config_of(settings: Settings, directory: str = "") -> ConfigDict:
-    """The method's config for COCO with these settings; directory "": drawn scenes, which need no files.
+    """The method's config for COCO with these settings; directory "": generated scenes, without files.
 
     Raises:
       ValueError: unknown method or way.
@@ -65,7 +65,7 @@ def config_of(settings: Settings, directory: str = "") -> ConfigDict:
     config.model.patch_size, config.model.drop_path_rate = settings.patch_size, settings.drop_path
     config.views.global_size, config.views.local_size = settings.global_size, settings.local_size
     config.views.num_local = settings.num_local
-    config.optim.freeze_last_layer_epochs = 0.0  # from the first step on, all that is trained is
+    config.optim.freeze_last_layer_epochs = 0.0  # everything is trained from the first step
     config.evals.attention_size = max(config.evals.attention_size, settings.patch_size)
     if "dino" in config.loss:
         config.loss.dino.out_dim = settings.prototypes

@@ -1,9 +1,9 @@
-"""What the compiled step of the demo costs by XLA's own analyses, which no busy machine disturbs.
+"""Cost of the demo's compiled step by XLA's analyses, independent of the machine's load.
 
-    python -m experiments.benchmark.step_cost            # beside the committed figures
-    python -m experiments.benchmark.step_cost --write    # commit these instead, and say why
+    python -m experiments.benchmark.step_cost            # compare with the committed figures
+    python -m experiments.benchmark.step_cost --write    # replace them; give the reason in the commit
 
-tests/test_step_cost.py fails where a figure has grown by more than a tenth.
+tests/test_step_cost.py fails if a figure has grown by more than a tenth.
 """
 
 import json
@@ -36,17 +36,17 @@ def measure() -> dict[str, float]:
 
 
 def version() -> str:
-    """Of the compiler, whose versions fuse differently: jax's first two numbers."""
+    """Version of the compiler, on which fusions depend: jax's first two numbers."""
     return ".".join(jax.__version__.split(".")[:2])
 
 
 def committed() -> dict[str, dict[str, float]]:
-    """version -> figures."""
+    """The committed figures, version -> figures."""
     return json.loads(COMMITTED.read_text())
 
 
 def define_flags() -> None:
-    """The command's; other commands have flags of the same names."""
+    """Defines the command's flags; other commands have flags of the same names."""
     flags.DEFINE_boolean("write", False, "Replace the committed figures of this version of jax")
 
 

@@ -1,8 +1,8 @@
-"""The same training step in plain PyTorch, as a contestant: what a careful person would write there.
+"""Contestant: the same training step in carefully written plain PyTorch.
 
 Fused attention (scaled_dot_product_attention), bfloat16 by autocast, foreach operations for clipping and
-EMA, PyTorch's fused AdamW; one backbone pass for each crop size, as in the official DINO code. Imports
-nothing of the package. Names of parameters are those of the official code.
+EMA, PyTorch's fused AdamW; one backbone pass per crop size, as in the official DINO code. Imports
+nothing from the package. Parameter names are those of the official code.
 """
 
 import math
@@ -129,7 +129,7 @@ def projector(dim, width):
 
 
 def dino_loss(student, teacher, center, student_temp, teacher_temp):
-    """student [V, B, K], teacher [2, B, K], as in the official loop over pairs of views."""
+    """DINO loss of student [V, B, K] and teacher [2, B, K], with the official loop over pairs of views."""
     student = F.log_softmax(student.float() / student_temp, dim=-1)
     teacher = F.softmax((teacher.float() - center) / teacher_temp, dim=-1)
     terms = [
@@ -142,7 +142,7 @@ def dino_loss(student, teacher, center, student_temp, teacher_temp):
 
 
 def barlow_twins_loss(z_a, z_b, lambd=0.0051):
-    """Rows are images."""
+    """Barlow Twins loss of z_a, z_b [B, D]."""
     z_a, z_b = (F.batch_norm(z.float(), None, None, training=True) for z in (z_a, z_b))
     c = z_a.T @ z_b / len(z_a)
     diagonal = torch.diagonal(c)
@@ -184,7 +184,7 @@ class Trainer:
         self.objective = self.loss
 
     def sync_teacher(self) -> None:
-        """The teacher becomes a copy of the student."""
+        """Copies the student to the teacher."""
         for name, p in self.teacher.named_parameters():
             p.data.copy_(self.student.get_parameter(name).data)
 
@@ -214,7 +214,7 @@ class Trainer:
         return total, mean
 
     def step(self, crops: dict[str, torch.Tensor]) -> None:
-        """One step."""
+        """Runs one training step."""
         loss, mean = self.objective(crops["global_crops"], crops["local_crops"], self.center)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -236,10 +236,10 @@ def to_views(crops: np.ndarray, device: str) -> torch.Tensor:
 
 
 def prepare(settings: dict) -> tuple[dict, dict]:
-    """Builds the trainer, runs it once (compiling it, where settings["compile"]); see worker.serve."""
+    """Builds the trainer and runs it once (compiled if settings["compile"]); see worker.serve."""
     compiled = settings.pop("compile")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as in JAX; nothing on a CPU
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as in JAX; no effect on a CPU
     torch.manual_seed(0)
     trainer = Trainer(settings, device)
     if compiled:

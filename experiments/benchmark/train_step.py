@@ -1,17 +1,17 @@
-"""How fast a training step is, crops in and updated state out, and PyTorch's beside it in the same run.
+"""Speed of a training step, from crops to the updated state, compared with PyTorch in the same run.
 
     python -m experiments.benchmark.train_step --methods=dino,hybrid --batch_size=4
     python -m experiments.benchmark.train_step --against=torch --json=step.json
     python -m experiments.benchmark.train_step --methods=hybrid --models=vit_small,vit_base \\
         --batch_size=64 --dtype=bfloat16 --attention=cudnn --against=torch --cache=/tmp/compiled   # a GPU
 
-Every contestant is a process of its own; their rounds alternate, and tables show the median. The first step
-of a round is not counted: memory that a process gave back may have gone to others while it waited, which
-does not happen between the steps of a training. Ours has large pages, as main.py has; PyTorch has its own
-defaults (with large pages its step took longer, not shorter). Utilisation is
-the step's FLOPs by formula (flops.py) over its time, as a share of what a large square matrix product of
-the same dtype reaches in the same run. Memory is the device's peak; on a CPU the process' largest resident
-size while it trains, framework included.
+Every contestant is a separate process; their rounds alternate, and tables show the median. The first step
+of a round is not counted: memory freed by a process may have gone to others while it waited, which does
+not happen between the steps of a training. Ours uses huge pages, as main.py does; PyTorch has its own
+defaults (with huge pages its step took longer, not shorter). Utilisation is the step's FLOPs by formula
+(flops.py) over its time, as a share of the rate of a large square matrix product of the same dtype in the
+same run. Memory is the device's peak; on a CPU the largest resident size of the process while it trains,
+framework included.
 """
 
 import json
@@ -43,19 +43,19 @@ def measure(
     python: str | None = None,
     cache: str | None = None,
 ) -> dict:
-    """All figures of one setting.
+    """Measures all figures of one setting.
 
     Args:
       against: of "torch" and "torch.compile".
-      rounds: of all contestants in turn; seconds: of each of them in a round, at least one step.
-      python: that runs PyTorch, where it is not installed beside JAX.
-      cache: folder of compiled programs for JAX and PyTorch; None: everything is compiled.
+      rounds: of all contestants in turn; seconds: of each contestant in a round, at least one step.
+      python: interpreter with PyTorch, if it is not installed beside JAX.
+      cache: folder of compiled programs for JAX and PyTorch; None: compile everything.
     Returns:
       {"settings", "flops", "ceiling": FLOP/s, "contestants": {name: {"ms": {"median", "min", "max"},
       "images_per_s", "compile_s", "peak_bytes", "utilisation", …}}, "ratio": {name: images/s of ours over
       its}}.
     """
-    config_of(settings)  # what is wrong with the settings
+    config_of(settings)  # raises for invalid settings
     with ExitStack() as stack:
         runners = {OURS: stack.enter_context(_ours(settings, cache))}
         for name in against:
@@ -102,7 +102,7 @@ def _ours(settings: Settings, cache: str | None) -> Contestant:
 def _torch(settings: Settings, name: str, python: str | None, cache: str | None) -> Contestant:
     values = settings._asdict() | architecture(settings) | {"compile": name == "torch.compile"}
     if settings.way != "plain":
-        raise ValueError(f"--against has no way '{settings.way}': plain alone")
+        raise ValueError(f"--against needs --way=plain, not '{settings.way}'")
     arguments = {} if python is None else {"python": python}
     if cache:
         arguments["TORCHINDUCTOR_CACHE_DIR"] = str(Path(cache) / "torch")
@@ -110,7 +110,7 @@ def _torch(settings: Settings, name: str, python: str | None, cache: str | None)
 
 
 def _count(runner: Contestant, seconds: float) -> int:
-    """Steps that take about so long; the first one after the warm-up says."""
+    """Number of steps that take about `seconds`, from the first step after the warm-up."""
     return max(1, round(seconds / runner.ask("steps", count=1)["seconds"]))
 
 
@@ -126,7 +126,7 @@ def _row(times: list[float], flops: float, ceiling: float, images: int) -> dict:
 
 
 def table(figures: dict) -> str:
-    """The figures of one setting as text."""
+    """Formats the figures of one setting as text."""
     head = ["", "images/s", "ms/step (min, max)", "compile s", "peak GiB", "TFLOP/s", "utilisation"]
     rows = [[*head, "ours is faster by"]]
     for name, row in figures["contestants"].items():
@@ -153,7 +153,7 @@ def table(figures: dict) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Where and when."""
+    """Versions, machine and date of the measurement."""
     cpu = Path("/proc/cpuinfo")
     names = [x for x in cpu.read_text().splitlines() if "model name" in x] if cpu.exists() else []
     name = names[0].partition(": ")[2] if names else platform.processor()
@@ -165,23 +165,23 @@ def environment() -> dict[str, str]:
 
 
 def define_flags() -> None:
-    """The command's; other commands have flags of the same names."""
+    """Defines the command's flags; other commands have flags of the same names."""
     given = Settings()
-    flags.DEFINE_list("methods", ["dino", "hybrid"], "Of dino, barlow_twins, hybrid")
+    flags.DEFINE_list("methods", ["dino", "hybrid"], "From dino, barlow_twins, hybrid")
     flags.DEFINE_list("models", [given.model], "Names of models.create_vit")
     for name in ("patch_size", "global_size", "local_size", "num_local", "batch_size"):
         flags.DEFINE_integer(name, getattr(given, name), f"As {name} of the config")
     flags.DEFINE_integer("prototypes", given.prototypes, "K of DINO")
     flags.DEFINE_integer("projector", given.projector, "D of Barlow Twins")
-    flags.DEFINE_string("dtype", given.dtype, "Of compute: float32 | bfloat16")
+    flags.DEFINE_string("dtype", given.dtype, "Compute dtype: float32 | bfloat16")
     flags.DEFINE_float("drop_path", given.drop_path, "Rate of the last block")
     flags.DEFINE_string("attention", given.attention, "xla | cudnn: bfloat16 on a GPU")
     flags.DEFINE_string("way", given.way, "plain, remat, micro4, data2, fsdp2, or several with +")
     flags.DEFINE_enum("against", "", ["", "torch"], "Also measure PyTorch, eager and compiled")
-    flags.DEFINE_list("torch", ["torch", "torch.compile"], "Which of them")
+    flags.DEFINE_list("torch", ["torch", "torch.compile"], "PyTorch variants to measure")
     flags.DEFINE_string("torch_python", None, "Interpreter that has PyTorch; default: this one")
-    flags.DEFINE_integer("rounds", 5, "Of all contestants in turn", lower_bound=1)
-    flags.DEFINE_float("seconds", 1.0, "Of each contestant in a round; at least one step")
+    flags.DEFINE_integer("rounds", 5, "Rounds of all contestants in turn", lower_bound=1)
+    flags.DEFINE_float("seconds", 1.0, "Seconds of each contestant in a round; at least one step")
     flags.DEFINE_string("cache", None, "Folder for compiled programs; default: compile everything")
     flags.DEFINE_string("json", None, "File for all figures, written after each setting")
 
@@ -194,7 +194,9 @@ def main(argv) -> int:
 
     def work():
         if unknown := set(given.torch) - {"torch", "torch.compile"}:
-            raise ValueError(f"--torch has {', '.join(unknown)}: torch, torch.compile or both")
+            raise ValueError(
+                f"--torch has {', '.join(unknown)}: choose torch, torch.compile or both"
+            )
         figures = {"environment": environment(), "settings": []}
         for model in given.models:
             for method in given.methods:

@@ -1,7 +1,7 @@
-"""A contestant is a process of its own: nobody shares threads, memory or imports with another.
+"""Contestants of a benchmark: separate processes, which share no threads, memory or imports.
 
-A request is a line of JSON on its stdin, the answer a line of JSON on its stdout; whatever else it
-prints goes to stderr. Idle contestants sleep.
+A request is a line of JSON on stdin, the answer a line of JSON on stdout; all other output goes to
+stderr. Idle contestants sleep.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Contestant:
-    """The parent's side of a process that serves requests."""
+    """Parent side of a process that serves requests."""
 
     def __init__(self, module: str, settings: dict, python: str = sys.executable, **environment):
         self.name = module
@@ -37,7 +37,7 @@ class Contestant:
             raise
 
     def ask(self, request: str, **arguments) -> dict:
-        """The answer. Raises RuntimeError when the process has ended."""
+        """Sends a request and returns the answer. Raises RuntimeError if the process has ended."""
         self._process.stdin.write(json.dumps([request, arguments]) + "\n")
         self._process.stdin.flush()
         return self._answer()
@@ -61,9 +61,9 @@ class Contestant:
 
 
 def serve(prepare: Callable[[dict], tuple[dict, dict[str, Callable]]]) -> None:
-    """The process' side: prepare(settings) -> (facts, {request: function of its arguments -> dict})."""
+    """Child side: prepare(settings) -> (facts, {request: function of its arguments -> dict})."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print
+    os.dup2(2, 1)  # output of libraries
 
     def answer(values: dict) -> None:
         answers.write(json.dumps(values) + "\n")
@@ -77,7 +77,7 @@ def serve(prepare: Callable[[dict], tuple[dict, dict[str, Callable]]]) -> None:
 
 
 def random_crops(settings: dict) -> dict[str, np.ndarray]:
-    """Normalised noise f32[B, V, H, W, 3]: the step's time does not depend on what is seen."""
+    """Normalised noise f32[B, V, H, W, 3]: the step's time does not depend on the images."""
     rng = np.random.default_rng(0)
     B, g, s = (settings[name] for name in ("batch_size", "global_size", "local_size"))
     shapes = {"global_crops": (B, 2, g, g, 3), "local_crops": (B, settings["num_local"], s, s, 3)}
@@ -85,14 +85,14 @@ def random_crops(settings: dict) -> dict[str, np.ndarray]:
 
 
 def resident_peak() -> int:
-    """Largest resident bytes of this process since `forget_peak`; 0 where the system does not say."""
+    """Largest resident bytes of this process since `forget_peak`; 0 if unknown on this system."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def forget_peak() -> None:
-    """Starts `resident_peak` anew, from what is resident once free memory is given back."""
+    """Resets `resident_peak` after returning free memory to the system."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)

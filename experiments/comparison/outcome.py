@@ -1,4 +1,4 @@
-"""From the workdirs of a comparison to its tables, as data and as Markdown."""
+"""Tables of a comparison from its workdirs, as data and as Markdown."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ def read_log(workdir: Path) -> list[dict]:
 
 
 def collect(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, list[float]]]:
-    """{row: {column: one value a seed}} of the methods, random weights, pixels and the centre box.
+    """Collects {row: {column: one value per seed}} of methods, random weights, pixels and centre box.
 
     Args:
-      workdirs: method -> its run of every seed, in the same order.
+      workdirs: method -> its runs by seed, in the same order.
     """
     table: dict[str, dict[str, list[float]]] = {}
     for method, runs in workdirs.items():
@@ -39,12 +39,12 @@ def collect(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, list[float]]
 
 
 def columns_of(table: dict) -> list[str]:
-    """All columns, in the order of their first appearance."""
+    """All columns, in order of first appearance."""
     return list(dict.fromkeys(column for row in table.values() for column in row))
 
 
 def score_table(table: dict) -> str:
-    """Markdown, a line a score: mean ± standard deviation over the training seeds."""
+    """Markdown table, one line per score: mean ± standard deviation over the training seeds."""
 
     def text(column, values):
         if not values:
@@ -59,9 +59,9 @@ def score_table(table: dict) -> str:
 
 
 def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]]:
-    """{other method: {column: `paired`}} for every column that both have with two seeds or more.
+    """{other method: {column: `paired`}} for every column that both have for at least two seeds.
 
-    The words for a loss are "lower" and "higher": less of it is more.
+    The verdict for a loss is "lower" or "higher" instead of better or worse.
     """
     found = {}
     for other in ("dino", "barlow_twins"):
@@ -80,7 +80,7 @@ def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]
 
 
 def significance_table(found: dict, ours: str = "hybrid") -> str:
-    """Markdown, a line a column: difference with its 95% interval, p, and the word."""
+    """Markdown table, one line per column: difference with its 95% interval, p, and verdict."""
     header = ["", *(f"{ours} - {other}" for other in found)]
     columns = list(dict.fromkeys(column for of_other in found.values() for column in of_other))
 

@@ -28,7 +28,7 @@ PANELS = [
 
 
 def draw_curves(path: Path, workdirs: dict[str, list[Path]]) -> None:
-    """Every panel that a run has figures for, one colour a method, one line a seed."""
+    """Draws all panels with data, one colour per method, one line per seed."""
     logs = {method: [read_log(run) for run in runs] for method, runs in workdirs.items()}
 
     def drawn(panel):
@@ -40,7 +40,7 @@ def draw_curves(path: Path, workdirs: dict[str, list[Path]]) -> None:
 
 
 def draw_attention(path: Path, workdirs: dict[str, Path], configs: dict[str, ConfigDict]) -> None:
-    """What the teachers look at in the same test images."""
+    """Draws the teachers' attention on the same test images."""
     maps = {}
     for method, workdir in workdirs.items():
         config = configs[method]

@@ -1,4 +1,4 @@
-"""What a comparison trains: one config a method and seed, and an equal budget for all."""
+"""Plan of a comparison: one config per method and seed, with an equal budget for all."""
 
 import ast
 import importlib
@@ -32,7 +32,7 @@ _FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "evals.tasks", "
 
 
 def split_overrides(argv: list[str], methods) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Takes --config.key=value (for all methods) and --<method>.key=value out of a command line.
+    """Extracts --config.key=value (for all methods) and --<method>.key=value from a command line.
 
     Returns:
       (the rest, {"config" or method: {key: text}}).
@@ -110,8 +110,8 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
 def flops_per_step(config: ConfigDict) -> float:
     """Floating-point operations of one training step, crops excluded, by XLA's count.
 
-    The crops are left out since XLA counts a loop over images once, and since they are not what the
-    methods differ in.
+    The crops are left out since XLA counts a loop over images once, and since they are the same for all
+    methods.
     """
     run = build(config)
     constants = {"lr": 1e-3, "weight_decay": 0.0, "teacher_momentum": 0.9, "teacher_temp": 0.04}
@@ -139,7 +139,7 @@ def flops_per_step(config: ConfigDict) -> float:
 
 
 def check_equal_steps(steps: dict[str, int], batches: dict[str, int]) -> None:
-    """Raises ValueError unless all methods have the same number of steps and images in each."""
+    """Raises ValueError unless all methods have the same number of steps and batch size."""
     for what, of in (("steps", steps), ("images in a batch", batches)):
         if len(set(of.values())) > 1:
             found = ", ".join(f"{method} {number}" for method, number in of.items())
@@ -147,8 +147,8 @@ def check_equal_steps(steps: dict[str, int], batches: dict[str, int]) -> None:
 
 
 def check_equal_starts(configs: dict[str, ConfigDict]) -> None:
-    """Raises ValueError unless all methods start from the same weights of the backbone, as far as they have
-    the same (registers and mask tokens are some methods' own)."""
+    """Raises ValueError unless all methods start from the same backbone weights, apart from those that
+    only some have (registers and mask tokens)."""
 
     def start(run):
         return dict(paths((run.trained_backbone or run.random_backbone)()))
@@ -162,7 +162,7 @@ def check_equal_starts(configs: dict[str, ConfigDict]) -> None:
 
 
 def equal_flops(steps: dict[str, int], flops: dict[str, float]) -> dict[str, int]:
-    """Steps with which every method spends what the dearest one spends.
+    """Steps with which every method uses the FLOPs of the most expensive one.
 
     Args:
       steps: of each method as configured; flops: of one of its steps.
@@ -172,9 +172,9 @@ def equal_flops(steps: dict[str, int], flops: dict[str, float]) -> dict[str, int
 
 
 def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
-    """Whether the run there was trained to the end, evaluated on all tasks, and is of this config.
+    """Whether the run was trained to the end, evaluated on all tasks, and has this config.
 
-    Keys that came into the config after the run are not held against it, nor what the recipe chose.
+    Keys added to the config after the run, and automatic values, are ignored.
     """
     try:
         report = json.loads((workdir / "scores.json").read_text())
@@ -191,5 +191,5 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
 
 
 def _deciding(config: dict) -> dict:
-    """{"a.b": value} of the keys that decide weights and scores."""
+    """{"a.b": value} of the keys that affect weights and scores."""
     return {key: value for key, value in flatten(config).items() if not key.startswith(_FREE)}

@@ -1,4 +1,4 @@
-"""Means over training seeds, and what their differences say."""
+"""Means over training seeds, and paired t-tests of their differences."""
 
 import numpy as np
 from scipy import stats
@@ -12,15 +12,15 @@ def mean_std(values: list[float]) -> tuple[float, float | None]:
 
 
 def paired(ours: list[float], theirs: list[float]) -> dict:
-    """What a paired t-test over seeds says of ours - theirs.
+    """Paired t-test over seeds of ours - theirs.
 
     Args:
-      ours, theirs: one value a seed, in the same order, at least two.
+      ours, theirs: one value per seed, in the same order, at least two.
     Returns:
       {"difference", "low", "high" (95% confidence), "p", "verdict": "better", "worse" or "level"};
-      level means that the interval holds 0.
+      level means that the interval contains 0.
     Raises:
-      ValueError: fewer than two seeds, different numbers of them, or a value that is not finite.
+      ValueError: fewer than two seeds, different numbers of them, or a non-finite value.
     """
     if len(ours) != len(theirs) or len(ours) < 2:
         raise ValueError(f"{len(ours)} and {len(theirs)} values: pairs of at least two seeds")
@@ -28,7 +28,7 @@ def paired(ours: list[float], theirs: list[float]) -> dict:
     if not np.isfinite(gaps).all():
         raise ValueError(f"not finite: {ours} and {theirs}")
     difference = float(gaps.mean())
-    if np.ptp(gaps) == 0.0:  # no spread: no test, and the difference is what it is
+    if np.ptp(gaps) == 0.0:  # no spread: no test, only the difference
         low = high = difference
         p = 1.0 if difference == 0.0 else 0.0
     else:

@@ -1,4 +1,4 @@
-"""docs/configs.md: every key of a config, read from the code that defines it.
+"""Generator of docs/configs.md: all config keys, read from the code that defines them.
 
 python -m experiments.docs.configs > docs/configs.md
 """
@@ -24,19 +24,19 @@ HEAD = """# Every key of a config
 Written by `python -m experiments.docs.configs > docs/configs.md`: do not edit. It reads
 [configs/base.py](../configs/base.py), [ranges.py](../dinotwins_jax/settings/ranges.py) and the factories in
 [losses/](../dinotwins_jax/losses/). Any key can be set on the command line, `--config.optim.lr=0.001`; an
-unknown key or a value out of range is one line on stderr and exit code 2. Where nothing stands under
+unknown key or a value out of range gives one line on stderr and exit code 2. Without an entry under
 values, only the type is checked, or keys are checked together in [build.py](../dinotwins_jax/build.py).
 """
 COMMON = {
-    "fn": "a key of losses/, or `module:factory`; the term's own name where it is not given",
+    "fn": "a key of losses/, or `module:factory`; default: the term's name",
     "weight": "factor of this term in the sum",
-    "final_weight": "the weight moves there by a cosine",
-    "weight_warmup_epochs": "from 0, linearly",
+    "final_weight": "end of a cosine schedule of the weight",
+    "weight_warmup_epochs": "linear warm-up of the weight from 0",
 }
 
 
 def comments_of(source: str) -> dict[int, tuple[str, bool]]:
-    """Line number -> (its comment, whether nothing else stands there)."""
+    """Line number -> (its comment, whether the line has nothing else)."""
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -46,7 +46,7 @@ def comments_of(source: str) -> dict[int, tuple[str, bool]]:
 
 
 def meaning(node: ast.AST, comments: dict) -> str:
-    """What the comments right above a statement, and inside it, say."""
+    """Comments directly above a statement and inside it."""
     first = node.lineno
     while comments.get(first - 1, ("", False))[1]:
         first -= 1
@@ -55,7 +55,7 @@ def meaning(node: ast.AST, comments: dict) -> str:
 
 
 def default_text(node: ast.AST, source: str) -> str:
-    """A value as it is written; "unset" for a placeholder."""
+    """A value as written; "unset" for a placeholder."""
     text = re.sub(r"\s+", " ", ast.get_source_segment(source, node))
     return "unset" if "placeholder" in text else text
 
@@ -102,7 +102,7 @@ def term_comments() -> dict[str, dict[str, str]]:
 
 
 def documented_arguments(docstring: str) -> dict[str, str]:
-    """Argument -> what the Args of a docstring say of it; arguments may share a sentence."""
+    """Argument -> its text in the Args of a docstring; arguments may share a sentence."""
     part = re.search(r"\n\s*Args:(.*?)(\n\s*(Returns|Raises|Source|Differs):|$)", docstring, re.S)
     found, current = {}, ()
     for line in part[1].splitlines() if part else ():
@@ -116,7 +116,7 @@ def documented_arguments(docstring: str) -> dict[str, str]:
 
 
 def values_text(key: str) -> str:
-    """Which values a key may have."""
+    """Valid values of a key."""
     if key in CHOICES:
         return ", ".join(f"`{choice}`" for choice in CHOICES[key])
     interval = RANGES.get(key, "")
@@ -187,7 +187,7 @@ def losses() -> str:
 
 
 def _keys_of_term(factory, shipped: dict) -> dict:
-    """Argument -> default: those of base.py, then what else the factory takes; "…_epochs" of a config
+    """Argument -> default: those of base.py, then the factory's others; "…_epochs" of a config
     are "…_steps" of a factory."""
     keys = {name: value for name, value in shipped.items() if name not in COMMON}
     for name, parameter in inspect.signature(factory).parameters.items():
@@ -197,7 +197,7 @@ def _keys_of_term(factory, shipped: dict) -> dict:
 
 
 def methods() -> str:
-    """What each file in configs/ changes."""
+    """Table of what each file in configs/ changes."""
     folder, rows = Path(base.__file__).parent, []
     for path in sorted(folder.glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
@@ -217,7 +217,7 @@ def methods() -> str:
 
 
 def places() -> str:
-    """What the presets after the colon change, of configs/hybrid.py."""
+    """Table of what the presets after the colon change in configs/hybrid.py."""
     from configs import hybrid
 
     flat = {name: flatten(hybrid.get_config(name).to_dict()) for name in presets.PRESETS}
@@ -229,7 +229,7 @@ def places() -> str:
         cells = [flat[name][key] for name in order]
         cells = [c if k == 0 or c != cells[0] else "" for k, c in enumerate(cells)]
         rows.append([code(key), *("" if c == "" else code(_short(c)) for c in cells)])
-    words = "What the word after the colon changes, of `configs/hybrid.py`; an empty cell is as in `coco`."
+    words = "What the word after the colon changes in `configs/hybrid.py`; an empty cell is as in `coco`."
     return f"## Presets\n\n{words}\n\n{table(['key', *map(code, order)], rows)}"
 
 
@@ -240,7 +240,7 @@ def _short(value) -> str:
 
 
 def augmentations() -> str:
-    """What the words after a plus sign change."""
+    """Table of what the words after a plus sign change."""
     keys = [k for k in VIEWS["dino"] if len({repr(of[k]) for of in VIEWS.values()}) > 1]
     rows = [[code(f"views.{k}"), *(code(repr(of[k])) for of in VIEWS.values())] for k in keys]
     words = (

@@ -1,4 +1,4 @@
-"""Notebooks as they are committed: sources alone, a line a line, so that a diff shows what changed.
+"""Normalises notebooks for commits: sources only, one line per string, so that diffs are readable.
 
 python -m experiments.notebooks.tidy      # rewrites experiments/notebooks/*.ipynb
 """
@@ -14,7 +14,7 @@ METADATA = {
 
 
 def tidy(text: str) -> str:
-    """The JSON of a notebook without outputs, counts, cell ids and whatever editors leave in it."""
+    """The JSON of a notebook without outputs, counts, cell ids and editor metadata."""
     cells = []
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"]).strip("\n")
@@ -24,7 +24,7 @@ def tidy(text: str) -> str:
         if cell["cell_type"] == "code":
             kept |= {"execution_count": None, "outputs": []}
         cells.append(kept | {"source": source.splitlines(keepends=True)})
-    # 4.4 is the last format without ids, which editors make at random.
+    # 4.4 is the last format without cell ids, which editors generate at random.
     notebook = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 4}
     return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
