@@ -4,10 +4,14 @@ With total_steps set, every duration keeps its share of the run.
 """
 
 
+def steps_per_epoch(config, images: int) -> int:
+    """Images: of the training set. The last, smaller batch of an epoch is dropped."""
+    return max(images // config.batch_size, 1)
+
+
 def total_steps(config, images: int) -> int:
-    """Steps of the run; images: of the training set. The last, smaller batch of an epoch is dropped."""
-    steps_per_epoch = max(images // config.batch_size, 1)
-    return config.total_steps or round(config.total_epochs * steps_per_epoch)
+    """Steps of the run; images: of the training set."""
+    return config.total_steps or round(config.total_epochs * steps_per_epoch(config, images))
 
 
 def to_steps(config, epochs: float, steps: int) -> int:
