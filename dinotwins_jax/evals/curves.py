@@ -32,7 +32,7 @@ _METRICS = {
     "weighted_norm": (BALANCE, "weighted gradient norm", "at the class tokens, L2 times weight"),
     "norm": (BALANCE, "gradient norm", "at the class tokens, L2, unweighted"),
     "weight": (BALANCE, "weight of the term", "factor"),
-    "cos": (BALANCE, "cosine of the gradients", "1 agree, 0 apart, -1 oppose"),
+    "cos": (BALANCE, "gradient cosine", "1 agree, 0 apart, -1 oppose"),
     "lr": (SCHEDULES, "learning rate", "scaled with the batch"),
     "weight_decay": (SCHEDULES, "weight decay", "per unit of learning rate"),
     "teacher_momentum": (SCHEDULES, "teacher momentum", "kept fraction a step"),

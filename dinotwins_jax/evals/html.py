@@ -25,19 +25,24 @@ p, figcaption { color: var(--muted); margin: .3rem 0; }
   grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); }
 table { border-collapse: collapse; font-size: .85rem;
   font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { padding: .25rem .45rem; text-align: right; white-space: nowrap; vertical-align: bottom;
+th, td { padding: .25rem .45rem; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--muted); }
+th { font-weight: 600; color: var(--muted); white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child, .settings td { text-align: left; padding-left: 0;
   white-space: normal; }
 .settings td { overflow-wrap: anywhere; } .settings td:first-child { padding-right: 1.2rem;
   color: var(--muted); white-space: nowrap; }
-figure { margin: 1rem 0; } .curves figure { margin: 0; } img { max-width: 100%; background: #ffffff; border-radius: 6px; }
+figure { margin: 1rem 0; } .curves figure { margin: 0; }
+img { max-width: 100%; background: #ffffff; border-radius: 6px; }
 svg { width: 100%; height: auto; } svg text { fill: currentColor; }
 pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: 12.5px; }
-@media (max-width: 640px) { body { padding: 1rem; } table { width: 100%; font-size: .8rem; }
-  th, td { white-space: normal; padding: .25rem .3rem; } }
+@media (max-width: 640px) { body { padding: 1rem; } table { width: 100%; font-size: .75rem; }
+  th, td { padding: .25rem .2rem; } td:first-child { width: 40%; } }
 """
+_READING = """<p>In %. sgd and ridge are linear probes with that share of the labels; 5 images a class is
+few-shot classification by the nearest class mean; ± is the standard deviation over draws of the labels.
+The Jaccard scores of attention compare its strongest part, a fixed or a fitted share, with the objects.
+</p>"""
 
 
 def write_report(
@@ -88,7 +93,8 @@ def write_report(
 def _settings(config: dict, length: str) -> str:
     """The keys that say most about a run."""
     model, data = config.get("model", {}), config.get("data", {})
-    sizes = [f"{key} {model[key]}" for key in ("embed_dim", "depth", "num_heads") if model.get(key)]
+    sizes = {"embed_dim": "width {}", "depth": "depth {}", "num_heads": "{} heads"}
+    sizes = [text.format(model[key]) for key, text in sizes.items() if model.get(key)]
     shown = {
         "loss": " + ".join(
             f"{term.get('weight', 1)} × {term_title(name)}"
@@ -143,21 +149,16 @@ def _scores(scores: dict[str, dict]) -> list[str]:
 def _key_numbers(scores: dict[str, dict]) -> str:
     """The few scores that are looked for first."""
     features, rows = headline_rows(scores)
-    return _table(features, rows) if rows else ""
+    return _table(features, rows) + _READING if rows else ""
 
 
 def _table(columns: list[str], rows: dict[str, list[str]]) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in ("", *columns))
     body = "".join(
-        "<tr>" + "".join(f"<td>{_folding(text)}</td>" for text in (row, *cells)) + "</tr>"
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in (row, *cells)) + "</tr>"
         for row, cells in rows.items()
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _folding(text: str) -> str:
-    """A cell that breaks before its ±, where it has to."""
-    return escape(text).replace("± ", "±&nbsp;")
 
 
 def _pictures(pictures: dict[str, Path]) -> list[str]:

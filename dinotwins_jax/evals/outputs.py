@@ -1,6 +1,5 @@
 """The files that a run leaves in its workdir, and what each of them holds."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 PICTURES = {
@@ -35,5 +34,5 @@ def listing(workdir: Path, *groups: dict[str, str]) -> str:
     lines = [f"In {workdir}:"]
     for name, what in (item for group in groups for item in group.items()):
         if (workdir / name).exists():
-            lines.append(f"  {name:<16} {what}")
+            lines.append(f"  {name:<17} {what}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import shutil
 from rich import box
 from rich.align import Align
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dinotwins_jax.evals.names import score_title
@@ -61,7 +61,7 @@ def figures(scores: dict[str, dict]) -> dict[str, float]:
 
 
 def headline_rows(scores: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
-    """The features (teacher, random weights, ...), and {title of a score: its cells}, important ones first."""
+    """The features (teacher, random weights, …), and {title of a score: cells}, important ones first."""
     rows = _cells({row: headline(of_row) for row, of_row in scores.items()})
     return list(scores), dict(sorted(rows.items(), key=lambda item: _rank(item[0])))
 
@@ -91,9 +91,9 @@ def terminal_table(scores: dict[str, dict], width: int | None = None) -> str:
     features, rows = headline_rows(scores)
     columns = [_aligned([cells[i] for cells in rows.values()]) for i in range(len(features))]
     last = [_rank(title) > len(_LEAD) for title in rows]
-    table = Table("in %", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(Column("in %", overflow="fold"), box=box.SIMPLE, padding=(0, 1, 0, 0))
     for feature in features:
-        table.add_column(feature, justify="right")
+        table.add_column(feature, justify="right", overflow="fold")
     for i, (title, *cells) in enumerate(zip(rows, *columns, strict=True)):
         cells = [
             Align.right(Text(text, justify="left")) for text in cells
