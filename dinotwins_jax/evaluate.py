@@ -55,8 +55,8 @@ def evaluate_run(
         weights = from_checkpoint(run, config, workdir, checkpoint)
     workdir.mkdir(parents=True, exist_ok=True)
     scores = evaluate(run, config, weights, workdir, tasks or TASKS)
-    if scores:
-        print(terminal_table(scores))
+    if table := terminal_table(scores):
+        print(table)
     print(listing(workdir, EVALUATION))
     return scores
 

@@ -81,8 +81,8 @@ def train(
             weights = EvalWeights(teacher, run.random_backbone(), int(state.step))
             scores = evaluate(run, config, weights, out, config.evals.tasks, cache)
         log.results(int(state.step), figures(scores), pictures(out))
-        if scores:
-            print(terminal_table(scores))
+        if table := terminal_table(scores):
+            print(table)
         replace_text(out / "timing.json", json.dumps(phases.seconds | {"total": phases.total()}))
         print(phases.text())
         print(listing(out, EVALUATION, TRAINING))

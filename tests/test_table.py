@@ -106,6 +106,10 @@ def test_a_terminal_shows_a_line_a_score(width):
     assert lines[-1] == " ± is the standard deviation over the draws of the labels"
 
 
+def test_no_score_of_the_table_is_no_table():
+    assert terminal_table({}) == "" == terminal_table({"teacher": {"knn": {"k5": {"top1": 1.0}}}})
+
+
 def test_a_narrow_terminal_folds_the_table():
     lines = terminal_table(SCORES, 30).splitlines()
     assert max(map(len, lines)) <= 30

@@ -83,12 +83,14 @@ def summary(scores: dict[str, dict]) -> str:
 
 
 def terminal_table(scores: dict[str, dict], width: int | None = None) -> str:
-    """The table of `summary` as plain text, folded where it is wider than the terminal.
+    """The table of `summary` as plain text, folded where it is wider than the terminal; "" without scores.
 
     Args:
       width: columns; None: those of the terminal, 100 in a pipe.
     """
     features, rows = headline_rows(scores)
+    if not rows:
+        return ""
     columns = [_aligned([cells[i] for cells in rows.values()]) for i in range(len(features))]
     last = [_rank(title) > len(_LEAD) for title in rows]
     table = Table(Column("in %", overflow="fold"), box=box.SIMPLE, padding=(0, 1, 0, 0))
