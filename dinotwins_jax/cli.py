@@ -7,6 +7,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from logging import WARNING
 from pathlib import Path
 
 from absl import flags, logging
@@ -61,11 +62,26 @@ def command(
         _parse(values, [program, *arguments], config_required)
     except UsageError as error:
         return fail(str(error))
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
+    _quiet_libraries()
     with contextlib.suppress(AttributeError, ValueError):  # not a text file, as in a notebook
         sys.stdout.reconfigure(line_buffering=True)
     return work(values)
+
+
+def _quiet_libraries() -> None:
+    """Shows the warnings of this package, and none of absl, Orbax and XLA."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    flags.FLAGS.mark_as_parsed()  # absl warns of its first line before that
+    logging.get_absl_logger().addFilter(_is_no_orbax_warning)
+    # XLA logs "Very slow compile?" as an error, level 2. What ends a program is fatal, level 3, or an
+    # exception. Read when jax is imported, which is later.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _is_no_orbax_warning(record) -> bool:
+    """Orbax warns through absl, such as of each option that read_only implies."""
+    return record.levelno > WARNING or "orbax" not in Path(record.pathname).parts
 
 
 class UsageError(ValueError):

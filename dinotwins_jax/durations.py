@@ -4,10 +4,14 @@ If total_steps is set, every duration keeps its share of total_epochs.
 """
 
 
+def steps_per_epoch(config, images: int) -> int:
+    """Steps of an epoch of `images` training images; the last, partial batch is dropped."""
+    return max(images // config.batch_size, 1)
+
+
 def total_steps(config, images: int) -> int:
-    """Number of steps of the run; images: of the training set. An epoch's last partial batch is dropped."""
-    steps_per_epoch = max(images // config.batch_size, 1)
-    return config.total_steps or round(config.total_epochs * steps_per_epoch)
+    """Steps of the run; images: of the training set."""
+    return config.total_steps or round(config.total_epochs * steps_per_epoch(config, images))
 
 
 def to_steps(config, epochs: float, steps: int) -> int:

@@ -37,7 +37,8 @@ def evaluate_run(
     """
     from dinotwins_jax.build import build, for_evaluation
     from dinotwins_jax.evals import TASKS, check_tasks
-    from dinotwins_jax.evals.table import summary
+    from dinotwins_jax.evals.outputs import EVALUATION, listing
+    from dinotwins_jax.evals.table import terminal_table
     from dinotwins_jax.evaluation import evaluate, from_checkpoint
 
     check_tasks(tasks or ())
@@ -54,10 +55,9 @@ def evaluate_run(
         weights = from_checkpoint(run, config, workdir, checkpoint)
     workdir.mkdir(parents=True, exist_ok=True)
     scores = evaluate(run, config, weights, workdir, tasks or TASKS)
-    print(summary(scores))
-    print(
-        f"in {workdir}: report.html shows curves, scores and pictures; scores.json has all scores"
-    )
+    if table := terminal_table(scores):
+        print(table)
+    print(listing(workdir, EVALUATION))
     return scores
 
 

@@ -9,23 +9,19 @@ import jax
 
 from dinotwins_jax.build import Run
 from dinotwins_jax.checkpoint import Checkpoints, chosen_step
+from dinotwins_jax.durations import steps_per_epoch, total_steps
 from dinotwins_jax.evals import LABEL_TASKS, MASK_TASKS, TASKS, check_tasks, dense
 from dinotwins_jax.evals.features import View, checksum, source_checksum
 from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
 from dinotwins_jax.evals.neighbours import nearest_neighbours, neighbours_grid
+from dinotwins_jax.evals.outputs import PICTURES, pictures
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
 from dinotwins_jax.evals.splits import spread_over_classes
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.models.vit import as_pair
 
 NEIGHBOURS = 6  # per query image in neighbours.png
-CAPTIONS = {
-    "attention": "Attention of the class token in the last block",
-    "segmentation": "Objects found by a normalised cut of the patch features",
-    "pca": "The first three principal components of the patch features, as colours",
-    "neighbours": "Nearest neighbours among the test images, by the class token",
-}
 
 
 class EvalWeights(NamedTuple):
@@ -257,22 +253,20 @@ def _class_name(source, label: int) -> str:
     return source.class_names[label] if label >= 0 else "no object"
 
 
-def pictures(workdir: Path) -> dict[str, Path]:
-    """The pictures in a workdir, by name."""
-    files = {name: workdir / f"{name}.png" for name in CAPTIONS}
-    return {name: file for name, file in files.items() if file.exists()}
-
-
 def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
     """WORKDIR/report.html of the config, metrics.jsonl, scores and pictures."""
     log = workdir / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
+    images = len(run.source)
+    steps = total_steps(config, images)
+    epochs = steps / steps_per_epoch(config, images)
     write_report(
         workdir / "report.html",
         title=workdir.name,
         config=config.to_dict(),
+        length=f"{steps:,} steps, {epochs:.3g} epochs of {images:,} images",
         log=[json.loads(line) for line in lines],
         scores=report["scores"],
-        pictures={CAPTIONS[name]: file for name, file in pictures(workdir).items()},
+        pictures={PICTURES[name].capitalize(): file for name, file in pictures(workdir).items()},
         notes=[f"Weights after {report['step']} steps, sha256 {report['weights'][:16]}."],
     )

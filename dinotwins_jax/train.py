@@ -14,8 +14,9 @@ from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.devices.processes import only_first_writes, warn
 from dinotwins_jax.evals.monitor import make_monitor
-from dinotwins_jax.evals.table import figures, summary
-from dinotwins_jax.evaluation import EvalWeights, eval_view, evaluate, pictures
+from dinotwins_jax.evals.outputs import EVALUATION, TRAINING, listing, pictures
+from dinotwins_jax.evals.table import figures, terminal_table
+from dinotwins_jax.evaluation import EvalWeights, eval_view, evaluate
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.logs.metrics import CollapseWatch, Interval
 from dinotwins_jax.logs.progress import Progress
@@ -80,27 +81,12 @@ def train(
             weights = EvalWeights(teacher, run.random_backbone(), int(state.step))
             scores = evaluate(run, config, weights, out, config.evals.tasks, cache)
         log.results(int(state.step), figures(scores), pictures(out))
-        if scores:
-            print(summary(scores))
+        if table := terminal_table(scores):
+            print(table)
         replace_text(out / "timing.json", json.dumps(phases.seconds | {"total": phases.total()}))
-        print(f"{phases.text()}. In {out}:")
-        for name, what in _FILES.items():
-            if (out / name).exists():
-                print(f"  {name:<16} {what}")
+        print(phases.text())
+        print(listing(out, EVALUATION, TRAINING))
     return scores
-
-
-_FILES = {
-    "report.html": "curves, scores and pictures in one page",
-    "scores.json": "all scores",
-    "attention.png": "attention of the last block on test images",
-    "metrics.jsonl": "losses, schedules, collapse diagnostics and speed by step",
-    "tensorboard": "the same for tensorboard --logdir",
-    "timing.json": "where the time went",
-    "checkpoints": "state and data position; the same command goes on from here",
-    "config.json": "the config of this run",
-    "recipe.txt": "what it left open, with the reasons",
-}
 
 
 def fit(

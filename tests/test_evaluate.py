@@ -68,6 +68,7 @@ def test_pictures_and_report_are_there(evaluated):
         assert (workdir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (workdir / "report.html").read_text()
     assert page.count("<img") >= 4 and "linear-sgd-cached-v1" in page
+    assert "<td>4 steps, 0.571 epochs of 60 images</td>" in page  # seven steps of 8 images an epoch
 
 
 def test_features_are_computed_once_and_other_tasks_stay(evaluated, monkeypatch):
@@ -177,6 +178,19 @@ def command_line(*arguments):
         capture_output=True,
         text=True,
     )
+
+
+def test_evaluate_and_export_print_no_warning(evaluated):
+    """Orbax, absl and XLA have some for a run like any other; the files that were written are listed."""
+    workdir, _ = evaluated
+    done = command_line(f"--workdir={workdir}", "--tasks=knn,attention")
+    assert done.returncode == 0 and done.stderr == ""
+    listed = [line.split()[0] for line in done.stdout.partition(f"In {workdir}:\n")[2].splitlines()]
+    pictures = ["attention.png", "segmentation.png", "pca.png", "neighbours.png"]
+    assert listed == ["report.html", "scores.json", *pictures]
+    export = [sys.executable, "-m", "dinotwins_jax.export", f"--workdir={workdir}", "--to=dino"]
+    done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize(

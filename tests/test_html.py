@@ -1,30 +1,20 @@
 """The HTML report: self-contained, opened in a real browser; its tables."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from run_scores import SCORES
 
 from dinotwins_jax.evals import curves
 from dinotwins_jax.evals.html import write_report
-from dinotwins_jax.evals.table import headline, markdown, score_rows, summary
 
-SCORES = {
-    "teacher": {
-        "linear": {
-            "sgd 10%": {"protocol": "p1", "fraction": 0.1, "top1_mean": 78.44, "top1_std": 0.51,
-                        "splits": []},
-            "ridge 10%": {"protocol": "p2", "fraction": 0.1, "top1_mean": 80.0, "top1_std": 0.0},
-        },
-        "knn": {"protocol": "p3", "k20": {"top1": 83.9, "top5": 99.0}},
-        "attention": {"protocol": "p4", "keep": 0.6, "images": 12, "pointing": 50.0, "pointing_sem": 5.0},
-    },
-    "raw <pixels>": {"knn": {"protocol": "p3", "k20": {"top1": 45.1, "top5": 80.3}}},
-}  # fmt: skip
 LOG = [
     {
         "step": step,
@@ -51,8 +41,8 @@ def report(tmp_path):
     path = tmp_path / "report.html"
     config = {"loss": {"dino": {"weight": 1.0}}, "seed": 3, "model": {"name": "<b>vit</b>"}}
     write_report(
-        path, title="a <run> & more", config=config, log=LOG, scores=SCORES, pictures=pictures,
-        notes=["after <4> steps"],
+        path, title="a <run> & more", config=config, length="4 steps, 0.1 epochs", log=LOG,
+        scores=SCORES, pictures=pictures, notes=["after <4> steps"],
     )  # fmt: skip
     return path
 
@@ -63,37 +53,63 @@ def test_everything_is_in_the_page_and_escaped(report):
     assert "<title>a &lt;run&gt; &amp; more</title>" in page and "<b>vit" not in page
     key_numbers = page[: page.index("<h2>")]
     assert "sgd 10%" in key_numbers and "78.4 ± 0.5" in key_numbers and "83.9" in key_numbers
-    assert page.count("<img") == 2 and page.count("<svg") == 5
+    assert (
+        page.count("<img") == 2 and page.count("<svg") == 8
+    )  # a chart each, so that they can stack
+    assert "<td>length</td><td>4 steps, 0.1 epochs</td>" in page
     assert "raw &lt;pixels&gt;" in page and "78.4 ± 0.5" in page and "p1, p2" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing outside the file is needed"
 
 
-def test_a_browser_shows_it(report, tmp_path):
-    """Chromium lays the page out: pictures decoded, curves drawn, no request and no error."""
+PROBE = """<script>addEventListener("load", () => {
+  const images = [...document.images], curves = [...document.querySelectorAll("svg")];
+  const boxes = curves.map(c => c.getBoundingClientRect());
+  const found = {
+    width: innerWidth,
+    images: images.length && images.every(i => i.naturalWidth == 30 && i.clientWidth > 0),
+    curves: curves.length && boxes.every(b => b.width > 300),
+    abreast: new Set(boxes.map(b => b.left)).size,
+    overflows: document.documentElement.scrollWidth > innerWidth,
+    cut: [...document.querySelectorAll(".wide")].filter(w => w.scrollWidth > w.clientWidth).length,
+    requests: performance.getEntriesByType("resource")
+      .filter(r => !r.name.startsWith("data:")).length,
+  };
+  parent.postMessage(found, "*");
+});</script>"""
+FRAME = """<!DOCTYPE html>
+<iframe src="probed.html" style="border: 0; width: WIDTHpx; height: 900px"></iframe>
+<script>addEventListener("message", m => {
+  document.documentElement.dataset.found = JSON.stringify(m.data)
+})</script>"""
+
+
+@pytest.mark.parametrize(("width", "abreast"), [(390, 1), (1280, 3)])
+def test_a_browser_shows_it(report, tmp_path, width, abreast):
+    """Chromium lays the page out as a phone and a desktop do: pictures decoded, charts under or beside
+    each other, no sideways scroll, no table cut, no request, no error.
+
+    In a frame, as its own window is never narrower than 500 pixels.
+    """
     browser = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if browser is None:
         pytest.skip("no chromium on the PATH")
-    probe = """<script>addEventListener("load", () => {
-      const images = [...document.images], curves = [...document.querySelectorAll("svg")];
-      document.documentElement.dataset.found = JSON.stringify([
-        images.length && images.every(i => i.naturalWidth == 30 && i.clientWidth > 0),
-        curves.length && curves.every(c => c.getBoundingClientRect().width > 300),
-        document.documentElement.scrollWidth <= innerWidth,
-        performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length
-      ])});</script>"""
-    page = tmp_path / "probed.html"
-    page.write_text(report.read_text().replace("</body>", f"{probe}</body>"))
+    page = report.read_text().replace("</body>", f"{PROBE}</body>")
+    (tmp_path / "probed.html").write_text(page)
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.replace("WIDTH", str(width)))
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900", "--dump-dom",
-         "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}", f"file://{page}"],
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", "--dump-dom",
+         "--hide-scrollbars", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}",
+         f"file://{frame}"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert 'data-found="[true,true,true,0]"' in done.stdout, re.findall(
-        "data-found=.*?>", done.stdout
-    )
-    assert all(f"<h2>{heading}</h2>" in done.stdout for heading in HEADINGS)
+    (found,) = re.findall('data-found="(.*?)"', done.stdout)
+    assert json.loads(unescape(found)) == {
+        "width": width, "images": True, "curves": True, "abreast": abreast, "overflows": False, "cut": 0,
+        "requests": 0,
+    }  # fmt: skip
     assert "CONSOLE" not in done.stderr
 
 
@@ -127,7 +143,7 @@ def test_curves_are_the_numbers_of_the_log():
     heavier = [line | {"balance/dino/weight": 0.5} for line in LOG]
     assert curves.series(heavier, pair[0])[1] == pytest.approx([0.05, 0.1, 0.15, 0.2])
     assert [axes.texts[0].get_text() for axes in figure.axes] == [
-        "dino: loss",
+        "DINO: loss",
         "weighted gradient norm",
     ]
     with pytest.raises(ValueError, match="no panels"):
@@ -166,38 +182,3 @@ def test_every_number_of_the_log_has_its_panel():
         "Gradient balance": [("balance/a/norm", "balance/b/norm"), ("balance/cos/a,b",)],
         "Other metrics": [("mine/odd",)],
     }
-
-
-def test_rows_of_one_task():
-    columns, rows, protocols = score_rows(SCORES, "knn")
-    assert columns == ["k20 top1", "k20 top5"] and protocols == ["p3"]
-    assert rows == {"teacher": ["83.9", "99.0"], "raw <pixels>": ["45.1", "80.3"]}
-    columns, rows, protocols = score_rows(SCORES, "linear")
-    assert columns == ["sgd 10% top1", "ridge 10% top1"] and protocols == ["p1", "p2"]
-    assert rows == {"teacher": ["78.4 ± 0.5", "80.0 ± 0.0"]}
-    assert score_rows(SCORES, "attention")[1] == {"teacher": ["12", "50.0 ± 5.0"]}
-
-
-def test_the_summary_shows_what_there_is_in_its_order():
-    assert headline(SCORES["teacher"]) == {
-        "sgd 10%": (78.44, 0.51),
-        "ridge 10%": (80.0, 0.0),
-        "k-NN, k=20": (83.9, None),
-        "pointing": (50.0, None),
-    }
-    lines = summary(SCORES).splitlines()
-    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == list(headline(SCORES["teacher"]))
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
-        "raw <pixels>",
-        "–",
-        "–",
-        "45.1",
-        "–",
-    ]
-    assert len({len(line) for line in lines}) == 1
-
-
-def test_several_labels_are_named_map():
-    scores = {"linear": {"multilabel sgd 10%": {"map_mean": 20.0, "map_std": 1.0}}}
-    assert headline(scores) == {"multilabel sgd 10%, mAP": (20.0, 1.0)}
-    assert markdown([["a", "b"], ["1", "–"]]) == "| a | b |\n|---|---|\n| 1 | – |"

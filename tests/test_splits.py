@@ -103,3 +103,23 @@ def test_images_without_a_class_are_not_held_out_alone():
     ):
         with pytest.raises(ValueError, match="none of the 9 given has a class"):
             draw(np.zeros((9, 3), bool))
+
+
+def test_pictures_show_several_classes():
+    labels = np.repeat([0, 1, 2, 3, -1], [10, 5, 2, 1, 4])  # sorted by class, as folders are
+    assert splits.spread_over_classes(labels, 22, 3).tolist() == [0, 15, 17]  # of 0, 2 and 3
+    assert splits.spread_over_classes(labels, 22, 4).tolist() == [0, 10, 15, 17]
+    assert splits.spread_over_classes(labels, 22, 7).tolist() == [0, 10, 15, 17, 1, 11, 16]
+    everything = splits.spread_over_classes(labels, 22, 50)
+    assert sorted(everything) == list(range(22)) and labels[everything[-4:]].tolist() == [-1] * 4
+    shuffled = np.random.default_rng(0).permutation(labels)
+    for count in (1, 3, 4, 9):
+        chosen = splits.spread_over_classes(shuffled, 22, count)
+        assert chosen.dtype == np.int64 and len(set(chosen)) == count
+        assert len(set(shuffled[chosen])) == min(count, 4)
+
+
+def test_pictures_without_labels_are_spread_evenly():
+    assert splits.spread_over_classes(None, 11, 3).tolist() == [0, 5, 10]
+    assert splits.spread_over_classes(None, 2, 8).tolist() == [0, 1]
+    assert splits.spread_over_classes(np.full(5, -1), 5, 2).tolist() == [0, 1]

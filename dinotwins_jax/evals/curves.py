@@ -6,6 +6,8 @@ from itertools import chain
 
 import numpy as np
 
+from dinotwins_jax.evals.names import monitor_title, term_title
+
 INK, MUTED, LINE, BAD = "#1f2328", "#656d76", "#d8dee4", "#d1383d"
 COLOURS = ("#2f7ed8", "#e0812c", "#2f9e6e", "#c4569a", "#8a6fd1", "#a3862f", "#3aa6b9", "#7d8590")
 WIDTH, HEIGHT, GAP_X, GAP_Y = 3.0, 1.35, 0.55, 0.75  # of a panel, inches
@@ -30,7 +32,7 @@ _METRICS = {
     "weighted_norm": (BALANCE, "weighted gradient norm", "at the class tokens, L2 times weight"),
     "norm": (BALANCE, "gradient norm", "at the class tokens, L2, unweighted"),
     "weight": (BALANCE, "weight of the term", "factor"),
-    "cos": (BALANCE, "cosine of the gradients", "1 agree, 0 apart, -1 oppose"),
+    "cos": (BALANCE, "gradient cosine", "1 agree, 0 apart, -1 oppose"),
     "lr": (SCHEDULES, "learning rate", "scaled with the batch"),
     "weight_decay": (SCHEDULES, "weight decay", "per unit of learning rate"),
     "teacher_momentum": (SCHEDULES, "teacher momentum", "kept fraction a step"),
@@ -38,6 +40,14 @@ _METRICS = {
     "grad_norm": (SCHEDULES, "gradient norm", "L2 of all parameters, before clipping"),
     "images_per_s": (SCHEDULES, "speed", "images/s"),
     "data_wait": (SCHEDULES, "waiting for data", "fraction of the time"),
+    "skipped": (SCHEDULES, "skipped steps", "loss or gradient not finite, since the start"),
+    "on_diag": (OTHER, "on-diagonal part of the loss", "sum of squares"),
+    "off_diag": (OTHER, "off-diagonal part of the loss", "sum of squares, unweighted"),
+    "invariance": (OTHER, "invariance part of the loss", "mean square, unweighted"),
+    "variance": (OTHER, "variance part of the loss", "unweighted"),
+    "covariance": (OTHER, "covariance part of the loss", "unweighted"),
+    "accuracy": (OTHER, "accuracy of the contrast", "fraction of the views; 1: all pairs found"),
+    "hidden": (OTHER, "hidden patches", "fraction of the patches"),
 }
 _LOG_IF_WIDE = {"loss", "kl", "center_norm", "norm", "weighted_norm", "grad_norm", "weight"}
 
@@ -49,17 +59,24 @@ def _metric(key: str) -> str:
 def _term(key: str) -> str:
     """The loss term of a key: "dino" for dino/loss and balance/dino/norm, "" for lr."""
     if key.startswith("balance/cos/"):
-        return key.removeprefix("balance/cos/").replace(",", ", ")
+        return key.removeprefix("balance/cos/")
     return key.removeprefix("balance/").rpartition("/")[0]
+
+
+def _term_title(key: str) -> str:
+    """The names of the terms that a key is about: "DINO, Barlow Twins"."""
+    return ", ".join(map(term_title, _term(key).split(",")))
 
 
 def _title(keys: tuple[str, ...]) -> tuple[str, str]:
     """Title, and the unit with how to read it."""
     if keys[0].startswith("monitor/"):
-        return keys[0].removeprefix("monitor/").replace("/", " ").replace("_", " "), "%"
+        return monitor_title(keys[0]), "%"
     metric = _metric(keys[0])
     _, title, unit = _METRICS.get(metric, (OTHER, metric.replace("_", " "), ""))
-    return (f"{_term(keys[0])}: {title}" if len(keys) == 1 and _term(keys[0]) else title), unit
+    return (
+        f"{_term_title(keys[0])}: {title}" if len(keys) == 1 and _term(keys[0]) else title
+    ), unit
 
 
 def _seeds(log) -> list[list[dict]]:
@@ -215,7 +232,7 @@ def _panel(axes, logs: dict[str, list], keys: tuple[str, ...]) -> None:
         axes.text(1, above, f"{values[-1]:.4g}", color=ink, **style)
     if len(keys) > 1:
         lines = [Line2D([], [], color=c, ls=s, lw=1.5) for c, s in zip(inks, styles, strict=True)]
-        _legend(axes, lines, [_term(key) for key in keys], fontsize=7, loc="best")
+        _legend(axes, lines, [_term_title(key) for key in keys], fontsize=7, loc="best")
 
 
 def _curve(axes, steps, values, colour: str, style: str) -> np.ndarray:

@@ -6,7 +6,8 @@ from html import escape
 from pathlib import Path
 
 from dinotwins_jax.evals.curves import curve_sections, draw_curves, svg_text
-from dinotwins_jax.evals.table import cell, headline, score_rows
+from dinotwins_jax.evals.names import task_title, term_title
+from dinotwins_jax.evals.table import headline_rows, score_rows
 from dinotwins_jax.files import replace_text
 
 _STYLE = """
@@ -20,17 +21,28 @@ h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.
   border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 p, figcaption { color: var(--muted); margin: .3rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem;
+.wide { overflow-x: auto; } .curves { display: grid; gap: .8rem 1.2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); }
+table { border-collapse: collapse; font-size: .85rem;
   font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { padding: .25rem .45rem; text-align: right; white-space: nowrap; vertical-align: bottom;
+th, td { padding: .25rem .45rem; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--muted); white-space: normal; }
-th:first-child, td:first-child, .settings td { text-align: left; padding-left: 0; }
-.settings td { padding-right: 1.2rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; background: #ffffff; border-radius: 6px; }
+th { font-weight: 600; color: var(--muted); white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child, .settings td { text-align: left; padding-left: 0;
+  white-space: normal; }
+.settings td { overflow-wrap: anywhere; } .settings td:first-child { padding-right: 1.2rem;
+  color: var(--muted); white-space: nowrap; }
+figure { margin: 1rem 0; } .curves figure { margin: 0; }
+img { max-width: 100%; background: #ffffff; border-radius: 6px; }
 svg { width: 100%; height: auto; } svg text { fill: currentColor; }
 pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: 12.5px; }
+@media (max-width: 640px) { body { padding: 1rem; } table { width: 100%; font-size: .75rem; }
+  th, td { padding: .25rem .2rem; } td:first-child { width: 40%; } }
 """
+_READING = """<p>In %. sgd and ridge are linear probes with that share of the labels; 5 images a class is
+few-shot classification by the nearest class mean; ± is the standard deviation over draws of the labels.
+The Jaccard scores of attention compare its strongest part, a fixed or a fitted share, with the objects.
+</p>"""
 
 
 def write_report(
@@ -38,6 +50,7 @@ def write_report(
     *,
     title: str,
     config: dict,
+    length: str = "",
     log: list[dict],
     scores: dict[str, dict],
     pictures: dict[str, Path],
@@ -49,6 +62,7 @@ def write_report(
       path: file to write.
       title: what run this is.
       config: its config as nested dictionaries.
+      length: steps and epochs of the run.
       log: lines of its metrics.jsonl.
       scores: {row: {task: scores}}, as in scores.json.
       pictures: caption -> PNG file.
@@ -59,7 +73,7 @@ def write_report(
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(note)}</p>" for note in notes),
-        _settings(config),
+        _settings(config, length),
         _key_numbers(scores),
         *_curves(title, log),
         *_scores(scores),
@@ -76,21 +90,23 @@ def write_report(
     replace_text(path, page)
 
 
-def _settings(config: dict) -> str:
+def _settings(config: dict, length: str) -> str:
     """Table of the main config keys."""
     model, data = config.get("model", {}), config.get("data", {})
-    sizes = [f"{key} {model[key]}" for key in ("embed_dim", "depth", "num_heads") if model.get(key)]
+    sizes = {"embed_dim": "width {}", "depth": "depth {}", "num_heads": "{} heads"}
+    sizes = [text.format(model[key]) for key, text in sizes.items() if model.get(key)]
     shown = {
         "loss": " + ".join(
-            f"{term.get('weight', 1)} × {name}" for name, term in config.get("loss", {}).items()
+            f"{term.get('weight', 1)} × {term_title(name)}"
+            for name, term in config.get("loss", {}).items()
         ),
-        "weights matched to": config.get("match_gradients_to"),
+        "weights matched to": term_title(config.get("match_gradients_to") or ""),
         "model": ", ".join(
             [str(model.get("name", "")), *sizes, f"patch {model.get('patch_size', '')}"]
         ),
         "data": f"{data.get('source', '')} {data.get('dir') or ''}",
         "batch": config.get("batch_size"),
-        "epochs": config.get("total_epochs"),
+        "length": length,
         "seed": config.get("seed"),
     }
     cells = "".join(
@@ -104,9 +120,15 @@ def _settings(config: dict) -> str:
 def _curves(title: str, log: list[dict]) -> list[str]:
     logs = {title: log}
     return [
-        f"<h2>{escape(heading)}</h2><figure>{svg_text(draw_curves(logs, panels))}</figure>"
+        f'<h2>{escape(heading)}</h2><div class="curves">{_figures(logs, panels)}</div>'
         for heading, panels in (curve_sections(logs) if log else {}).items()
     ]
+
+
+def _figures(logs: dict, panels: list) -> str:
+    """A figure a panel, so that the page can put them beside or under each other."""
+    figures = (svg_text(draw_curves(logs, [panel], columns=1)) for panel in panels)
+    return "".join(f"<figure>{svg}</figure>" for svg in figures)
 
 
 def _scores(scores: dict[str, dict]) -> list[str]:
@@ -116,19 +138,18 @@ def _scores(scores: dict[str, dict]) -> list[str]:
     parts = ["<h2>Scores</h2><p>In %. ± is the standard deviation over draws of the labels, or "
              "the standard error over images.</p>"]  # fmt: skip
     for task in tasks:
-        columns, rows, protocols = score_rows(scores, task)
+        features, rows, protocols = score_rows(scores, task)
+        named = f"Protocol{'s' if len(protocols) > 1 else ''}: {', '.join(protocols)}"
         parts.append(
-            f"<h3>{escape(task)}</h3>{_table(columns, rows)}<p>{escape(', '.join(protocols))}</p>"
+            f"<h3>{escape(task_title(task))}</h3>{_table(features, rows)}<p>{escape(named)}</p>"
         )
     return parts
 
 
 def _key_numbers(scores: dict[str, dict]) -> str:
-    """Table of the main scores, one line per row."""
-    found = {row: headline(of_row) for row, of_row in scores.items()}
-    columns = list(dict.fromkeys(title for values in found.values() for title in values))
-    rows = {row: [cell(values.get(c)) for c in columns] for row, values in found.items()}
-    return _table(columns, rows) if columns else ""
+    """Table of the main scores."""
+    features, rows = headline_rows(scores)
+    return _table(features, rows) + _READING if rows else ""
 
 
 def _table(columns: list[str], rows: dict[str, list[str]]) -> str:

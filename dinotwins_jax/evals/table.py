@@ -1,6 +1,16 @@
 """Tables of scores: selection of headline scores, and Markdown."""
 
+import io
 import re
+import shutil
+
+from rich import box
+from rich.align import Align
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from dinotwins_jax.evals.names import score_title
 
 Value = tuple[float, float | None]  # in %, and its standard deviation where there are several draws
 
@@ -16,6 +26,9 @@ _SINGLE = [
     ("pointing", ("attention",), "pointing"),
     ("normalised cut, Jaccard", ("segmentation",), "jaccard"),
 ]
+_LEAD = ("multilabel sgd 10%", "multi-label k-NN", "sgd 10%")  # what the first titles begin with
+_LINEAR = re.compile(r"(multilabel )?(sgd|ridge|logistic) ")  # these come last, but for the lead
+_PIPED = 100  # columns where no terminal tells
 _SETTINGS = ("fraction", "keep", "recipe", "num_test", "temperature")  # no scores
 _SPREADS = ("_std", "_sem")
 
@@ -47,41 +60,85 @@ def figures(scores: dict[str, dict]) -> dict[str, float]:
     }
 
 
+def headline_rows(scores: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
+    """The features (teacher, random weights, …), and {title of a score: cells}, important ones first."""
+    rows = _cells({row: headline(of_row) for row, of_row in scores.items()})
+    return list(scores), dict(sorted(rows.items(), key=lambda item: _rank(item[0])))
+
+
+def _rank(title: str) -> int:
+    lead = [i for i, start in enumerate(_LEAD) if title.startswith(start)]
+    return lead[0] if lead else len(_LEAD) + bool(_LINEAR.match(title))
+
+
+def _cells(found: dict[str, dict[str, Value]]) -> dict[str, list[str]]:
+    titles = dict.fromkeys(title for values in found.values() for title in values)
+    return {title: [cell(values.get(title)) for values in found.values()] for title in titles}
+
+
 def summary(scores: dict[str, dict]) -> str:
-    """Markdown table, one line per row of scores: mean ± standard deviation over label draws, in %."""
-    lines = {row: headline(of_row) for row, of_row in scores.items()}
-    columns = list(dict.fromkeys(title for line in lines.values() for title in line))
-    return markdown(
-        [["", *columns], *([r, *(cell(v.get(c)) for c in columns)] for r, v in lines.items())]
-    )
+    """Markdown, a line a score: mean ± standard deviation over the draws of the labels, in %."""
+    features, rows = headline_rows(scores)
+    return markdown([["", *features], *([title, *cells] for title, cells in rows.items())])
+
+
+def terminal_table(scores: dict[str, dict], width: int | None = None) -> str:
+    """The table of `summary` as plain text, folded where it is wider than the terminal; "" without scores.
+
+    Args:
+      width: columns; None: those of the terminal, 100 in a pipe.
+    """
+    features, rows = headline_rows(scores)
+    if not rows:
+        return ""
+    columns = [_aligned([cells[i] for cells in rows.values()]) for i in range(len(features))]
+    last = [_rank(title) > len(_LEAD) for title in rows]
+    table = Table(Column("in %", overflow="fold"), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for feature in features:
+        table.add_column(feature, justify="right", overflow="fold")
+    for i, (title, *cells) in enumerate(zip(rows, *columns, strict=True)):
+        cells = [
+            Align.right(Text(text, justify="left")) for text in cells
+        ]  # with the blanks at its end
+        table.add_row(title, *cells, end_section=not last[i] and last[i + 1 : i + 2] == [True])
+    width = width or shutil.get_terminal_size((_PIPED, 24)).columns
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    if any("±" in text for column in columns for text in column):
+        console.print(" ± is the standard deviation over the draws of the labels")
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+
+
+def _aligned(cells: list[str]) -> list[str]:
+    """Cells of one width, their means under each other."""
+    parts = [text.partition(" ± ") for text in cells]
+    mean, spread = (max(len(part[i]) for part in parts) for i in (0, 2))
+    return [f"{part[0]:>{mean}}{part[1]}{part[2]:>{spread}}" for part in parts]
 
 
 def score_rows(
     scores: dict[str, dict], task: str
 ) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    """All numbers of one task: columns, the cells of each row that has the task, and the protocols.
+    """All numbers of one task: the features that have it, {title of the score: cells}, the protocols.
 
     "<x>_mean" and "<x>_std", or "<x>" and "<x>_sem", share a cell; lists are left out.
     """
-    flat, protocols = {}, {}
+    found, protocols = {}, {}
     for row, tasks in scores.items():
         if task in tasks:
-            flat[row] = dict(_values(tasks[task]))
+            found[row] = {score_title(keys): value for keys, value in _values(tasks[task])}
             protocols |= dict.fromkeys(_protocols(tasks[task]))
-    columns = list(dict.fromkeys(name for values in flat.values() for name in values))
-    rows = {row: [cell(values.get(c)) for c in columns] for row, values in flat.items()}
-    return columns, rows, list(protocols)
+    return list(found), _cells(found), list(protocols)
 
 
-def _values(scores: dict, prefix: str = ""):
-    """(name, value) of the numbers of nested scores."""
+def _values(scores: dict, path: tuple[str, ...] = ()):
+    """(keys, value) of the numbers of nested scores."""
     for key, value in scores.items():
         if isinstance(value, dict) and key not in _SETTINGS:
-            yield from _values(value, f"{prefix}{key.replace('_', ' ')} ")
+            yield from _values(value, (*path, key))
         elif isinstance(value, (int, float)) and key not in _SETTINGS and key[-4:] not in _SPREADS:
             name = key.removesuffix("_mean")
-            spread = scores.get(f"{name}_std", scores.get(f"{name}_sem"))
-            yield f"{prefix}{name.replace('_', ' ')}", (value, spread)
+            yield (*path, name), (value, scores.get(f"{name}_std", scores.get(f"{name}_sem")))
 
 
 def _protocols(scores: dict):

@@ -1,0 +1,85 @@
+"""Titles for the keys of logs and scores, as tables and charts show them."""
+
+import re
+
+TERMS = {
+    "dino": "DINO",
+    "barlow_twins": "Barlow Twins",
+    "ibot": "iBOT",
+    "koleo": "KoLeo",
+    "gram": "Gram",
+    "byol": "BYOL",
+    "simclr": "SimCLR",
+    "vicreg": "VICReg",
+}
+_TASKS = {
+    "linear": "Linear probes",
+    "knn": "k-NN",
+    "fewshot": "Few-shot: nearest class mean",
+    "finetune": "Fine-tuning",
+    "attention": "Attention of the last block and object masks",
+    "segmentation": "Normalised cut and object masks",
+}
+_KEYS = {
+    "sgd": "SGD",
+    "ridge": "ridge",
+    "logistic": "logistic regression",
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": "mAP",
+    "f1_macro": "F1, mean of the classes",
+    "f1_micro": "F1, all labels pooled",
+    "images": "number of images",
+    "objects": "number of objects",
+    "pointing": "pointing game",
+    "corloc": "CorLoc",
+    "jaccard": "Jaccard",
+    "jaccard_best_head": "Jaccard, best head",
+    "jaccard_best_head_oracle": "Jaccard, best head of each (oracle)",
+    "jaccard_mean_map": "Jaccard, mean of the heads",
+    "jaccard_rollout": "Jaccard, attention rollout",
+    "jaccard_fitted": "Jaccard, mean of the heads, fitted share",
+}
+_MONITORS = {"knn": "k-NN", "ridge": "ridge probe"}
+
+
+def term_title(name: str) -> str:
+    """ "Barlow Twins" for barlow_twins; the name itself for a loss of one's own."""
+    return TERMS.get(name, name)
+
+
+def task_title(task: str) -> str:
+    """ "Fine-tuning" for finetune, "Multi-label fine-tuning" for "finetune multilabel"."""
+    kind, _, labels = task.partition(" ")
+    title = _TASKS.get(kind, kind)
+    if not labels:
+        return title
+    return f"Multi-label {title if title == 'k-NN' else title[0].lower() + title[1:]}"
+
+
+def score_title(keys: tuple[str, ...]) -> str:
+    """ "k-NN, k=10: top-1" for ("k10", "top1"), the path of a score within its task."""
+    return ": ".join(filter(None, map(_key_title, keys)))
+
+
+def monitor_title(key: str) -> str:
+    """ "k-NN: top-1" for monitor/knn_top1."""
+    probe, _, metric = key.removeprefix("monitor/").partition("_")
+    return score_title((_MONITORS.get(probe, probe), metric))
+
+
+def _key_title(key: str) -> str:
+    if key == "sizes":  # the sizes themselves come next
+        return ""
+    if key in ("small", "medium", "large"):
+        return f"{key} objects"
+    if found := re.fullmatch(r"(multilabel )?(\w+) ([\d.]+%)", key):
+        several, probe, share = found.groups()
+        return (
+            f"{'multi-label ' if several else ''}{_KEYS.get(probe, probe)}, {share} of the labels"
+        )
+    if found := re.fullmatch(r"k(\d+)", key):
+        return f"k-NN, k={found[1]}"
+    if found := re.fullmatch(r"shots(\d+)", key):
+        return f"{found[1]} image{'' if found[1] == '1' else 's'} a class"
+    return _KEYS.get(key, key.replace("_", " "))
