@@ -201,7 +201,8 @@ def _help(program: str, description: str, values: flags.FlagValues) -> str:
         choices = "|".join(getattr(flag.parser, "enum_values", None) or [])
         value = "" if flag.boolean else f"={choices or flag.name.upper()}"
         default = "" if flag.default in (None, False) else f" (default {flag.default})"
-        lines += [f"  --{flag.name}{value}", f"      {flag.help}{default}"]
+        about = flag.help.removeprefix(f"<{choices}>: ")  # of absl, for an enum
+        lines += [f"  --{flag.name}{value}", f"      {about}{default}"]
     return "\n".join([*lines, "", f"shipped configs: {', '.join(_shipped())}"])
 
 

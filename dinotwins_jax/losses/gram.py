@@ -37,8 +37,7 @@ def gram_loss(
             f"student_patches {student_patches.shape} and teacher_patches {teacher_patches.shape} must "
             "have one shape [B, N, D]"
         )
-    if level not in LEVELS:
-        raise ValueError(f"level is '{level}': choose {' or '.join(LEVELS)}")
+    _check_level(level)
     teacher_patches = jax.lax.stop_gradient(teacher_patches)
 
     def gram(x):
@@ -53,6 +52,11 @@ def gram_loss(
 
     loss = jnp.mean((gram(student_patches) - gram(teacher_patches)) ** 2)
     return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
+
+
+def _check_level(level: str) -> None:
+    if level not in LEVELS:
+        raise ValueError(f"level is '{level}': choose {' or '.join(LEVELS)}")
 
 
 def gram(
@@ -74,8 +78,7 @@ def gram(
     Differs: the anchor sees the crops that the student sees; the official high-resolution stage feeds
       it larger, undistorted ones and shrinks their feature map.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level is '{level}': choose {' or '.join(LEVELS)}")
+    _check_level(level)
     if min(start_steps, refresh_steps, max_refreshes) < 0:
         raise ValueError("start, refresh and max_refreshes must not be negative")
 
