@@ -67,3 +67,12 @@ def quick_compilation(request):
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+
+
+# The files that take longest start first, so that no worker ends with one of them while the others wait.
+_LONGEST = ("test_train", "test_sweep", "test_augment_draws", "test_augment", "test_family_step")
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.module.__name__, len(rank)))

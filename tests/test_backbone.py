@@ -94,7 +94,7 @@ def test_norm_eps_reaches_every_norm():
     assert_close(normalise(jnp.float32(x), scale, bias, 1e-5), expected, 1e-5)
     images = jnp.float32(normal(1, 1, 16, 16, 3))
     vit = VisionTransformer(**TINY)
-    params = vit.init(jax.random.key(0), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
 
     def cls(eps):
         return vit.clone(norm_eps=eps).apply({"params": params}, images).cls
@@ -108,7 +108,7 @@ def test_norm_eps_reaches_every_norm():
 @pytest.mark.parametrize("fields", [NEW, {"positions": "rope", "num_register_tokens": 2}])
 def test_options_work_on_any_grid_and_in_two_halves(fields):
     vit = VisionTransformer(**TINY, **fields)
-    params = vit.init(jax.random.key(0), jnp.ones((1, 16, 16, 3)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), jnp.ones((1, 16, 16, 3)))["params"]
     assert "pos_embed" not in params
     images = jnp.float32(normal(1, 2, 24, 40, 3))
     out = vit.apply({"params": params}, images, return_attention=True)
@@ -128,7 +128,7 @@ def test_places_tell_patches_apart():
     """Without positions a shuffled image has the same class token."""
     images = jnp.float32(normal(0, 1, 16, 16, 3))
     vit = VisionTransformer(**TINY, positions="rope", init_std=0.3)
-    params = vit.init(jax.random.key(0), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
     swapped = jnp.roll(images, 8, axis=2)
     a, b = (vit.apply({"params": params}, x).cls for x in (images, swapped))
     assert float(jnp.max(jnp.abs(a - b))) > 1e-2
@@ -138,7 +138,7 @@ def test_places_tell_patches_apart():
 def test_gradients_are_those_of_the_plain_model(change):
     images, weight = jnp.float32(normal(0, 2, 16, 24, 3)), normal(1, 2, 48)
     vit = VisionTransformer(**TINY, **NEW, num_register_tokens=1, layer_scale_init=0.5)
-    params = vit.init(jax.random.key(0), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
 
     def grads(vit):
         loss = lambda p: jnp.sum(weight * vit.apply({"params": p}, images).cls)  # noqa: E731
@@ -179,7 +179,7 @@ def test_patches_move_in_training_alone_and_by_their_key():
         **TINY, positions="rope", rope_shift=0.3, rope_rescale=2.0, init_std=0.3
     )
     images = jnp.float32(normal(0, 2, 16, 16, 3))
-    params = vit.init(jax.random.key(0), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
 
     def cls(train, seed):
         rngs = {"rope": jax.random.key(seed)}

@@ -48,33 +48,37 @@ def features(params, hidden=None):
     """(cls [B, 2, E], patches [B, 2, N, E]) of the first batch's global crops."""
     images = crops()["global_crops"].reshape(-1, 16, 16, 3)
     hidden = None if hidden is None else hidden.reshape(len(images), -1)
-    out = VIT.apply({"params": params}, images, hidden=hidden)
+    out = jax.jit(VIT.apply)({"params": params}, images, hidden=hidden)
     return out.cls.reshape(B, 2, -1), out.patches.reshape(B, 2, 16, -1)
 
 
 def test_the_mask_token_stands_in_for_hidden_patches():
     """A mask token equal to the embedding's bias gives the same as a black patch."""
     images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
-    params = VIT.init(jax.random.key(0), images)["params"]
+    apply = jax.jit(VIT.apply)
+    params = jax.jit(VIT.init)(jax.random.key(0), images)["params"]
     bias = jax.random.normal(jax.random.key(2), (48,))
     params = params | {"patch_embed": params["patch_embed"] | {"bias": bias}}
     hidden = jnp.zeros((3, 16), bool).at[0, 5].set(True).at[2, 8:].set(True)
     pixels = jnp.repeat(jnp.repeat(hidden.reshape(3, 4, 4, 1), 4, 1), 4, 2)
-    black = VIT.apply({"params": params}, jnp.where(pixels, 0.0, images))
-    masked = VIT.apply({"params": params | {"mask_token": bias[None]}}, images, hidden=hidden)
+    black = apply({"params": params}, jnp.where(pixels, 0.0, images))
+    masked = apply({"params": params | {"mask_token": bias[None]}}, images, hidden=hidden)
     assert_close(masked.cls, black.cls, 1e-5)
     assert_close(masked.patches, black.patches, 1e-5)
-    assert np.any(masked.cls != VIT.apply({"params": params}, images).cls)
+    assert np.any(masked.cls != apply({"params": params}, images).cls)
 
 
 def test_ibot_s_head_sees_the_hidden_patches_of_both_networks():
     (state, _), (after, metrics) = trained({"ibot": HEAD | {"centering": "ema"}}, steps=1)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), MASKS), 0)
-    masked = draw_masks(make_loss({"ibot": HEAD}).masks, (4, 4), key, jnp.arange(B), B)
+    masks = make_loss({"ibot": HEAD}).masks
+    masked = jax.jit(lambda key: draw_masks(masks, (4, 4), key, jnp.arange(B), B))(key)
     assert int(masked.where.sum()) > 4
     head = make_loss({"ibot": HEAD}).heads["ibot"].module
     logits = [
-        head.apply({"params": params["heads"]["ibot"]}, patches.reshape(-1, 48)[masked.row])
+        jax.jit(head.apply)(
+            {"params": params["heads"]["ibot"]}, patches.reshape(-1, 48)[masked.row]
+        )
         for params, patches in (
             (state.params, features(state.params["backbone"], masked.where)[1]),
             (state.teacher_params, features(state.teacher_params["backbone"])[1]),

@@ -79,7 +79,7 @@ def test_the_class_token_alone_is_that_of_the_whole_block(options, remat):
         drop_path_rate=0.3, remat=remat, **options,
     )  # fmt: skip
     images, weight = arrays((3, 24, 16, 3), (3, 48))
-    params = model.init(jax.random.key(1), images)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), images)["params"]
 
     def loss(params, patches):
         out = model.apply(
@@ -117,5 +117,5 @@ def test_every_block_attends_as_the_field_says(monkeypatch):
     for implementation, times in (("xla", 0), ("cudnn", 2)):
         create_vit("vit_tiny", attention=implementation, **sizes).init(jax.random.key(0), images)
         assert len(calls) == times
-    with pytest.raises(ValueError, match="attention is 'flash': xla or cudnn"):
+    with pytest.raises(ValueError, match="attention is 'flash': choose xla or cudnn"):
         create_vit("vit_tiny", attention="flash", **sizes).init(jax.random.key(0), images)

@@ -7,7 +7,11 @@ import pytest
 import refs_family as refs
 
 from dinotwins_jax.losses.base import Masks
-from dinotwins_jax.training.masks import blocks, draw_masks, num_rows
+from dinotwins_jax.training import masks
+from dinotwins_jax.training.masks import num_rows
+
+blocks = jax.jit(masks.blocks, static_argnums=(2, 3))
+draw_masks = jax.jit(masks.draw_masks, static_argnums=(0, 1, 4))
 
 
 @pytest.mark.parametrize("target", [0, 3, 8, 30, 98])

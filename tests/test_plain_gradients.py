@@ -40,7 +40,10 @@ def inner(a, b):
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.parametrize("fields", [{}, OTHER], ids=["mlp", "swiglu, rope"])
+@pytest.mark.parametrize(
+    "fields",
+    [pytest.param({}, id="mlp", marks=pytest.mark.slow), pytest.param(OTHER, id="swiglu, rope")],
+)
 def test_forward_mode_and_hessian_vector_products_of_the_backbone(fields):
     vit = VIT.clone(**fields)
     images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))

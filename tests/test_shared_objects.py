@@ -172,6 +172,7 @@ def command_line(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_a_recipe():
     done = command_line("--config=configs/hybrid.py:demo", "--images=6", "--draws=3")
     assert done.returncode == 0, done.stderr

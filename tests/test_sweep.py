@@ -195,6 +195,7 @@ def trained_or_named(changed, workdir):
     return True
 
 
+@pytest.mark.slow
 @settings(
     max_examples=LONG or 25,
     deadline=None,

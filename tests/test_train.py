@@ -245,6 +245,7 @@ def test_a_loss_from_outside_and_its_nan(tmp_path):
     assert not (tmp_path / "scores.json").exists()
 
 
+@pytest.mark.slow
 def test_the_loss_in_the_readme_runs(tmp_path, monkeypatch):
     code = re.findall(r"```python\n# (\S+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert [name for name, _ in code] == ["mine.py", "mine_config.py"]
