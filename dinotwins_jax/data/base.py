@@ -9,10 +9,20 @@ from typing import Protocol
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
 SPLITS = ("pretrain", "train", "test")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".jpe", ".jfif", ".pnm", ".pbm"),
+    *((".jp2",) if features.check("jpg_2000") else ()),
+    *((".avif",) if "avif" in features.modules and features.check("avif") else ()),
+)
+
+
+def printable(name: object) -> str:
+    """A name for people: bytes of a file's name that are not UTF-8 become escapes, such as \\udce9."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 class BadImage(ValueError):
@@ -24,7 +34,7 @@ class BadImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{printable(self.name)}: {self.reason}"
 
 
 class Source(Protocol):
@@ -33,6 +43,7 @@ class Source(Protocol):
     Optional, read with getattr(source, "multi_hot", None):
       multi_hot: bool[len(self), len(class_names)], all categories in the image (crowds left out, as in
         labels); None if images have a single label.
+      notes: tuple[str, ...], lines for the description of the data at the start of a run.
     Optional methods:
       masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
         class_names.
