@@ -366,3 +366,16 @@ def test_a_run_in_the_image_folder_itself(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for root in (tmp_path, f"{tmp_path}/*.png"):
         assert opened(root)["pretrain"].paths == before
+
+
+def test_the_description_in_the_docs(tmp_path):
+    for kind in ("ant", "bee"):
+        for k in range(40):
+            write(tmp_path / kind / f"{k:04}.jpg")
+    write(tmp_path / "cover.jpg")
+    for name in ("1.heic", "2.heic", "ant/3.heic", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs/x/metrics.jsonl").write_text("")
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    assert "".join(f"    {line}\n" for line in describe(opened(tmp_path))) in page
