@@ -1,5 +1,6 @@
 """Folders of images as people have them: splits, stray and odd files, runs beside the images."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinotwins_jax.data import listing, make_source, shards
-from dinotwins_jax.data.base import EXTENSIONS, SPLITS, BadImage, printable
+from dinotwins_jax.data import listing, make_source, open_source, shards
+from dinotwins_jax.data.base import EXTENSIONS, SPLITS, BadImage, decode_image, printable
 from dinotwins_jax.data.describe import describe
-from dinotwins_jax.data.pipeline import BadImageLog
+from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.data.store import Settings, check_ours, identify, union
 from dinotwins_jax.evals.outputs import PICTURES
 from dinotwins_jax.files import replace_text
@@ -264,6 +265,57 @@ def test_twenty_four_images_open(tmp_path):
     for kind in ("ant", "bee"):
         write(tmp_path / kind, 12)
     assert [len(s) for s in opened(tmp_path, test_fraction=0.25).values()] == [18, 18, 6]
+
+
+# Large images
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+
+
+def photo(path, side, **options):
+    shades = np.linspace(0, 255, side).astype(np.uint8)
+    pixels = np.broadcast_to(shades[:, None, None], (side, side, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_large_jpeg_is_read_at_a_reduced_scale(tmp_path, small_limit, rotated):
+    exif = Image.Exif()
+    exif[0x0112] = 3 if rotated else 1  # 3: upside down
+    path = photo(tmp_path / "a.jpg", 40 if rotated else 160, exif=exif)
+    image = decode_image(path, max_side=20)
+    assert image.shape == (20, 20, 3)
+    assert (image[0].mean() > image[-1].mean()) == rotated
+
+
+@pytest.mark.parametrize("name", ["rotated.jpg", "a.png"])
+def test_an_image_that_is_too_large_names_the_key(tmp_path, small_limit, name):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = photo(tmp_path / name, 160, exif=exif)
+    with pytest.raises(BadImage, match=rf"{name}: .*25600.*config\.data\.max_pixels"):
+        decode_image(path, max_side=20)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_max_pixels_reaches_every_reader(tmp_path, small_limit, num_workers):
+    for k in range(4):
+        photo(tmp_path / f"{k}.png", 160)
+    data = {"source": "folder", "dir": str(tmp_path), "max_pixels": 30000}
+    source = open_source(data, "pretrain")
+    batches = train_batches(source, batch_size=4, canvas_size=16, seed=0, num_workers=num_workers)
+    with contextlib.closing(batches):
+        assert (next(batches)["bad"] < 0).all()
+    data["max_pixels"] = 20000
+    with pytest.raises(BadImage, match="max_pixels"):
+        open_source(data, "pretrain")[0]
 
 
 # One listing
