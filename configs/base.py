@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
     c.data.dir = ""  # of the images; not needed by scenes; folder also takes "/data/**/*.jpg"
     # Side in pixels of the square that holds an image on the device; 0: the source's choice.
     c.data.canvas_size = 0
+    # Pixels of the largest image that is read, a JPEG's after its reduction; 0: Pillow's limit, 89 million.
+    c.data.max_pixels = 0
     c.data.num_workers = 0  # decoding processes; 0: threads of this process, cheaper per image
     # Arguments by source; only those of data.source are used.
     c.data.scenes = ConfigDict({"num_train": 8000, "num_test": 2000, "size": 64, "seed": 0})

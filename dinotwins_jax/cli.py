@@ -64,7 +64,7 @@ def command(
         return fail(str(error))
     _quiet_libraries()
     with contextlib.suppress(AttributeError, ValueError):  # not a text file, as in a notebook
-        sys.stdout.reconfigure(line_buffering=True)
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return work(values)
 
 

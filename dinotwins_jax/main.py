@@ -98,6 +98,7 @@ def _dry_run(values: flags.FlagValues) -> None:
     import jax
 
     from dinotwins_jax.build import build
+    from dinotwins_jax.data.describe import describe
     from dinotwins_jax.devices.processes import warn
     from dinotwins_jax.memory import memory_table, step_memory
 
@@ -110,7 +111,8 @@ def _dry_run(values: flags.FlagValues) -> None:
         run.trained_backbone()
     for line in run.advice:
         warn(line)
-    for line in run.recipe:
+    train, test = run.probe_sources
+    for line in describe({"pretrain": run.source, "train": train, "test": test}) + run.recipe:
         print(line)
     print(memory_table(step_memory(run, config.batch_size), run))
 

@@ -17,7 +17,8 @@ from absl import flags
 
 from dinotwins_jax.cli import INTERRUPTED, command, config_name, exit_code, fail
 from dinotwins_jax.data import make_source, open_source, shards, source_options, workers
-from dinotwins_jax.data.base import SPLITS, BadImage
+from dinotwins_jax.data.base import SPLITS, BadImage, printable
+from dinotwins_jax.data.describe import describe
 from dinotwins_jax.data.records import image_record
 from dinotwins_jax.data.store import (
     Settings,
@@ -91,7 +92,7 @@ def write(store: Store, settings: Settings, out: Path, values: flags.FlagValues)
         f"{kept:,} as they were, {len(skipped)} unreadable left out"
     )
     for entry in skipped[:5]:
-        print(f"  left out: {entry['name']}: {entry['reason']}")
+        print(f"  left out: {printable(entry['name'])}: {entry['reason']}")
     if len(skipped) > 5:
         print(f"  and {len(skipped) - 5} more, all in {out / 'manifest.json'}")
     masks = [split for split, part in manifest["splits"].items() if part["masks"]]
@@ -104,15 +105,10 @@ def write(store: Store, settings: Settings, out: Path, values: flags.FlagValues)
 
 
 def summary(store: Store) -> str:
-    """Lines: what each split holds, and how many images they are together."""
-    lines = []
-    for split, source in store.sources.items():
-        line = f"{split}: {len(source):,} images"
-        if source.labels is not None:
-            known = int(np.sum(np.asarray(source.labels) >= 0))
-            line += f", {known:,} labelled, {len(source.class_names)} classes"
-        lines.append(line)
-    return "\n".join([*lines, f"in all: {len(store.names):,} images, each stored once"])
+    """Lines: what the splits hold, and how many images they are together."""
+    return "\n".join(
+        [*describe(store.sources), f"in all: {len(store.names):,} images, each stored once"]
+    )
 
 
 def forecast(

@@ -12,6 +12,7 @@ from dinotwins_jax.settings.keys import flatten
 # Keys that may differ between two starts of one run: they change weights by rounding at most.
 _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
+    "data.max_pixels",
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
     "model.plain_gradients",
 )

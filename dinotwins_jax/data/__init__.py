@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from dinotwins_jax.data.base import Source, check_split
+from dinotwins_jax.data.base import Source, allow_pixels, check_split
 
 SOURCES = {
     "scenes": "dinotwins_jax.data.scenes:Scenes",
@@ -43,7 +43,11 @@ def make_source(name: str, split: str, /, *, dir: str = "", **kwargs: Any) -> So
 
 def open_source(data: Mapping[str, Any], split: str) -> Source:
     """Creates the source that the section `data` of a config describes."""
-    return make_source(data["source"], split, dir=data["dir"], **source_options(data))
+    source = make_source(data["source"], split, dir=data["dir"], **source_options(data))
+    if limit := int(data.get("max_pixels") or 0):
+        allow_pixels(limit)
+        source.max_pixels = limit  # travels to the decoding processes
+    return source
 
 
 def source_options(data: Mapping[str, Any]) -> dict[str, Any]:

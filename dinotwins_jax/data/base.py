@@ -9,10 +9,29 @@ from typing import Protocol
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
 SPLITS = ("pretrain", "train", "test")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".jpe", ".jfif", ".pnm", ".pbm"),
+    *((".jp2",) if features.check("jpg_2000") else ()),
+    *((".avif",) if "avif" in features.modules and features.check("avif") else ()),
+)
+
+
+_LARGER = "To read it, set config.data.max_pixels to its pixels, or make it smaller."
+
+
+def allow_pixels(count: int) -> None:
+    """Sets Pillow's limit of pixels an image in this process; 0 leaves it as it is."""
+    if count and count != Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = count
+
+
+def printable(name: object) -> str:
+    """A name for people: bytes of a file's name that are not UTF-8 become escapes, such as \\udce9."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 class BadImage(ValueError):
@@ -24,7 +43,7 @@ class BadImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{printable(self.name)}: {self.reason}"
 
 
 class Source(Protocol):
@@ -33,6 +52,8 @@ class Source(Protocol):
     Optional, read with getattr(source, "multi_hot", None):
       multi_hot: bool[len(self), len(class_names)], all categories in the image (crowds left out, as in
         labels); None if images have a single label.
+      max_pixels: int, the largest image that is read; `open_source` sets it to config.data.max_pixels.
+      notes: tuple[str, ...], lines for the description of the data at the start of a run.
     Optional methods:
       masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
         class_names.
@@ -150,7 +171,8 @@ def decode_image(
     Returns:
       u8[H, W, 3] RGB, possibly a view of the canvas.
     Raises:
-      BadImage: missing, empty, truncated, not an image, or above PIL.Image.MAX_IMAGE_PIXELS pixels.
+      BadImage: missing, empty, truncated, not an image, or above PIL.Image.MAX_IMAGE_PIXELS pixels, which
+        count after the reduction of a JPEG.
     """
     name = name or (repr(file[:8]) if isinstance(file, bytes) else os.fspath(file))
     try:
@@ -166,6 +188,8 @@ def decode_image(
             return _to_rgb(image, max_side)
     except MemoryError:
         raise
+    except Image.DecompressionBombError as err:
+        raise BadImage(name, f"{err} {_LARGER}") from None
     except Image.UnidentifiedImageError:
         raise BadImage(name, f"not an image that PIL can read ({len(data)} bytes)") from None
     except Exception as err:  # PIL's decoders raise nearly every built-in exception on broken files
@@ -179,18 +203,22 @@ def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) ->
     Other formats, CMYK, EXIF rotations and flawed files are left to Pillow, which alone decides what
     is broken.
     """
-    if data[:3] != b"\xff\xd8\xff" or (_has_exif(data) and _is_rotated(data)):
+    if data[:3] != b"\xff\xd8\xff":
         return None
+    exif = _exif_segment(data)
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         limit = Image.MAX_IMAGE_PIXELS
-        if space not in ("YCbCr", "Gray") or (limit is not None and height * width > limit):
+        too_large = limit is not None and height * width > limit
+        if space not in ("YCbCr", "Gray") or (exif and _is_rotated(data, exif, too_large)):
             return None
         reduced = (
             f for f in (8, 4, 2) if max_side is not None and -(-max(height, width) // f) >= max_side
         )
         factor = next(reduced, 1)
         height, width = -(-height // factor), -(-width // factor)
+        if too_large and height * width > limit:
+            return None
         if canvas is not None and (width != canvas.shape[1] or height > canvas.shape[0]):
             canvas = None
         return simplejpeg.decode_jpeg(
@@ -204,17 +232,23 @@ def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) ->
         return None
 
 
-def _has_exif(data: bytes) -> bool:
-    """Whether a JPEG has an EXIF segment before its pixels; searching the bytes is ten times slower."""
+def _exif_segment(data: bytes) -> bytes:
+    """The EXIF segment before a JPEG's pixels, or b""; searching the bytes is ten times slower."""
     place = 2
     while data[place : place + 1] == b"\xff" and data[place + 1] != 0xDA:
         if data[place + 1] == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            return True
+            return data[place + 4 : place + 2 + int.from_bytes(data[place + 2 : place + 4])]
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
-    return False
+    return b""
 
 
-def _is_rotated(data: bytes) -> bool:
+def _is_rotated(data: bytes, exif: bytes, too_large: bool) -> bool:
+    """Whether a JPEG has an EXIF rotation; one that Pillow will not open is judged by its segment."""
+    with contextlib.suppress(Exception):
+        if too_large:
+            tags = Image.Exif()
+            tags.load(exif)
+            return tags.get(ExifTags.Base.Orientation, 1) != 1
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
         return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     return False  # a broken EXIF block is ignored
@@ -222,14 +256,14 @@ def _is_rotated(data: bytes) -> bool:
 
 def _to_rgb(image: Image.Image, max_side: int | None) -> np.ndarray:
     width, height = image.size
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ValueError(f"{width} x {height} pixels, more than PIL's limit of {limit}")
     longer = max(width, height)
     if max_side is not None and longer >= 2 * max_side:
         # draft() keeps both sides at or above the requested size, so request the image's own
         # aspect.
         image.draft(None, (-(-width * max_side // longer), -(-height * max_side // longer)))
+    limit, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+    if limit is not None and width * height > limit:
+        raise ValueError(f"{width} x {height} pixels, more than PIL's limit of {limit}. {_LARGER}")
     image.load()
     with contextlib.suppress(Exception):  # the pixels are valid even if the EXIF block is broken
         image = ImageOps.exif_transpose(image)

@@ -8,7 +8,7 @@ from sys import getrefcount
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.data.base import BadImage, Source, decode_image, gives_encoded
+from dinotwins_jax.data.base import BadImage, Source, allow_pixels, decode_image, gives_encoded
 
 MAX_REPLACEMENT_TRIES = 100  # unreadable records in a row before giving up
 
@@ -133,6 +133,7 @@ def read_or_black(source: Source, index: int, canvas: np.ndarray) -> tuple[np.nd
 
 
 def _read(source: Source, index: int, canvas: np.ndarray) -> np.ndarray:
+    allow_pixels(getattr(source, "max_pixels", 0))  # this may be another process
     if gives_encoded(source):
         data, name = source.encoded(index), source.name(index)
         image = decode_image(data, name=name, max_side=len(canvas), canvas=canvas)

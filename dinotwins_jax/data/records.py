@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.data.base import Source, decode_image, gives_encoded
+from dinotwins_jax.data.base import Source, allow_pixels, decode_image, gives_encoded
 
 Size = tuple[int, int]  # (height, width) in pixels, upright
 
@@ -39,6 +39,7 @@ def image_record(source: Source, i: int, *, short_side: int, quality: int) -> Im
     Raises:
       BadImage: unreadable, even if the bytes could have been kept.
     """
+    allow_pixels(getattr(source, "max_pixels", 0))  # this may be another process
     if not gives_encoded(source):
         pixels = source[i]
         original = pixels.shape[:2]

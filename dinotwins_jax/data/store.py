@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinotwins_jax.data.base import SPLITS, Source
+from dinotwins_jax.data.base import SPLITS, Source, printable
 
 FORMAT, VERSION = "dinotwins_jax prepared images", 1
 MANIFEST, ARRAYS = "manifest.json", "splits.npz"
@@ -111,7 +111,9 @@ def identify(store: Store, settings: Settings) -> dict[str, Any]:
 
 
 def check_ours(out: Path) -> None:
-    """Raises ValueError if `out` holds files that are not prepared data."""
+    """Raises ValueError if `out` holds files that are not prepared data, or its name is not UTF-8."""
+    if printable(out) != str(out):  # array_record cannot open it
+        raise ValueError(f"{printable(out)}: its name is not UTF-8: choose another directory")
     if not out.exists():
         return
     if not out.is_dir():

@@ -22,6 +22,7 @@ RANGES = {
     **{"model.rope_shift": POSITIVE, "model.rope_jitter": "[1, inf)"},
     **{"model.rope_rescale": "[1, inf)"},
     **{"data.canvas_size": NOT_NEGATIVE, "data.num_workers": NOT_NEGATIVE},
+    **{"data.max_pixels": NOT_NEGATIVE},
     **{f"data.scenes.{k}": POSITIVE for k in ("num_train", "num_test", "size")},
     **{"data.scenes.seed": NOT_NEGATIVE, "data.folder.test_fraction": "(0, 1)"},
     **{
