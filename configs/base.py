@@ -67,7 +67,15 @@ def get_config() -> ConfigDict:
     # Arguments by source; only those of data.source are used.
     c.data.scenes = ConfigDict({"num_train": 8000, "num_test": 2000, "size": 64, "seed": 0})
     c.data.coco = ConfigDict(
-        {"pretrain_splits": ("train2017",), "train_split": "train2017", "test_split": "val2017"}
+        {
+            "pretrain_splits": ("train2017",),  # image folders
+            "train_split": "train2017",
+            "test_split": "val2017",
+            # JSON file of train_split, in data.dir or absolute; "": annotations/instances_<split>.json, or
+            # <split>/_annotations.coco.json.
+            "train_annotations": "",
+            "test_annotations": "",  # the same of test_split
+        }
     )
     # Fraction held out for testing where there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
