@@ -67,16 +67,12 @@ def get_config() -> ConfigDict:
     # Arguments by source; only those of data.source are used.
     c.data.scenes = ConfigDict({"num_train": 8000, "num_test": 2000, "size": 64, "seed": 0})
     c.data.coco = ConfigDict(
-        {
-            "pretrain_splits": ("train2017",),  # image folders
-            "train_split": "train2017",
-            "test_split": "val2017",
-            # JSON file of train_split, in data.dir or absolute; "": annotations/instances_<split>.json, or
-            # <split>/_annotations.coco.json.
-            "train_annotations": "",
-            "test_annotations": "",  # the same of test_split
-        }
+        {"pretrain_splits": ("train2017",), "train_split": "train2017", "test_split": "val2017"}
     )
+    # JSON file of train_split, absolute or in data.dir; "": annotations/instances_<split>.json, or
+    # <split>/_annotations.coco.json.
+    c.data.coco.train_annotations = ""
+    c.data.coco.test_annotations = ""  # the same of test_split
     # Fraction held out for testing where there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
     # Built beforehand with --file_format=array_record; dir "": TFDS's default directory.
