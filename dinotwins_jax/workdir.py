@@ -13,7 +13,7 @@ from dinotwins_jax.settings.keys import flatten
 _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
-    "model.plain_gradients",
+    *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )
 _ABSENT = object()
 
