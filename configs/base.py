@@ -71,6 +71,10 @@ def get_config() -> ConfigDict:
     c.data.coco = ConfigDict(
         {"pretrain_splits": ("train2017",), "train_split": "train2017", "test_split": "val2017"}
     )
+    # JSON file of train_split, absolute or in data.dir; "": annotations/instances_<split>.json, or
+    # <split>/_annotations.coco.json.
+    c.data.coco.train_annotations = ""
+    c.data.coco.test_annotations = ""  # the same of test_split
     # Fraction held out for testing where there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
     # Built beforehand with --file_format=array_record; dir "": TFDS's default directory.

@@ -14,7 +14,7 @@ _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
     "data.max_pixels",
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
-    "model.plain_gradients",
+    *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )
 _ABSENT = object()
 

@@ -56,7 +56,10 @@ class Source(Protocol):
       notes: tuple[str, ...], lines for the description of the data at the start of a run.
     Optional methods:
       masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
-        class_names.
+        class_names; an object without a mask is left out. hasattr(source, "masks") says whether there
+        are any, and so whether scores against masks are computed. A class that knows it only once its
+        files are read makes masks a property, which raises AttributeError if no object has a mask
+        (Coco, ArrayRecord).
       encoded(i) -> bytes: image i as stored, not decoded (the bytes of a JPEG or another file).
         Raises BadImage. If present, batches are decoded from it, at reduced size where possible, and
         prepared data keep its bytes where possible; a subclass that overrides only [i] is read
@@ -195,6 +198,27 @@ def decode_image(
     except Exception as err:  # PIL's decoders raise nearly every built-in exception on broken files
         reason = " ".join(str(err).split()) or type(err).__name__
         raise BadImage(name, reason) from err
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(height, width) of the image that `decode_image` gives, upright, from the file's header alone.
+
+    Raises BadImage if the file is missing or its header cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = 1
+            with contextlib.suppress(Exception):  # a broken EXIF block is ignored
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Image.UnidentifiedImageError:
+        raise BadImage(os.fspath(path), "not an image that PIL can read") from None
+    except OSError as err:
+        raise BadImage(os.fspath(path), err.strerror or str(err)) from err
+    except Exception as err:  # as in decode_image
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise BadImage(os.fspath(path), reason) from err
+    return (width, height) if turned in (5, 6, 7, 8) else (height, width)
 
 
 def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) -> np.ndarray | None:

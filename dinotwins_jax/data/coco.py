@@ -1,26 +1,25 @@
-"""MS COCO (arXiv:1405.0312) in its standard directory, read from the instances JSON directly."""
+"""MS COCO (arXiv:1405.0312) and data of labelling tools in its format, read from the JSON directly."""
 
-import contextlib
-import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from dinotwins_jax.data.base import ImageFiles, check_dir, check_split
+from dinotwins_jax.data.base import EXTENSIONS, ImageFiles, check_dir, check_split, image_size
+from dinotwins_jax.data.coco_instances import read_instances
+from dinotwins_jax.data.coco_masks import parse_mask, rasterise
 
-SUPERSAMPLE = 5  # odd, so that a subpixel lies at the centre
+BESIDE = "_annotations.coco.json"  # of labelling tools, in the folder of the pictures
 
 
 class Coco(ImageFiles):
     """COCO images; for "train" and "test" with labels and masks of their objects.
 
     The directory holds one folder per image set (train2017/, val2017/) and
-    annotations/instances_<set>.json. "pretrain" reads whole folders, sorted by name, and needs no
-    annotations. "train" and "test" take the images that the JSON lists, sorted by id; one whose
-    file is missing is a BadImage when it is read.
+    annotations/instances_<set>.json, or <set>/_annotations.coco.json. "pretrain" reads whole folders,
+    sorted by name, and needs no annotations. "train" and "test" take the images that the JSON lists,
+    sorted by id; one whose file is missing is a BadImage when it is read.
 
     class_names: the JSON's categories, sorted by id.
     labels: i32[len(self)], the category with the largest total annotated area in the image, crowds
@@ -33,10 +32,12 @@ class Coco(ImageFiles):
       dir: the COCO directory.
       pretrain_splits: image folders of "pretrain", such as ("train2017", "unlabeled2017").
       train_split, test_split: image sets of "train" and "test".
+      train_annotations, test_annotations: their annotation files, absolute or relative to dir; "": the
+        usual places.
     Raises:
-      FileNotFoundError: no such directory, image folder or annotation file, or an empty image
-        folder.
-      ValueError: the annotation file is not JSON, or not COCO instances.
+      FileNotFoundError: no such directory, image folder or annotation file, an empty image folder, or
+        one that has none of the images listed.
+      ValueError: the annotation file is not JSON, not COCO instances, or has an invalid entry.
     """
 
     def __init__(
@@ -47,52 +48,69 @@ class Coco(ImageFiles):
         pretrain_splits: Sequence[str] = ("train2017",),
         train_split: str = "train2017",
         test_split: str = "val2017",
+        train_annotations: str = "",
+        test_annotations: str = "",
     ):
         check_split(split)
         root = check_dir("coco", dir)
         self._json_path = None
-        self._segmentations = None
+        self._objects = None
         if split == "pretrain":
             names = [pretrain_splits] if isinstance(pretrain_splits, str) else pretrain_splits
             super().__init__([p for name in names for p in _list_images(_image_folder(root, name))])
             return
         name = test_split if split == "test" else train_split
+        given = test_annotations if split == "test" else train_annotations
         folder = _image_folder(root, name)
-        self._json_path = root / "annotations" / f"instances_{name}.json"
-        instances = _read_instances(self._json_path)
-        with _naming(self._json_path):
-            images = sorted(instances["images"], key=lambda image: image["id"])
-            paths = [str(folder / image["file_name"]) for image in images]
-            sizes = [(image["height"], image["width"]) for image in images]
-            categories = sorted(instances["categories"], key=lambda category: category["id"])
-            class_names = tuple(category["name"] for category in categories)
-            labels, multi_hot = _labels(instances["annotations"], images, categories)
-        self._sizes = np.array(sizes, np.int32).reshape(-1, 2)  # [len(self), (height, width)]
-        super().__init__(paths, labels=labels, multi_hot=multi_hot, class_names=class_names)
+        self._json_path = _annotation_file(root, name, given, split)
+        instances = read_instances(self._json_path)
+        paths = [str(folder / file) for file in instances.files]
+        if not any(os.path.exists(path) for path in paths):
+            raise FileNotFoundError(
+                f"{folder} has none of the {len(paths)} images that {self._json_path} lists, such as "
+                f"{instances.files[0]}"
+            )
+        shape = (len(paths), len(instances.class_names))
+        labels, multi_hot = dominant_categories(
+            instances.image, instances.category, instances.area, shape
+        )
+        self._has_masks = bool(instances.masked.any())
+        super().__init__(
+            paths, labels=labels, multi_hot=multi_hot, class_names=instances.class_names
+        )
 
-    def masks(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """The objects of image i, crowds left out, in the file's order.
+    @property
+    def masks(self) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+        """masks(i): the objects of image i that have a mask, crowds left out, in the file's order.
 
         The annotation file is read again on the first call, so that training does not keep polygons in
-        memory.
+        memory. An image whose size the file lacks has that of its header.
 
-        Returns:
+        Returns (of the call):
           bool[n, H, W] at the image's own size, and i32[n] indices into class_names.
         Raises:
-          ValueError: the split is "pretrain", or a segmentation is compressed RLE.
+          AttributeError: no object of the split has a mask, so that hasattr works.
+          ValueError (of the call): the split is "pretrain", or the header cannot be read or does not
+            agree with an RLE.
         """
+        if self._json_path is not None and not self._has_masks:
+            raise AttributeError(f"{self._json_path}: no object has a mask")
+        return self._masks
+
+    def _masks(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         if self._json_path is None:
             raise ValueError('no masks in split "pretrain" of COCO: use "train" or "test"')
-        if self._segmentations is None:
-            instances = _read_instances(self._json_path)
-            with _naming(self._json_path):
-                self._segmentations = _group_segmentations(instances)
-        height, width = map(int, self._sizes[i])
-        objects = self._segmentations[i]
+        if self._objects is None:
+            self._sizes, self._objects = _group_objects(self._json_path)
+        objects = self._objects[i]
+        height, width = self._sizes[i] or image_size(self.paths[i])
         masks = np.zeros((len(objects), height, width), bool)
-        for mask, (_, segmentation) in zip(masks, objects, strict=True):
-            mask[:] = _rasterise(segmentation, height, width)
-        return masks, np.array([category for category, _ in objects], np.int32)
+        for pixels, (_, mask, name) in zip(masks, objects, strict=True):
+            try:
+                pixels[:] = rasterise(mask, height, width)
+            except ValueError as err:  # an RLE, and the file lacks the image's size
+                raise ValueError(f"{self._json_path}: {name}: {err}") from None
+        return masks, np.array([category for category, _, _ in objects], np.int32)
 
 
 def dominant_categories(
@@ -116,17 +134,6 @@ def dominant_categories(
     return np.where(present.any(axis=1), best, -1).astype(np.int32), present
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Converts a KeyError or TypeError in the block to a one-line ValueError that names the file."""
-    try:
-        yield
-    except KeyError as err:
-        raise ValueError(f"{path}: not COCO instances: an entry has no {err}") from None
-    except (TypeError, AttributeError, ValueError) as err:
-        raise ValueError(f"{path}: not COCO instances: {err}") from None
-
-
 def _image_folder(root: Path, name: str) -> Path:
     if not (root / name).is_dir():
         there = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "no folders"
@@ -134,93 +141,41 @@ def _image_folder(root: Path, name: str) -> Path:
     return root / name
 
 
-def _list_images(folder: Path) -> list[str]:
-    kinds = (".jpg", ".jpeg", ".png")
-    paths = sorted(str(p) for p in folder.iterdir() if p.suffix.lower() in kinds)
-    if not paths:
-        raise FileNotFoundError(f"no .jpg or .png images in {folder}")
-    return paths
-
-
-def _read_instances(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            instances = json.load(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no annotation file {path}") from None
-    except ValueError as err:  # bad JSON, or bad UTF-8 in it
-        raise ValueError(f"{path}: not JSON: {err}") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(instances, dict) or not isinstance(instances.get(key), list):
-            raise ValueError(f"{path}: not COCO instances: no list {key!r} at the top level")
-    return instances
-
-
-def _rows(entries: list[dict], wanted: list[int], what: str) -> np.ndarray:
-    """Index i64[n] of the entry with each wanted id."""
-    row = {entry["id"]: k for k, entry in enumerate(entries)}
-    rows = np.array([row.get(k, -1) for k in wanted], np.int64)
-    if (rows < 0).any():
-        unknown = wanted[int(np.argmin(rows))]
-        raise ValueError(f"an annotation refers to {what} id {unknown}, which is not listed")
-    return rows
-
-
-def _labels(annotations: list, images: list, categories: list) -> tuple[np.ndarray, np.ndarray]:
-    image = _rows(images, [a["image_id"] for a in annotations], "image")
-    category = _rows(categories, [a["category_id"] for a in annotations], "category")
-    area = np.array([a["area"] for a in annotations], np.float64)
-    single = np.array([not a.get("iscrowd", 0) for a in annotations], bool)
-    shape = (len(images), len(categories))
-    return dominant_categories(image[single], category[single], area[single], shape)
-
-
-def _group_segmentations(instances: dict[str, Any]) -> list[list[tuple[int, Any]]]:
-    """Per image, in order of id: list of (category index, polygons f32[points, 2] or an RLE dict)."""
-    images = sorted(instances["images"], key=lambda image: image["id"])
-    categories = sorted(instances["categories"], key=lambda category: category["id"])
-    single = [a for a in instances["annotations"] if not a.get("iscrowd", 0)]
-    rows = _rows(images, [a["image_id"] for a in single], "image")
-    kinds = _rows(categories, [a["category_id"] for a in single], "category")
-    groups: list[list[tuple[int, Any]]] = [[] for _ in images]
-    for annotation, row, kind in zip(single, rows, kinds, strict=True):
-        shape = annotation["segmentation"]
-        if isinstance(shape, dict):
-            if not isinstance(shape["counts"], list):
-                raise ValueError(
-                    "compressed RLE segmentation: only polygons and uncompressed RLE are supported"
-                )
-        else:
-            shape = [np.array(polygon, np.float32).reshape(-1, 2) for polygon in shape]
-        groups[row].append((int(kind), shape))
-    return groups
-
-
-def _rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Mask bool[height, width] of a list of polygons (their union) or an uncompressed RLE dict."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # 0s, 1s, ... down the columns
-        return runs.reshape(width, height).T
-    # PIL also fills a polygon's outline, half a pixel too wide: draw it supersampled, then keep the
-    # subpixel at each centre. COCO's coordinates start at a pixel's corner, PIL's at its centre.
-    mask = np.zeros((height, width), bool)
-    corners = np.concatenate([*segmentation, np.zeros((0, 2))])
-    if not len(corners):
-        return mask
-    # Drawn within the object's box plus one pixel, not in the whole image.
-    left, top = (max(int(low) - 1, 0) for low in corners.min(axis=0))
-    right, bottom = (
-        min(int(high) + 2, side)
-        for high, side in zip(corners.max(axis=0), (width, height), strict=True)
+def _annotation_file(root: Path, name: str, given: str, split: str) -> Path:
+    """The annotation file of an image set: the one given, or the first of the usual places."""
+    if given:
+        path = root / Path(given).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"no annotation file {path} (data.coco.{split}_annotations)")
+        return path
+    usual = root / "annotations" / f"instances_{Path(name).name}.json"
+    beside = root / name / BESIDE
+    for path in (usual, beside):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"no annotation file {usual} or {beside}: set data.coco.{split}_annotations"
     )
-    if left >= right or top >= bottom:  # outside the image
-        return mask
-    canvas = Image.new("1", ((right - left) * SUPERSAMPLE, (bottom - top) * SUPERSAMPLE))
-    draw = ImageDraw.Draw(canvas)
-    for polygon in segmentation:
-        points = polygon * SUPERSAMPLE - 0.5 - np.array([left, top], np.float32) * SUPERSAMPLE
-        draw.polygon([tuple(point) for point in points.tolist()], fill=1)
-    middle = SUPERSAMPLE // 2
-    mask[top:bottom, left:right] = np.asarray(canvas)[middle::SUPERSAMPLE, middle::SUPERSAMPLE]
-    return mask
+
+
+def _list_images(folder: Path) -> list[str]:
+    """All images in the folder and its subfolders but hidden ones, sorted by path."""
+    paths = []
+    for at, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [os.path.join(at, f) for f in files if f.lower().endswith(EXTENSIONS)]
+    if not paths:
+        raise FileNotFoundError(f"no images in {folder}")
+    return sorted(paths)
+
+
+def _group_objects(path: Path) -> tuple[list, list[list[tuple]]]:
+    """Per image: its size or None, and (category index, mask, name) of its objects with a mask."""
+    instances = read_instances(path)
+    sizes = [instances.size(i) for i in range(len(instances.files))]
+    objects: list[list[tuple]] = [[] for _ in sizes]
+    for k in np.flatnonzero(instances.masked):
+        i = int(instances.image[k])
+        mask = parse_mask(instances.segmentations[k], sizes[i])
+        objects[i].append((int(instances.category[k]), mask, instances.names[k]))
+    return sizes, objects
