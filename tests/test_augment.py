@@ -190,9 +190,9 @@ def plain_views():
     [
         ("blur_prob", (1.0, 0.1, 0.5), (1.0, 0.1, 0.5)),
         ("solarize_prob", (0.0, 0.2, 0.6), (0.0, 0.2, 0.6)),
-        ("grayscale_prob", 0.2, (0.2, 0.2, 0.2)),
-        ("jitter_prob", 0.8, (0.8, 0.8, 0.8)),
-        ("flip", 0.5, (0.5, 0.5, 0.5)),
+        pytest.param("grayscale_prob", 0.2, (0.2, 0.2, 0.2), marks=pytest.mark.slow),
+        pytest.param("jitter_prob", 0.8, (0.8, 0.8, 0.8), marks=pytest.mark.slow),
+        pytest.param("flip", 0.5, (0.5, 0.5, 0.5), marks=pytest.mark.slow),
     ],
 )
 def test_operation_reaches_the_views_it_is_meant_for(plain_views, option, value, rates):

@@ -237,7 +237,10 @@ EXTREME = {"global_scale": (0.05, 0.3), "local_scale": (0.05, 0.6), "ratio": (1 
 
 @pytest.mark.parametrize("overlap", [0.25, 0.5, 1.0])
 @pytest.mark.parametrize("size", [(480, 640), (640, 64), (33, 640), (7, 5)])
-@pytest.mark.parametrize("recipe", [{}, EXTREME], ids=["dino", "extreme"])
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param({}, id="dino"), pytest.param(EXTREME, id="extreme", marks=pytest.mark.slow)],
+)
 def test_local_boxes_keep_their_overlap(overlap, size, recipe):
     count = 5_000
     globals_, locals_ = draw_images(
@@ -303,6 +306,7 @@ def test_places_with_overlap_are_uniform_over_those_that_have_it(overlap, boxes,
     assert_equally_often(list(allowed.values()))
 
 
+@pytest.mark.slow
 def test_overlap_reaches_the_pixels():
     """Images whose red and green are coordinates: each local crop overlaps a global one."""
     ramp = np.arange(0, 240, 4, dtype=np.uint8)

@@ -41,6 +41,7 @@ def test_five_signals_change_nothing(tmp_path):
         np.testing.assert_array_equal(ours[path], array, err_msg=path)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
     config = shrunk(evals__tasks=(), evals__pictures=0)
     asked = StopSignals.requested

@@ -335,6 +335,7 @@ def test_label_efficiency_says_one_line_and_exits_with_2():
     assert done.returncode == 2 and line.startswith("error: ") and "fraction" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -180,6 +180,7 @@ def command_line(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_evaluate_and_export_print_no_warning(evaluated):
     """Orbax, absl and XLA have some for a run like any other; the files that were written are listed."""
     workdir, _ = evaluated

@@ -112,7 +112,10 @@ def test_gradient_equals_differences_of_the_plain_loop(name):
     assert_close(grad, differences, 1e-4)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("koleo", "vicreg") else pytest.param(n, marks=pytest.mark.slow) for n in PLAIN],
+)
 def test_four_devices_see_the_global_batch(name):
     """Under pmap, with a fourth of the images on each device; gradients as the step averages them."""
     ours, _, shapes = PLAIN[name]

@@ -92,6 +92,7 @@ def test_ibot_s_head_sees_the_hidden_patches_of_both_networks():
     assert_close(center, 0.1 * logits[1][masked.weight > 0].mean(0), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_shared_head_has_one_set_of_parameters():
     (state, _), (after, metrics) = trained(
         {"dino": HEAD, "ibot": {"out_dim": 12, "shared_head": "dino"}}, steps=1
@@ -106,7 +107,7 @@ def test_a_shared_head_has_one_set_of_parameters():
     assert np.isfinite(metrics["ibot/loss"])
 
 
-@pytest.mark.parametrize("norm_output", [False, True])
+@pytest.mark.parametrize("norm_output", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_byol_s_predictor_sits_on_the_student_s_projector(norm_output):
     term = {"hidden_dim": 16, "out_dim": 8, "norm_output": norm_output}
     (state, _), (_, metrics) = trained({"byol": term}, steps=1)

@@ -59,7 +59,15 @@ def tune(toy, test_labels=None, **settings):
 
 @pytest.mark.parametrize("block", [0, 1, 2])
 @pytest.mark.parametrize(
-    "fields", [{}, {"num_register_tokens": 2, "layer_scale_init": 0.1, "dtype": jnp.bfloat16}]
+    "fields",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param(
+            {"num_register_tokens": 2, "layer_scale_init": 0.1, "dtype": jnp.bfloat16},
+            id="registers, LayerScale, bfloat16",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_the_two_halves_of_the_backbone_are_the_whole(block, fields):
     backbone, params = make_backbone(**fields)
@@ -178,6 +186,7 @@ def test_cache_holds_images_and_mirror_images_in_order_without_the_unreadable(to
         finetune.cache_tokens(backbone, huge, views, asked, 1, np.dtype(np.float16))
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_what_the_frozen_features_do_not_tell(toy):
     backbone, params, (x, y), (z, t) = toy
     before = jax.tree.map(np.array, params)

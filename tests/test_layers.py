@@ -72,7 +72,7 @@ def test_values_and_gradients(ours, plain, shapes):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_register_tokens": 2, "layer_scale_init": 0.5}])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_class_token_alone_is_that_of_the_whole_block(options, remat):
     model = create_vit(
         "vit_tiny", embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=16,

@@ -77,7 +77,7 @@ def test_view_masks_of_photographs():
         localisation.view_masks(source, 0, resize=32, crop=64)
 
 
-@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("registers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_attention_maps_of_a_backbone(registers):
     backbone = VisionTransformer(48, 2, 3, 8, (16, 24), num_register_tokens=registers)
     views = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))

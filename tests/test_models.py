@@ -215,6 +215,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_outputs(golden_vit):
     assert_close(out.cls, golden["cls_native"], 3e-2)  # 8 bits of mantissa, three blocks
 
 
+@pytest.mark.slow
 def test_init_std_reaches_every_dense_layer_and_token():
     params = VisionTransformer(**TINY, init_std=0.5).init(
         jax.random.key(0), jnp.ones((1, 16, 16, 3))

@@ -224,6 +224,7 @@ def test_memory_is_used_again():
     batches.close()
 
 
+@pytest.mark.slow
 def test_memory_stays_flat():
     """Resident pages after warming up; 10,000 batches of real images are in the benchmark."""
     batches = stream(Shades(50), batch_size=8, canvas_size=64)

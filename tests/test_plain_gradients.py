@@ -74,6 +74,7 @@ def test_hand_written_gradients_refuse_forward_mode():
         jax.jvp(lambda p: vit.apply({"params": p}, images).cls, (params,), (params,))
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_hybrid_step_has_a_directional_derivative():
     loss, tx = make_loss(TERMS), make_optimizer()
     values = {"lr": 1e-3, "weight_decay": 0.0, "teacher_momentum": 0.9, "teacher_temp": 0.1}

@@ -371,6 +371,7 @@ def test_ctrl_c_is_one_line(large, tmp_path):
     assert "error: interrupted: the same command goes on from here" in errors
 
 
+@pytest.mark.slow
 def test_dry_run_and_crop_sheet_write_nothing_else(large, tmp_path):
     root, _ = large
     sheet, out = tmp_path / "crops.png", tmp_path / "out"

@@ -66,6 +66,7 @@ def test_objects_in_view_equal_a_loop_over_pixels(min_visible, min_fill):
     assert not ours[:, 0].any() and ours.any()
 
 
+@pytest.mark.slow
 def test_rates_equal_loops_over_draws_and_pairs():
     """The whole measurement, from keys to averages, with the boxes drawn one image at a time."""
     all_masks = [random_masks(seed) for seed in range(3)]
@@ -150,6 +151,7 @@ def test_overlap_raises_the_rate_on_scenes():
     assert 0.2 < rates["free"]["global-local"].mean() < 0.8
 
 
+@pytest.mark.slow
 def test_overlap_raises_the_rate_on_coco():
     if not (REAL_DATA / "coco_sample").is_dir():
         pytest.skip(f"no coco_sample in DINOTWINS_DATA ({REAL_DATA})")

@@ -158,6 +158,7 @@ def test_other_architectures_are_named(tmp_path):
         load_vit(tmp_path / "more.npz")
 
 
+@pytest.mark.slow
 def test_heads_of_another_width_are_those_of_a_model_like_it(tmp_path):
     vit = VisionTransformer(**FIELDS | {"embed_dim": 80, "num_heads": 5})
     params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]

@@ -438,6 +438,7 @@ def test_the_command_exits_with_3_on_nan(tmp_path):
     assert line.startswith("error: stopped: ") and "step 4" in line and str(tmp_path) in line
 
 
+@pytest.mark.slow
 def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):
     flags = [f"--config.{name}={value}" for name, value in SHRUNK.items()]
     done = command_line("--config=configs/hybrid.py", f"--workdir={tmp_path}", *flags)
