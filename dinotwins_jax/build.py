@@ -56,15 +56,24 @@ class Run(NamedTuple):
     trained_backbone: Callable | None  # () -> the parameters of config.init_from, checked
 
 
-def build(
-    config: ConfigDict, devices: list[jax.Device] | None = None, make_crops: Callable | None = None
-) -> Run:
-    """Builds a run from its config; raises every error that can be found without compiling.
+class EvalRun(NamedTuple):
+    """The parts of a run that evaluation needs, with the names of Run: no losses and no optimiser, and
+    so no code that config.loss names."""
 
-    Args:
-      devices: all devices by default.
-      make_crops: batch -> crops, instead of the multi-crop of config.views.
-    """
+    config: ConfigDict
+    source: object
+    probe_sources: tuple
+    canvas_size: int
+    backbone: VisionTransformer  # mask_token: that of the weights, not of this
+    placement: Placement
+
+
+def build_for_evaluation(config: ConfigDict) -> EvalRun:
+    """Builds the parts that evaluation needs on the devices present; raises as `build`."""
+    return _without_losses(for_evaluation(config))
+
+
+def _without_losses(config: ConfigDict, devices: list[jax.Device] | None = None) -> EvalRun:
     check_ranges(config)
     views, data = config.views.to_dict(), config.data.to_dict()
     placement = make_placement(
@@ -80,12 +89,34 @@ def build(
         if name == "global_size" or views["num_local"]:
             _check_crop(name, views[name], backbone.patch_size)
     _check_evals(config, backbone)
-    source, probe_sources = open_source(data, "pretrain"), _probe_sources(data)
+    source = open_source(data, "pretrain")
+    return EvalRun(
+        config=config,
+        source=source,
+        probe_sources=_probe_sources(data),
+        canvas_size=config.data.canvas_size
+        or source.default_canvas(max(as_pair(views["global_size"]))),
+        backbone=backbone,
+        placement=placement,
+    )
+
+
+def build(
+    config: ConfigDict, devices: list[jax.Device] | None = None, make_crops: Callable | None = None
+) -> Run:
+    """Builds a run from its config; raises every error that can be found without compiling.
+
+    Args:
+      devices: all devices by default.
+      make_crops: batch -> crops, instead of the multi-crop of config.views.
+    """
+    base = _without_losses(config, devices)
+    views, source, placement = config.views.to_dict(), base.source, base.placement
     config, recipe = _resolved(config, len(source))
     num_steps = total_steps(config, len(source))
     steps = durations(config, num_steps)
     loss = make_loss(_terms(config, num_steps))
-    backbone = backbone.clone(mask_token=loss.masks is not None)
+    backbone = base.backbone.clone(mask_token=loss.masks is not None)
     if config.match_gradients_to not in ("", *config.loss):
         raise ValueError(
             f"config.match_gradients_to is '{config.match_gradients_to}': '' or a term of config.loss, "
@@ -124,9 +155,8 @@ def build(
         recipe=recipe,
         advice=advice.find(advice.Setting(config, len(source), num_steps)),
         source=source,
-        probe_sources=probe_sources,
-        canvas_size=config.data.canvas_size
-        or source.default_canvas(max(as_pair(views["global_size"]))),
+        probe_sources=base.probe_sources,
+        canvas_size=base.canvas_size,
         backbone=backbone,
         loss=loss,
         placement=placement,

@@ -151,8 +151,8 @@ class Checkpoints:
             "starts from the beginning"
         )
 
-    def restore_teacher(self, step: int | None = None) -> dict:
-        """Restores the teacher's backbone as numpy arrays, for any model and optimiser.
+    def restore_teacher(self, step: int | None = None) -> tuple[dict, int]:
+        """Restores the teacher's backbone as numpy arrays, for any model and optimiser, and its step.
 
         Args:
           step: None: the latest intact one.
@@ -173,7 +173,7 @@ class Checkpoints:
                 data = json.loads((self.path / str(candidate) / "data" / "metadata").read_text())
                 if differ := changed(part, data["fingerprint"]):
                     raise ValueError(f"{differ[0]} does not match its fingerprint")
-                return part["teacher_params"]["backbone"]
+                return part["teacher_params"]["backbone"], candidate
             reason = f"checkpoint {candidate} in {self.path} is damaged ({found[0]})"
             if step is not None:
                 raise CheckpointError(reason)

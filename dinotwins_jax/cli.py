@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import json
 import os
 import runpy
 import sys
@@ -13,10 +12,14 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from dinotwins_jax.files import read_config
 from dinotwins_jax.stopping import Halt
 
 COMPILED = ".compiled"  # directory beside the workdirs: the compiled programs of all their runs
-USAGE_ERROR, INTERRUPTED = 2, 130  # exit codes; a Halt (3 not finite, 75 stopped) has its own
+USAGE_ERROR, INTERRUPTED = (
+    2,
+    130,
+)  # exit codes; a Halt (3 not finite, 4 failed tasks, 75 stopped) has its own
 SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to ../configs
 
 
@@ -94,11 +97,17 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
     return code
 
 
-def exit_code(work: Callable[[], object]) -> int:
-    """Runs work(); bad input or data, and a run that halts, become one line on stderr, with
-    DINOTWINS_DEBUG a traceback."""
+def exit_code(work: Callable[[], object], interrupted: str = "interrupted") -> int:
+    """Runs work(); bad input or data, Ctrl-C, and a run that halts, become one line on stderr; with
+    DINOTWINS_DEBUG bad input is a traceback.
+
+    Args:
+      interrupted: the line after Ctrl-C.
+    """
     try:
         work()
+    except KeyboardInterrupt:
+        return fail(interrupted, INTERRUPTED)
     except Halt as halt:
         return fail(str(halt), halt.code)
     except (ValueError, OSError) as error:
@@ -128,6 +137,12 @@ def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> 
         raise UsageError(
             f"no config given: --config=hybrid:demo, or another of {', '.join(_shipped())}"
         )
+    for name in ("workdir", "out"):
+        if name in values and "://" in (values[name].value or ""):
+            raise UsageError(
+                f"--{name} is '{values[name].value}': it must be a directory of this machine, such as a "
+                "mount of that storage"
+            )
 
 
 def _with_config_path(arguments: list[str]) -> list[str]:
@@ -206,18 +221,27 @@ def _help(program: str, description: str, values: flags.FlagValues) -> str:
     return "\n".join([*lines, "", f"shipped configs: {', '.join(_shipped())}"])
 
 
-def config_of(workdir: Path, without: str = "") -> ConfigDict:
-    """The config of a run, WORKDIR/config.json.
+def config_of(workdir: Path, without: str = "", *, opens_data: bool = False) -> ConfigDict:
+    """The config of a run, WORKDIR/config.json, which may come from somebody else.
 
     Args:
       without: end of the error message where there is none.
+      opens_data: whether the caller opens the data: a source that is code, "module:factory", is refused.
     Raises:
       FileNotFoundError: there is none.
+      ValueError: it is damaged, or its data source is code.
     """
     path = workdir / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no run in {workdir}: it has no config.json{without}")
-    return ConfigDict(json.loads(path.read_text()))
+    config = read_config(path)
+    source = config["data"].get("source")
+    if opens_data and (not isinstance(source, str) or ":" in source):
+        raise ValueError(
+            f"{path} names code as its data source, '{source}', which is run only if the command line "
+            f"names it: give the run's --config=… with --config.data.source={source}"
+        )
+    return ConfigDict(config)
 
 
 def load_config(config_file: str) -> ConfigDict:

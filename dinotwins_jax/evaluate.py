@@ -1,6 +1,7 @@
 """Scores the teacher of a run: python -m dinotwins_jax.evaluate --workdir=RUN [--tasks=linear,knn,…]
 
-Data and options are those of the run's own config, WORKDIR/config.json. Weights with the names of
+Data and options are those of the run's own config, WORKDIR/config.json; code that it names, such as a
+loss, is not run. Weights with the names of
 PyTorch code are scored with
 
     python -m dinotwins_jax.evaluate --workdir=OUT --config=dino:coco --config.data.dir=/data/coco \\
@@ -34,31 +35,43 @@ def evaluate_run(
       {row: {task: scores}}, as in WORKDIR/scores.json.
     Raises:
       ValueError, OSError: no such run, bad config, data or weights; the message is one line.
+      EvaluationFailed: tasks or pictures failed; all others are written.
     """
-    from dinotwins_jax.build import build, for_evaluation
+    from dinotwins_jax.build import build_for_evaluation
     from dinotwins_jax.evals import TASKS, check_tasks
     from dinotwins_jax.evals.outputs import EVALUATION, listing
     from dinotwins_jax.evals.table import terminal_table
-    from dinotwins_jax.evaluation import evaluate, from_checkpoint
+    from dinotwins_jax.evaluation import evaluate
+    from dinotwins_jax.weights import from_checkpoint
 
     check_tasks(tasks or ())
-    config = config or config_of(workdir, "; to score weights of a file give --config too")
+    given = config is not None
+    if not given:
+        without = "; to score weights of a file give --config too"
+        config = config_of(workdir, without, opens_data=True)
     try:
-        run = build(for_evaluation(config))
-    except AttributeError as error:  # a key of the config that is not there
+        run = build_for_evaluation(config)
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:  # a key that is not there, or of another type
+        if given:
+            raise
         raise ValueError(
-            f"{workdir / 'config.json'} is of another version ({error}); give the run's --config=…"
+            f"{workdir / 'config.json'} is of another version ({error!r}); give the run's --config=…"
         ) from None
     if torch_weights:
         run, weights = _from_torch(run, config, torch_weights)
     else:
         weights = from_checkpoint(run, config, workdir, checkpoint)
     workdir.mkdir(parents=True, exist_ok=True)
-    scores = evaluate(run, config, weights, workdir, tasks or TASKS)
-    if table := terminal_table(scores):
+    found = evaluate(run, config, weights, workdir, tasks or TASKS)
+    if table := terminal_table(found.scores):
         print(table)
     print(listing(workdir, EVALUATION))
-    return scores
+    found.check()
+    return found.scores
 
 
 def _from_torch(run, config, path: str):
@@ -66,9 +79,9 @@ def _from_torch(run, config, path: str):
     import jax
 
     from dinotwins_jax.evals.features import check_last_blocks
-    from dinotwins_jax.evaluation import EvalWeights
     from dinotwins_jax.models.torch_files import load_vit
     from dinotwins_jax.training.state import init_backbone
+    from dinotwins_jax.weights import EvalWeights
 
     backbone, params = load_vit(path, like=run.backbone)
     backbone = backbone.clone(dtype=run.backbone.dtype)
@@ -95,12 +108,16 @@ def _define(values: flags.FlagValues) -> None:
 def _evaluate(values: flags.FlagValues) -> int:
     if values.workdir is None:
         return fail("--workdir is required, such as --workdir=runs/hybrid")
-    from dinotwins_jax.devices.compilation import remember_compilations
-
     workdir = Path(values.workdir)
-    remember_compilations(workdir.parent / COMPILED)
-    chosen = (values.config, values.tasks, values.torch_weights, values.checkpoint)
-    return exit_code(lambda: evaluate_run(workdir, *chosen))
+
+    def work():
+        from dinotwins_jax.devices.compilation import remember_compilations
+
+        remember_compilations(workdir.parent / COMPILED)
+        chosen = (values.config, values.tasks, values.torch_weights, values.checkpoint)
+        evaluate_run(workdir, *chosen)
+
+    return exit_code(work)
 
 
 def run(argv=None, program="python -m dinotwins_jax.evaluate") -> int:

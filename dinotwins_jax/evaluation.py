@@ -2,13 +2,13 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
+import numpy as np
 
-from dinotwins_jax.build import Run
-from dinotwins_jax.checkpoint import Checkpoints, chosen_step
+from dinotwins_jax.build import EvalRun, Run
+from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.durations import steps_per_epoch, total_steps
 from dinotwins_jax.evals import LABEL_TASKS, MASK_TASKS, TASKS, check_tasks, dense
 from dinotwins_jax.evals.features import View, checksum, source_checksum
@@ -18,38 +18,12 @@ from dinotwins_jax.evals.neighbours import nearest_neighbours, neighbours_grid
 from dinotwins_jax.evals.outputs import PICTURES, pictures
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
 from dinotwins_jax.evals.splits import spread_over_classes
-from dinotwins_jax.files import replace_text
+from dinotwins_jax.failures import Evaluated, failing_alone
+from dinotwins_jax.files import read_json_lines, replace_text
 from dinotwins_jax.models.vit import as_pair
+from dinotwins_jax.weights import EvalWeights, with_mask_token
 
 NEIGHBOURS = 6  # per query image in neighbours.png
-
-
-class EvalWeights(NamedTuple):
-    """Parameters of the backbone to evaluate, and random ones as the baseline."""
-
-    teacher: object
-    random: object
-    step: int  # of training
-
-
-def from_checkpoint(run: Run, config, workdir: Path, which: str = "latest") -> EvalWeights:
-    """The teacher of a run's checkpoint.
-
-    Args:
-      which: "latest", "best" by config.checkpoint.best_metric, or a step.
-    Raises:
-      ValueError, FileNotFoundError: there is no such checkpoint.
-    """
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"no checkpoints in {workdir}: none has been saved yet")
-    best = config.checkpoint.best_metric, config.checkpoint.best_mode
-    with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:
-        if checkpoints.latest() is None:
-            raise ValueError(f"{checkpoints.path} is empty: no checkpoint has been saved yet")
-        like = run.placement.abstract(jax.eval_shape(run.fresh_state))
-        state, _ = checkpoints.restore(like, chosen_step(checkpoints, which))
-    teacher = run.placement.whole(state.teacher_params["backbone"])
-    return EvalWeights(teacher, run.random_backbone(), int(state.step))
 
 
 def eval_view(run: Run, config) -> View:
@@ -85,20 +59,23 @@ def _attention_view(run: Run, config) -> View:
 
 
 def evaluate(
-    run: Run, config, weights: EvalWeights, workdir: Path, tasks, cache: Path | None = None
-) -> dict[str, dict]:
+    run: Run | EvalRun,
+    config,
+    weights: EvalWeights,
+    workdir: Path,
+    tasks,
+    cache: Path | None = None,
+) -> Evaluated:
     """Scores weights on the run's labelled data.
 
     Writes WORKDIR/scores.json after each task, then pictures and report.html. Earlier scores of the
     same weights and data are kept. Features, and scores of weights that were never trained, are
-    cached under a checksum of weights and data.
+    cached under a checksum of weights and data. A task or picture that fails costs only itself.
 
     Args:
       config: of the run.
       tasks: of TASKS; a task that the data has no labels or masks for is left out with one line.
       cache: directory of the cache, WORKDIR/features by default; runs on the same data may share it.
-    Returns:
-      {row: {task: scores}}, rows "teacher", "random weights", "raw pixels", "centre box".
     """
     check_tasks(tasks)
     data = config.data.to_dict()
@@ -112,16 +89,25 @@ def evaluate(
     possible = _possible(tasks, *run.probe_sources)
     report["left_out"] = [task for task in tasks if task not in possible]
     features = frozen_features(run, config, weights, cache or workdir / "features", checksums)
+    failed = report["failed"] = {}
     for task in possible:
-        start = time.perf_counter()
-        for row, found in _score(task, run, config, weights, features).items():
-            report["scores"].setdefault(row, {}).update(found)
+        start, found = time.perf_counter(), {}
+        with failing_alone(f"task {task}", task, failed):
+            found = _score(task, run, config, weights, features)
+        for row, scores in found.items():
+            report["scores"].setdefault(row, {}).update(scores)
         report["seconds"][task] = round(time.perf_counter() - start, 2)
-        replace_text(workdir / "scores.json", json.dumps(report, indent=2) + "\n")
+        _write_scores(workdir, report)
     if config.evals.pictures:
-        _draw(run, config, weights, workdir, tasks, features)
-    _write_html(workdir, run, config, report)
-    return report["scores"]
+        _draw(run, config, weights, workdir, tasks, features, failed)
+    with failing_alone("report.html", "report.html", failed):
+        _write_html(workdir, run, config, report)
+    _write_scores(workdir, report)
+    return Evaluated(report["scores"], failed)
+
+
+def _write_scores(workdir: Path, report: dict) -> None:
+    replace_text(workdir / "scores.json", json.dumps(report, indent=2) + "\n")
 
 
 def frozen_features(
@@ -129,7 +115,7 @@ def frozen_features(
 ) -> FrozenFeatures:
     """Frozen features of a run's labelled data; checksums: `source_checksum` of train and test."""
     return FrozenFeatures(
-        run.backbone,
+        with_mask_token(run.backbone, weights.teacher),
         {"teacher": weights.teacher, "random weights": weights.random},
         run.probe_sources,
         eval_view(run, config),
@@ -141,13 +127,16 @@ def frozen_features(
 
 
 def _open_report(path: Path, identity: dict) -> dict:
-    """The report at `path` if it is of the same weights and data, else a new one."""
+    """The report at `path` if it is whole and of the same weights and data, else a new one."""
     fresh = identity | {"seconds": {}, "scores": {}}
     try:
         old = json.loads(path.read_text())
     except (OSError, ValueError):
         return fresh
-    return old if all(old.get(key) == value for key, value in identity.items()) else fresh
+    whole = isinstance(old, dict) and all(
+        isinstance(old.get(k), dict) for k in ("seconds", "scores")
+    )
+    return old if whole and all(old.get(key) == identity[key] for key in identity) else fresh
 
 
 def _possible(tasks, train, test) -> list[str]:
@@ -176,7 +165,7 @@ def _score(
             label_fractions=tuple(evals.label_fractions),
             split_seeds=tuple(evals.split_seeds),
             bank_solver=evals.bank_solver,
-            knn_k=tuple(evals.knn_k),
+            knn_k=_neighbours(task, evals.knn_k, run.probe_sources[0].labels),
             knn_temp=evals.knn_temp,
             shots=tuple(evals.shots),
         )
@@ -189,6 +178,18 @@ def _score(
         images = mask_images(run, config)
         return dense.score_attention(run.backbone, rows, images, keep=evals.attention_keep)
     return {}
+
+
+def _neighbours(task: str, ks, labels) -> tuple[int, ...]:
+    """The numbers of neighbours that the training images allow."""
+    images = int((np.asarray(labels) >= 0).sum())
+    fit = tuple(k for k in ks if k <= images)
+    if task == "knn" and len(fit) < len(ks):
+        text = f"config.evals.knn_k {tuple(k for k in ks if k > images)} is more than the {images} images"
+        if not fit:
+            raise ValueError(f"{text} with labels: give smaller ones")
+        print(f"{text} with labels: left out", flush=True)
+    return fit
 
 
 def _fine_tune(run: Run, config, params) -> dict[str, dict]:
@@ -218,22 +219,33 @@ def _fine_tune(run: Run, config, params) -> dict[str, dict]:
 
 
 def _draw(
-    run: Run, config, weights: EvalWeights, workdir: Path, tasks, features: FrozenFeatures
+    run: Run,
+    config,
+    weights: EvalWeights,
+    workdir: Path,
+    tasks,
+    features: FrozenFeatures,
+    failed: dict,
 ) -> None:
     """The pictures of the tasks: WORKDIR/attention.png, segmentation.png, pca.png, neighbours.png."""
-    images = picture_images(run, config, config.evals.pictures)
-    shown = (run.backbone, weights.teacher, images)
-    if "attention" in tasks:
-        dense.draw_attention(workdir / "attention.png", *shown)
-    if "segmentation" in tasks and images.masks is not None:
-        dense.draw_segmentation(workdir / "segmentation.png", *shown)
-    if "pca" in tasks:
-        dense.draw_pca(workdir / "pca.png", *shown)
-    if "knn" in tasks and run.probe_sources[1].labels is not None:
-        _draw_neighbours(workdir / "neighbours.png", run, config, features)
+    test, neighbours = run.probe_sources[1], partial(_draw_neighbours, run, config, features)
+    draw = {
+        "attention": dense.draw_attention,
+        "segmentation": dense.draw_segmentation if hasattr(test, "masks") else None,
+        "pca": dense.draw_pca,
+    }
+    images = None
+    for task in (task for task in draw if task in tasks and draw[task]):
+        name = f"{task}.png"
+        with failing_alone(name, name, failed):
+            images = images or picture_images(run, config, config.evals.pictures)
+            draw[task](workdir / name, run.backbone, weights.teacher, images)
+    if "knn" in tasks and test.labels is not None:
+        with failing_alone("neighbours.png", "neighbours.png", failed):
+            neighbours(workdir / "neighbours.png")
 
 
-def _draw_neighbours(path: Path, run: Run, config, features: FrozenFeatures) -> None:
+def _draw_neighbours(run: Run, config, features: FrozenFeatures, path: Path) -> None:
     """The most similar test images of a few test images, framed by whether the class agrees."""
     test, embed = features.labelled()["teacher"][1], features.embeds["teacher"]
     source, rows = run.probe_sources[1], len(test.indices)
@@ -255,8 +267,6 @@ def _class_name(source, label: int) -> str:
 
 def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
     """WORKDIR/report.html of the config, metrics.jsonl, scores and pictures."""
-    log = workdir / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
     images = len(run.source)
     steps = total_steps(config, images)
     epochs = steps / steps_per_epoch(config, images)
@@ -265,7 +275,7 @@ def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
         title=workdir.name,
         config=config.to_dict(),
         length=f"{steps:,} steps, {epochs:.3g} epochs of {images:,} images",
-        log=[json.loads(line) for line in lines],
+        log=read_json_lines(workdir / "metrics.jsonl", warn),
         scores=report["scores"],
         pictures={PICTURES[name].capitalize(): file for name, file in pictures(workdir).items()},
         notes=[f"Weights after {report['step']} steps, sha256 {report['weights'][:16]}."],

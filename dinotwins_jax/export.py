@@ -6,24 +6,36 @@ DINOv2 or DINOv3, or for Hugging Face transformers.
 
 import copy
 import json
+import os
 import shutil
+import stat
 import sys
-import tempfile
 from pathlib import Path
 
 from absl import flags
 
 from dinotwins_jax.cli import command, config_of, exit_code, fail
 
+FILES = ("model.safetensors", "config.json")
+_UNFINISHED = ".export-"  # start of the name of a directory that a killed export leaves
 
-def export_run(workdir: Path, config, target: str, out: Path, checkpoint: str = "latest") -> str:
+
+def export_run(
+    workdir: Path,
+    config,
+    target: str,
+    out: Path,
+    checkpoint: str = "latest",
+    overwrite: bool = False,
+) -> str:
     """Writes the teacher's backbone of a run for other code; the run's data is not needed.
 
     Args:
       config: the run's.
       target: timm | dino | hf, see models/torch_export.py.
-      out: a directory; files of an earlier export in it are replaced, each as a whole.
+      out: a directory, not a workdir; files of an earlier export in it are replaced, each as a whole.
       checkpoint: "latest", "best" or a step.
+      overwrite: write into `out` although it holds something else than an earlier export.
     Returns:
       What was written, in a line.
     Raises:
@@ -36,37 +48,67 @@ def export_run(workdir: Path, config, target: str, out: Path, checkpoint: str = 
     from dinotwins_jax.checkpoint import Checkpoints, chosen_step
     from dinotwins_jax.models.torch_export import exported
 
+    _check_out(out, workdir, overwrite)
     config = copy.deepcopy(config)
     config.model.dtype, config.model.attention = "float32", "xla"  # of any machine
     try:
         backbone = make_backbone(config)
         best = config.checkpoint.best_metric, config.checkpoint.best_mode
-    except AttributeError as error:  # a key of the config that is not there
-        raise ValueError(f"{workdir / 'config.json'} is of another version ({error})") from None
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:  # a key that is not there, or of another type
+        raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: none has been saved yet")
     with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:
-        step = chosen_step(checkpoints, checkpoint)
-        step = checkpoints.latest() if step is None else step
-        if step is None:
+        if checkpoints.latest() is None:
             raise ValueError(f"{checkpoints.path} is empty: no checkpoint has been saved yet")
-        teacher = checkpoints.restore_teacher(step)
+        teacher, step = checkpoints.restore_teacher(chosen_step(checkpoints, checkpoint))
     tensors, described = exported(backbone, teacher, target)
     described["dinotwins_jax"] |= {"run": workdir.resolve().name, "step": step}
     described["dinotwins_jax"] |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if target == "timm":
         described["pretrained_cfg"] |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     out.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=".export-", dir=out))  # beside: a rename is atomic there
+    fresh = out / f"{_UNFINISHED}{os.getpid()}"  # beside: a rename is atomic there
+    fresh.mkdir(exist_ok=True)
+    weights, text = (fresh / name for name in FILES)
     try:
-        save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
-        (fresh / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        for name in ("model.safetensors", "config.json"):
-            (fresh / name).replace(out / name)
+        save_file(tensors, weights, metadata={"format": "pt"})
+        text.write_text(json.dumps(described, indent=2) + "\n")
+        weights.chmod(stat.S_IMODE(text.stat().st_mode))  # safetensors' is 0600, whatever the umask
+        for file in (weights, text):
+            file.replace(out / file.name)
     finally:
         shutil.rmtree(fresh)
     count = sum(value.size for value in tensors.values())
     return f"{out}: {len(tensors)} tensors, {count:,} numbers, of step {step}, for {target}"
+
+
+def _check_out(out: Path, workdir: Path, overwrite: bool) -> None:
+    """Raises ValueError if an export to `out` would mix with a run or with files of something else."""
+    is_run = (out / "config.json").is_file() and (out / "checkpoints").is_dir()
+    if is_run or out.resolve() == workdir.resolve():
+        raise ValueError(
+            f"--out={out} is the workdir of a run, whose config.json an export would replace: choose "
+            "another directory"
+        )
+    names = {path.name for path in out.glob("*")} if out.is_dir() else set()
+    others = {name for name in names - set(FILES) if not name.startswith(_UNFINISHED)}
+    if not overwrite and (others or ("config.json" in names and not _is_export(out))):
+        raise ValueError(
+            f"--out={out} holds something else ({min(others or names)}): choose another directory, or "
+            "--overwrite replaces model.safetensors and config.json in it"
+        )
+
+
+def _is_export(out: Path) -> bool:
+    try:
+        return "dinotwins_jax" in json.loads((out / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -77,6 +119,9 @@ def _define(values: flags.FlagValues) -> None:
         "out", None, "directory to write; WORKDIR/export_TO if not given", **options
     )
     flags.DEFINE_string("checkpoint", "latest", "latest, best or a step", **options)
+    flags.DEFINE_boolean(
+        "overwrite", False, "write to --out although it holds other files too", **options
+    )
 
 
 def _export(values: flags.FlagValues) -> int:
@@ -86,7 +131,8 @@ def _export(values: flags.FlagValues) -> int:
     out = Path(values.out) if values.out else workdir / f"export_{values.to}"
 
     def work():
-        print(export_run(workdir, config_of(workdir), values.to, out, values.checkpoint))
+        chosen = (values.to, out, values.checkpoint, values.overwrite)
+        print(export_run(workdir, config_of(workdir), *chosen))
 
     return exit_code(work)
 

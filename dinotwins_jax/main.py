@@ -16,7 +16,6 @@ from dinotwins_jax.cli import (
     USAGE_ERROR,
     command,
     exit_code,
-    fail,
 )
 from dinotwins_jax.devices.huge_pages import restart_with_huge_pages
 from dinotwins_jax.logs.timing import Phases
@@ -62,9 +61,9 @@ def _define(values: flags.FlagValues) -> None:
 def _main(values: flags.FlagValues) -> int:
     work = _dry_run if values.dry_run else _train
     try:
-        code = exit_code(lambda: work(values))
-    except KeyboardInterrupt:
-        code = fail("interrupted: the same command goes on from the last checkpoint", INTERRUPTED)
+        code = exit_code(
+            lambda: work(values), "interrupted: the same command goes on from the last checkpoint"
+        )
     except Exception:
         traceback.print_exc()
         code = 1

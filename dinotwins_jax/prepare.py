@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from dinotwins_jax.cli import INTERRUPTED, command, config_name, exit_code, fail
+from dinotwins_jax.cli import command, config_name, exit_code, fail
 from dinotwins_jax.data import make_source, open_source, shards, source_options, workers
 from dinotwins_jax.data.base import SPLITS, BadImage, printable
 from dinotwins_jax.data.describe import describe
@@ -181,10 +181,7 @@ def _define(values: flags.FlagValues) -> None:
 def _prepare(values: flags.FlagValues) -> int:
     if not (values.out or values.dry_run or values.crop_sheet):
         return fail("nothing to do: give --out=DIRECTORY, --dry_run or --crop_sheet=FILE.png")
-    try:
-        return exit_code(lambda: prepare(values))
-    except KeyboardInterrupt:
-        return fail("interrupted: the same command goes on from here", INTERRUPTED)
+    return exit_code(lambda: prepare(values), "interrupted: the same command goes on from here")
 
 
 def run(argv=None, program="python -m dinotwins_jax.prepare") -> int:

@@ -1,6 +1,5 @@
 """Initial weights of a run from a PyTorch file or the teacher of another run."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.devices.processes import warn
+from dinotwins_jax.files import read_config
 from dinotwins_jax.models import VARIANTS
 from dinotwins_jax.models.torch_files import read_state_dict
 from dinotwins_jax.models.torch_weights import vit_from_torch
@@ -91,18 +91,22 @@ def _read_run(workdir: Path, backbone: VisionTransformer) -> tuple[dict, tuple[i
     """Reads the teacher of a run and its position grid."""
     if not (workdir / "config.json").is_file() or not (workdir / "checkpoints").is_dir():
         raise ValueError("is not a run: config.json or checkpoints are missing")
-    config = json.loads((workdir / "config.json").read_text())
-    model = config["model"]
-    num_heads = model["num_heads"] or VARIANTS[model["name"]]["num_heads"]  # in no tensor's shape
+    config = read_config(workdir / "config.json")
+    try:
+        model = config["model"]
+        num_heads = model["num_heads"] or VARIANTS[model["name"]]["num_heads"]  # in no tensor
+        height, width = as_pair(config["views"]["global_size"])
+        grid = height // model["patch_size"], width // model["patch_size"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
     if num_heads != backbone.num_heads:
         raise ValueError(
             f"it has {num_heads} attention heads, this model {backbone.num_heads}: change "
             "config.model.num_heads"
         )
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        found = checkpoints.restore_teacher()
-    height, width = as_pair(config["views"]["global_size"])
-    return found, (height // model["patch_size"], width // model["patch_size"])
+        found, _ = checkpoints.restore_teacher()
+    return found, grid
 
 
 def _positions(positions, grid, backbone: VisionTransformer) -> np.ndarray:

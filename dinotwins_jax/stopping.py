@@ -22,6 +22,12 @@ class Stopped(Halt):
     code = 75
 
 
+class EvaluationFailed(Halt):
+    """Some tasks or pictures of an evaluation failed; all others are written."""
+
+    code = 4
+
+
 class StopSignals:
     """Context manager that turns SIGTERM (preemption) and SIGINT (Ctrl-C) into a stop after this step.
 

@@ -17,8 +17,10 @@ from dinotwins_jax.devices.processes import only_first_writes, warn
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.outputs import EVALUATION, TRAINING, listing, pictures
 from dinotwins_jax.evals.table import figures, terminal_table
-from dinotwins_jax.evaluation import EvalWeights, eval_view, evaluate
+from dinotwins_jax.evaluation import eval_view, evaluate
+from dinotwins_jax.failures import Evaluated
 from dinotwins_jax.files import replace_text
+from dinotwins_jax.lock import locked
 from dinotwins_jax.logs.metrics import CollapseWatch, Interval
 from dinotwins_jax.logs.progress import Progress
 from dinotwins_jax.logs.timing import Phases
@@ -27,6 +29,7 @@ from dinotwins_jax.nonfinite import check_finite, check_row, debugging_nans
 from dinotwins_jax.pretrained import start_from
 from dinotwins_jax.stopping import Stopped, StopSignals
 from dinotwins_jax.training.state import TrainState
+from dinotwins_jax.weights import EvalWeights
 from dinotwins_jax.workdir import claim_workdir, has_checkpoints
 
 
@@ -51,6 +54,7 @@ def train(
       ValueError, OSError: bad config or data, a full disk; the message is one line.
       NonFiniteError: no finite loss and gradient any more; the last good checkpoint stays.
       Stopped: SIGTERM or SIGINT; the state is saved.
+      EvaluationFailed: tasks or pictures failed; the training and all others are complete.
     """
     phases = phases or Phases()
     if resume not in ("auto", "force"):
@@ -65,9 +69,19 @@ def train(
     with phases("initial state"):
         fresh = run.trained_backbone is not None and not has_checkpoints(workdir)
         backbone = run.trained_backbone() if fresh else None
-    claim_workdir(workdir, config.to_dict(), force)
-    for line in run.advice:
-        warn(line)
+    with locked(workdir):
+        claim_workdir(workdir, config.to_dict(), force)
+        for line in run.advice:
+            warn(line)
+        found = _claimed(run, config, workdir, cache, force, phases, monitor, backbone)
+    found.check()
+    return found.scores
+
+
+def _claimed(
+    run: Run, config, workdir: Path, cache, force: bool, phases: Phases, monitor, backbone
+) -> Evaluated:
+    """Trains and evaluates in a workdir that is this run's alone."""
     trackers = config.log.writers if jax.process_index() == 0 else ()
     with (
         only_first_writes(workdir) as out,
@@ -86,14 +100,14 @@ def train(
         with phases("evaluation"):
             teacher = run.placement.whole(state.teacher_params["backbone"])
             weights = EvalWeights(teacher, run.random_backbone(), int(state.step))
-            scores = evaluate(run, config, weights, out, config.evals.tasks, cache)
-        log.results(int(state.step), figures(scores), pictures(out))
-        if table := terminal_table(scores):
+            found = evaluate(run, config, weights, out, config.evals.tasks, cache)
+        log.results(int(state.step), figures(found.scores), pictures(out))
+        if table := terminal_table(found.scores):
             print(table)
         replace_text(out / "timing.json", json.dumps(phases.seconds | {"total": phases.total()}))
         print(phases.text())
         print(listing(out, EVALUATION, TRAINING))
-    return scores
+    return found
 
 
 def fit(

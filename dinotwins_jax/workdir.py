@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from dinotwins_jax.devices.processes import warn
-from dinotwins_jax.files import replace_text
+from dinotwins_jax.files import read_config, replace_text
 from dinotwins_jax.settings.keys import flatten
 
 # Keys that may differ between two starts of one run: they change weights by rounding at most.
@@ -25,12 +25,13 @@ def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
     Args:
       force: resume it although the config differs, with a warning that lists the differences.
     Raises:
-      ValueError: the workdir holds checkpoints of another config; the message names the keys.
+      ValueError: the workdir holds checkpoints of another config, the message names the keys; or its
+        config.json is damaged.
     """
     path = Path(workdir) / "config.json"
     config = json.loads(json.dumps(config))  # tuples become lists, as they do on disk
     if path.exists() and has_checkpoints(workdir):
-        differ = _differences(json.loads(path.read_text()), config)
+        differ = _differences(read_config(path), config)
         if differ and not force:
             raise ValueError(
                 f"{workdir} holds a run with another config: choose another --workdir, or continue it "

@@ -8,7 +8,6 @@ all images: the entropy of the batch's mean distribution goes to 0. In both case
 which is what the student can still learn, goes to 0. Together they prevent both collapses.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,11 @@ from configs import dino
 from dinotwins_jax.build import build
 from dinotwins_jax.cli import exit_code
 from dinotwins_jax.evals.table import markdown
+from dinotwins_jax.lock import locked
 from dinotwins_jax.logs.writers import Log
 from dinotwins_jax.train import fit
 from dinotwins_jax.workdir import claim_workdir
+from experiments.comparison.outcome import read_log
 
 # Centering subtracts a running mean from the teacher's logits; sharpening is a teacher temperature below
 # the student's.
@@ -59,10 +60,10 @@ def curves(out: Path, config_of) -> dict[str, dict[str, list[float]]]:
     found = {}
     for variant in VARIANTS:
         config, workdir = config_of(variant), out / variant.replace(" ", "_")
-        claim_workdir(workdir, config.to_dict())
-        with Log(workdir, (), "", config.to_dict()) as log:
+        with locked(workdir), Log(workdir, (), "", config.to_dict()) as log:
+            claim_workdir(workdir, config.to_dict())
             fit(build(config), config, workdir, log)
-        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        rows = read_log(workdir)
         found[variant] = {"step": [row["step"] for row in rows]} | {
             metric: [row[f"dino/{metric}"] for row in rows] for metric in METRICS
         }

@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import exit_code, fail
+from dinotwins_jax.cli import config_of, exit_code, fail
 from dinotwins_jax.files import replace_text
 from experiments.comparison.plan import METHODS
 
@@ -79,13 +79,14 @@ def finished_runs(out: Path) -> list[tuple[str, int, Path]]:
 
 def _features(workdir: Path):
     """The run's cached features, and the options that the probes need."""
-    from dinotwins_jax.build import build
+    from dinotwins_jax.build import build_for_evaluation
     from dinotwins_jax.evals.features import source_checksum
-    from dinotwins_jax.evaluation import from_checkpoint, frozen_features
+    from dinotwins_jax.evaluation import frozen_features
+    from dinotwins_jax.weights import from_checkpoint
 
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config = config_of(workdir, opens_data=True)
     try:
-        run = build(config)
+        run = build_for_evaluation(config)
     except AttributeError as error:  # a key that the run's version did not have
         raise ValueError(
             f"{workdir / 'config.json'} has another version ({error}); add the missing key to it"

@@ -103,7 +103,7 @@ def test_a_teacher_is_read_without_its_model_from_the_last_that_is_whole(tmp_pat
 
     def teacher():
         with Checkpoints(tmp_path, read_only=True) as checkpoints:
-            return checkpoints.restore_teacher()
+            return checkpoints.restore_teacher()[0]
 
     found = teacher()
     assert set(found) == {"block", "norm"} and np.all(found["block"]["kernel"] == 2.0)

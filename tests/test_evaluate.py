@@ -19,9 +19,10 @@ from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.scores import top_k_accuracy
 from dinotwins_jax.evals.splits import holdout, stratified_indices
 from dinotwins_jax.evaluate import evaluate_run
-from dinotwins_jax.evaluation import eval_view, from_checkpoint
+from dinotwins_jax.evaluation import eval_view
 from dinotwins_jax.models.torch_weights import vit_to_torch
 from dinotwins_jax.train import train
+from dinotwins_jax.weights import from_checkpoint
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("DINOTWINS_DATA", ROOT.parent / "shared" / "data"))

@@ -25,11 +25,12 @@ FOLDERS = {
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
     (("schedules", "durations", "streams", "files", "stopping"), ()),
-    (("damage", "workdir"), ("devices", "settings")),
+    (("damage", "failures", "lock", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
     (("build",), tuple(FOLDERS)),
-    (("memory", "nonfinite", "evaluation"), ("evals", "models", "training")),
+    (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
+    (("evaluation",), ("devices", "evals", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
 )

@@ -7,6 +7,8 @@ import functools
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -247,8 +249,11 @@ def _cache_file(cache: Path | None, embed: Embed, view: View, data: str) -> Path
 def _load(path: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
     if path is None or not path.is_file():
         return None
-    with np.load(path) as file:
-        return file["features"], file["indices"]
+    try:
+        with np.load(path) as file:
+            return file["features"], file["indices"]
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):  # damaged
+        return None
 
 
 def _save(path: Path | None, features: np.ndarray, indices: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 Letters: M training images, N test images, D columns, C classes.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -172,7 +173,8 @@ class FrozenFeatures:
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         path = None if row == "teacher" or self._cache is None else self._cache / name
         if path is not None and path.is_file():
-            return json.loads(path.read_text())
+            with contextlib.suppress(ValueError):  # damaged: computed again
+                return json.loads(path.read_text())
         scores = PROBES[task](embed, *self.labelled()[row], options)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,11 @@
 import contextlib
 import importlib.util
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dinotwins_jax.devices.processes import warn
-from dinotwins_jax.files import replace_text
+from dinotwins_jax.files import read_json_lines, replace_text
 from dinotwins_jax.logs.trackers import TRACKERS
 
 
@@ -52,7 +51,7 @@ class Log:
         """Drops lines after `from_step`, opens the trackers and sends what they lack."""
         self._lines = JsonLines(self._workdir / "metrics.jsonl", from_step)
         if from_step and self._runs_file.exists():  # from step 0 it is a new run
-            self._runs = json.loads(self._runs_file.read_text())
+            self._runs = _read_runs(self._runs_file)
         for name in self._names:
             run_id, sent = self._runs.get(name, (None, 0))
             with self._harmless(name):
@@ -108,14 +107,27 @@ class Log:
             replace_text(self._runs_file, json.dumps(self._runs))
 
 
+def _read_runs(path: Path) -> dict:
+    """Content of a trackers.json; {}, with a warning, if it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+        if all(len(of) == 2 and isinstance(of[1], int) for of in found.values()):
+            return found
+    except (ValueError, AttributeError, TypeError):
+        pass
+    warn(f"{path} is damaged: the trackers start new runs")
+    return {}
+
+
 class JsonLines:
-    """Appends one JSON object per line; a resumed run drops the lines after its checkpoint."""
+    """Appends one JSON object per line; a resumed run drops the lines after its checkpoint, damaged
+    ones, and of a step that stands there twice all but the last."""
 
     def __init__(self, path: Path, from_step: int):
         self._path = Path(path)
         if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _step_of(line) <= from_step]
+            by_step = {row["step"]: row for row in self.read() if row["step"] <= from_step}
+            kept = [json.dumps(by_step[step]) + "\n" for step in sorted(by_step)]
             replace_text(self._path, "".join(kept))
 
     def write(self, step: int, values: dict) -> None:
@@ -123,14 +135,5 @@ class JsonLines:
             file.write(json.dumps({"step": step} | values) + "\n")
 
     def read(self) -> list[dict]:
-        """All lines, each with its "step"."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else ()
-        return [json.loads(line) for line in lines]
-
-
-def _step_of(line: str) -> float:
-    """Step of a log line; infinity for a line cut off by a crash."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf
+        """All whole lines, each with its "step"."""
+        return read_json_lines(self._path, warn)

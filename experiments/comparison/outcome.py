@@ -3,15 +3,20 @@
 import json
 from pathlib import Path
 
+from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.evals.table import cell, headline, markdown
+from dinotwins_jax.files import read_json_lines
 from experiments.comparison.statistics import mean_std, paired
 
 DINO_LOSS = "DINO's loss"  # of those that have one; lower is better
 
 
 def read_log(workdir: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """The lines of a run's metrics.jsonl; raises ValueError if there is none that can be read."""
+    path = workdir / "metrics.jsonl"
+    if lines := read_json_lines(path, warn):
+        return lines
+    raise ValueError(f"{path} has no line that can be read: train that run again")
 
 
 def collect(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, list[float]]]:

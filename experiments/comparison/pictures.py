@@ -10,7 +10,8 @@ from dinotwins_jax.evals import curves
 from dinotwins_jax.evals.attention import attention_comparison
 from dinotwins_jax.evals.dense import titles
 from dinotwins_jax.evals.localisation import attention_maps
-from dinotwins_jax.evaluation import from_checkpoint, picture_images
+from dinotwins_jax.evaluation import picture_images
+from dinotwins_jax.weights import from_checkpoint
 from experiments.comparison.outcome import read_log
 
 PANELS = [
