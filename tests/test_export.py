@@ -107,7 +107,7 @@ def test_exported_weights_come_back_bit_by_bit(name, target, tmp_path):
             "hf",
             "transformers' Dinov2 has no mlp_ratio 2.5, but whole",
         ),
-        ("plain", {}, "flax", "--to is 'flax': timm or dino or hf"),
+        ("plain", {}, "flax", "--to is 'flax': choose timm or dino or hf"),
     ],
 )
 def test_what_a_target_cannot_hold_is_one_line(name, fields, target, message):
