@@ -78,14 +78,9 @@ def get_config() -> ConfigDict:
     # Fraction held out for testing where there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
     # Built beforehand with --file_format=array_record; dir "": TFDS's default directory.
-    c.data.tfds = ConfigDict(
-        {
-            "name": "coco/2017",
-            "pretrain_splits": ("train",),
-            "train_split": "train",
-            "test_split": "validation",
-        }
-    )
+    c.data.tfds = ConfigDict({"name": "coco/2017", "pretrain_splits": ("train",)})
+    c.data.tfds.train_split = "train"
+    c.data.tfds.test_split = "validation"
 
     # Multi-crop on the device, DINO's recipe; triples are (global 0, global 1, each local). Other recipes
     # are presets, such as configs/hybrid.py:coco+dinov2_as_trained.

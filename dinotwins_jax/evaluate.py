@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import COMPILED, command, config_of, exit_code, fail
+from dinotwins_jax.cli import COMPILED, SHIPPED, command, config_of, exit_code, fail, load_config
 
 
 def evaluate_run(
@@ -49,6 +49,7 @@ def evaluate_run(
     if not given:
         without = "; to score weights of a file give --config too"
         config = config_of(workdir, without, opens_data=True)
+        _check_keys(config, workdir)
     try:
         run = build_for_evaluation(config)
     except (
@@ -72,6 +73,18 @@ def evaluate_run(
     print(listing(workdir, EVALUATION))
     found.check()
     return found.scores
+
+
+def _check_keys(config: ConfigDict, workdir: Path) -> None:
+    """Raises ValueError if a received config lacks a key that is read only when much is computed."""
+    known = load_config(f"{SHIPPED / 'hybrid.py'}:demo")
+    missing = [f"evals.{key}" for key in known.evals if key not in config.evals]
+    missing += [key for key in ("seed", "batch_size", "total_epochs") if key not in config]
+    if missing:
+        raise ValueError(
+            f"{workdir / 'config.json'} is of another version (it has no {missing[0]}); give the run's "
+            "--config=…"
+        )
 
 
 def _from_torch(run, config, path: str):

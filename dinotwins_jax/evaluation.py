@@ -102,7 +102,8 @@ def evaluate(
         _draw(run, config, weights, workdir, tasks, features, failed)
     with failing_alone("report.html", "report.html", failed):
         _write_html(workdir, run, config, report)
-    _write_scores(workdir, report)
+    if failed:
+        _write_scores(workdir, report)
     return Evaluated(report["scores"], failed)
 
 

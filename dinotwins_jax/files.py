@@ -15,11 +15,13 @@ def replace_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def read_config(path: Path) -> dict:
+def read_config(path: Path, sections: tuple[str, ...] = SECTIONS) -> dict:
     """The config of a run, a config.json, as nested dictionaries.
 
+    Args:
+      sections: those that the caller needs.
     Raises:
-      ValueError: it is no JSON object with the sections of a config; the message names the file.
+      ValueError: it is no JSON object with these sections; the message names the file.
     """
     try:
         config = json.loads(Path(path).read_text())
@@ -29,7 +31,7 @@ def read_config(path: Path) -> dict:
         raise ValueError(
             f"{path} is damaged: it holds a {type(config).__name__}, not the object of a config"
         )
-    for name in SECTIONS:
+    for name in sections:
         if not isinstance(config.get(name), dict):
             raise ValueError(f"{path} is not the config of a run: it has no section '{name}'")
     return config

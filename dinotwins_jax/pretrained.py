@@ -91,13 +91,13 @@ def _read_run(workdir: Path, backbone: VisionTransformer) -> tuple[dict, tuple[i
     """Reads the teacher of a run and its position grid."""
     if not (workdir / "config.json").is_file() or not (workdir / "checkpoints").is_dir():
         raise ValueError("is not a run: config.json or checkpoints are missing")
-    config = read_config(workdir / "config.json")
+    config = read_config(workdir / "config.json", ("model", "views"))
     try:
         model = config["model"]
         num_heads = model["num_heads"] or VARIANTS[model["name"]]["num_heads"]  # in no tensor
         height, width = as_pair(config["views"]["global_size"])
         grid = height // model["patch_size"], width // model["patch_size"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
     if num_heads != backbone.num_heads:
         raise ValueError(

@@ -13,7 +13,7 @@ from shrunk import shrunk
 
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.evals import TASKS, features
+from dinotwins_jax.evals import TASKS, features, probes
 from dinotwins_jax.evals.knn import knn_classify
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.scores import top_k_accuracy
@@ -21,6 +21,7 @@ from dinotwins_jax.evals.splits import holdout, stratified_indices
 from dinotwins_jax.evaluate import evaluate_run
 from dinotwins_jax.evaluation import eval_view
 from dinotwins_jax.models.torch_weights import vit_to_torch
+from dinotwins_jax.stopping import EvaluationFailed
 from dinotwins_jax.train import train
 from dinotwins_jax.weights import from_checkpoint
 
@@ -85,6 +86,31 @@ def test_features_are_computed_once_and_other_tasks_stay(evaluated, monkeypatch)
     again = evaluate_run(workdir, config, ["knn", "fewshot"])
     assert again == scores
     assert before == {path: path.stat().st_mtime_ns for path in (workdir / "features").iterdir()}
+
+
+def test_what_fails_costs_only_itself(evaluated, monkeypatch, capfd):
+    workdir, scores = evaluated
+    kept = (workdir / "scores.json").read_text()
+
+    def fails(*_, **__):
+        raise ValueError("too few images")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(probes.PROBES, "fewshot", fails)
+        patch.setattr("dinotwins_jax.evaluation.nearest_neighbours", fails)
+        patch.setattr("dinotwins_jax.evals.probes.FrozenFeatures.probe", _uncached)
+        with pytest.raises(EvaluationFailed, match=r"^fewshot, neighbours\.png failed") as error:
+            evaluate_run(workdir, tasks=["fewshot", "knn"])
+    said = capfd.readouterr().err.splitlines()
+    assert said == ["task fewshot failed: too few images", "neighbours.png failed: too few images"]
+    report = json.loads((workdir / "scores.json").read_text())
+    assert error.value.code == 4 and report["scores"] == scores
+    assert report["failed"] == dict.fromkeys(("fewshot", "neighbours.png"), "too few images")
+    (workdir / "scores.json").write_text(kept)
+
+
+def _uncached(features, task, row, options):
+    return probes.PROBES[task](features.embeds[row], *features.labelled()[row], options)
 
 
 def test_other_weights_and_other_data_have_other_checksums():

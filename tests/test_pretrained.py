@@ -181,7 +181,7 @@ def test_weights_that_cannot_be_read_are_one_line_before_anything_is_written(
 ):
     for name, heads in (("empty", 3), ("heads", 6)):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
-        config = {"model": {"num_heads": heads}, "views": {"global_size": 16}}
+        config = {"model": {"num_heads": heads, "patch_size": 8}, "views": {"global_size": 16}}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     config = shrunk(init_from=f"{tmp_path}/{path}")
     with pytest.raises((ValueError, OSError), match=message) as error:

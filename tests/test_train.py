@@ -448,7 +448,7 @@ def test_the_command_on_the_demo_shrunk_to_seconds(tmp_path):
     table, _, files = done.stdout.partition(f"In {tmp_path}:\n")
     assert max(map(len, table[table.index(" in %") :].splitlines()[:-1])) <= 100  # of a pipe
     listed = {line.split()[0] for line in files.splitlines()}
-    there = {path.name for path in tmp_path.iterdir()} - {"features", ".compiled"}
+    there = {path.name for path in tmp_path.iterdir()} - {"features", ".compiled", "lock"}
     assert listed == there and {"report.html", "scores.json", "neighbours.png"} <= listed
     assert all(line.startswith("WARNING config.") for line in done.stderr.splitlines())
 
