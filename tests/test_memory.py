@@ -52,7 +52,7 @@ def figures():
         "remat": {"mesh__data": 1, "model__remat": True},
         "fsdp": {"mesh__fsdp": 8},
     }.items():
-        run = build(shrunk(batch_size=128, views__num_local=1, **options))
+        run = build(shrunk(batch_size=128, views__num_local=1, model__depth=4, **options))
         found[name] = step_memory(run, 128)
     return found, run
 
@@ -61,8 +61,7 @@ def figures():
 def test_parts_save_activations_and_fsdp_saves_state(figures):
     found, run = figures
     assert found["in parts"]["temporaries"] < 0.5 * found["whole"]["temporaries"]
-    # Not by much at this size: norms and activations are made again without remat too.
-    assert found["remat"]["temporaries"] < 0.95 * found["whole"]["temporaries"]
+    assert found["remat"]["temporaries"] < 0.7 * found["whole"]["temporaries"]  # 0.57 with 4 blocks
     assert found["in parts"]["opt_state"] == found["whole"]["opt_state"]
     for name in ("params", "teacher_params", "opt_state"):
         assert found["fsdp"][name] < 0.25 * found["whole"][name]
