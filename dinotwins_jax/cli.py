@@ -16,10 +16,8 @@ from dinotwins_jax.files import read_config
 from dinotwins_jax.stopping import Halt
 
 COMPILED = ".compiled"  # directory beside the workdirs: the compiled programs of all their runs
-USAGE_ERROR, INTERRUPTED = (
-    2,
-    130,
-)  # exit codes; a Halt (3 not finite, 4 failed tasks, 75 stopped) has its own
+# Exit codes; a Halt (3 not finite, 4 failed tasks, 75 stopped) has its own.
+USAGE_ERROR, INTERRUPTED = 2, 130
 SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to ../configs
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.damage import paths
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import read_config
 from dinotwins_jax.models import VARIANTS
@@ -123,11 +124,7 @@ def _positions(positions, grid, backbone: VisionTransformer) -> np.ndarray:
 def _check_shapes(found: dict, wanted: dict) -> None:
     """Raises ValueError for the first tensor that is missing on one side or differs in shape."""
 
-    def shapes(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(p, simple=True, separator="/"): np.shape(x) for p, x in leaves}
-
-    theirs, ours = shapes(found), shapes(wanted)
+    theirs, ours = ({p: np.shape(x) for p, x in paths(tree)} for tree in (found, wanted))
     differ = [name for name in ours | theirs if theirs.get(name) != ours.get(name)]
     if differ:
         name = differ[0]
