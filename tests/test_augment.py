@@ -241,6 +241,7 @@ def test_composition_equals_pillow():
         assert np.median(error) < 2.5 and np.quantile(error, 0.97) < 8, (number, draw)
 
 
+@pytest.mark.slow
 def test_view_depends_only_on_image_size_and_key(default_crop):
     images, keys = random_images(6, 16), keys_of(6)
     sizes = jnp.array([[16, 16], [9, 16], [16, 5], [12, 12], [7, 8], [16, 15]])

@@ -89,6 +89,7 @@ def both(match_to=""):
     return *ours(state, crops), plain(loss, state, crops)
 
 
+@pytest.mark.slow
 def test_term_by_term_equals_the_gradient_of_the_sum():
     value, grads, _, (expected_value, expected_grads, _) = both()
     assert_close(value, expected_value, 1e-6)

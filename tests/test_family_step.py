@@ -68,6 +68,7 @@ def test_the_mask_token_stands_in_for_hidden_patches():
     assert np.any(masked.cls != apply({"params": params}, images).cls)
 
 
+@pytest.mark.slow
 def test_ibot_s_head_sees_the_hidden_patches_of_both_networks():
     (state, _), (after, metrics) = trained({"ibot": HEAD | {"centering": "ema"}}, steps=1)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), MASKS), 0)
@@ -107,6 +108,7 @@ def test_a_shared_head_has_one_set_of_parameters():
     assert np.isfinite(metrics["ibot/loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_output", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_byol_s_predictor_sits_on_the_student_s_projector(norm_output):
     term = {"hidden_dim": 16, "out_dim": 8, "norm_output": norm_output}

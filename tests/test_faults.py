@@ -67,6 +67,7 @@ def odd_folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_odd_files_train_and_broken_ones_are_named(odd_folder, num_workers, caplog):
     source = make_source("folder", "pretrain", dir=str(odd_folder))

@@ -51,6 +51,7 @@ def batch(bad=False):
     return {"image": images.at[1, 0, 3, 3, 0].set(jnp.nan if bad else 0.0)}
 
 
+@pytest.mark.slow
 def test_a_bad_step_changes_nothing_but_the_counts_and_a_good_one_ends_the_row():
     state, _ = step()(fresh(), batch())
     after, metrics = step()(state, batch(bad=True))

@@ -40,9 +40,10 @@ def inner(a, b):
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
-    [pytest.param({}, id="mlp", marks=pytest.mark.slow), pytest.param(OTHER, id="swiglu, rope")],
+    [pytest.param({}, id="mlp"), pytest.param(OTHER, id="swiglu, rope")],
 )
 def test_forward_mode_and_hessian_vector_products_of_the_backbone(fields):
     vit = VIT.clone(**fields)
