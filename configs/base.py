@@ -94,6 +94,10 @@ def get_config() -> ConfigDict:
     c.views.local_overlap = 0.0
     c.views.ratio = (3 / 4, 4 / 3)  # width of the crop / height
     c.views.flip = 0.5
+    # Probability of a mirror image top to bottom; for pictures from above or of a microscope.
+    c.views.vertical_flip = 0.0
+    # Probability of a turn by 90, 180 or 270 degrees; 0.75: all four orientations equally often.
+    c.views.rotate90 = 0.0  # Square crops only.
     c.views.jitter_prob = 0.8
     c.views.brightness = 0.4
     c.views.contrast = 0.4
