@@ -85,14 +85,7 @@ def _bands(start, length, low, high, *, in_size: int, out_size: int, max_length:
 
 
 def resize_rows(
-    rows: jax.Array,
-    box,
-    out: tuple[int, int],
-    *,
-    bounds=None,
-    flip=False,
-    upend=False,
-    max_box=None,
+    rows, box, out: tuple[int, int], *, bounds=None, flip=False, upend=False, max_box=None
 ) -> jax.Array:
     """`resize_crop` in the row layout of the augmentation.
 
