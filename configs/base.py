@@ -77,6 +77,8 @@ def get_config() -> ConfigDict:
     c.data.coco.test_annotations = ""  # the same of test_split
     # Fraction held out for testing where there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
+    # Table of labels, absolute or in data.dir, CSV or JSON lines; "": class folders are the labels.
+    c.data.folder.labels = ""
     # Built beforehand with --file_format=array_record; dir "": TFDS's default directory.
     c.data.tfds = ConfigDict({"name": "coco/2017", "pretrain_splits": ("train",)})
     c.data.tfds.train_split = "train"

@@ -17,7 +17,7 @@ _FREE = (
     *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )
 # Keys that were added later, and what a run without them did.
-_ADDED = {"views.vertical_flip": 0.0, "views.rotate90": 0.0}
+_ADDED = {"views.vertical_flip": 0.0, "views.rotate90": 0.0, "data.folder.labels": ""}
 _ABSENT = object()
 
 
