@@ -83,6 +83,11 @@ def get_config() -> ConfigDict:
     c.data.tfds = ConfigDict({"name": "coco/2017", "pretrain_splits": ("train",)})
     c.data.tfds.train_split = "train"
     c.data.tfds.test_split = "validation"
+    # Other data for evaluation and the monitor, "train" and "test" of another source, which has sections
+    # like those above: data.probe.folder, …; source "": the same data.
+    c.data.probe = ConfigDict({"source": "", "dir": "", "canvas_size": 0})
+    for name in ("scenes", "coco", "folder", "tfds"):
+        c.data.probe[name] = ConfigDict(c.data[name].to_dict())
 
     # Multi-crop on the device, DINO's recipe; triples are (global 0, global 1, each local). Other recipes
     # are presets, such as configs/hybrid.py:coco+dinov2_as_trained.

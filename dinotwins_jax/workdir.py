@@ -12,7 +12,7 @@ from dinotwins_jax.settings.keys import flatten
 # Keys that may differ between two starts of one run: they change weights by rounding at most.
 _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
-    "data.max_pixels",
+    *("data.max_pixels", "data.probe."),
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
     *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )

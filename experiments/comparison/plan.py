@@ -27,8 +27,8 @@ METHODS = (
 CHANNELS = len(IMAGENET_MEAN)
 _ABSENT = object()
 # Keys that change neither weights nor scores.
-_FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "evals.tasks", "evals.monitor_",
-         "evals.batch_size", "evals.pictures")  # fmt: skip
+_FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "data.probe.dir", "evals.tasks",
+         "evals.monitor_", "evals.batch_size", "evals.pictures")  # fmt: skip
 
 
 def split_overrides(argv: list[str], methods) -> tuple[list[str], dict[str, dict[str, str]]]:
