@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dinotwins_jax.augment.multi_crop import seeded_multi_crop
-from dinotwins_jax.data import open_source
+from dinotwins_jax.data import open_source, probe_section
 from dinotwins_jax.devices.placement import Placement, make_placement
 from dinotwins_jax.durations import durations, terms_in_steps, total_steps
 from dinotwins_jax.evals import check_tasks
@@ -283,7 +283,7 @@ def _check_crop(name: str, size, patch_size: int) -> None:
 
 def _probe_sources(data: dict) -> tuple:
     """Opens the sources "train" and "test" and checks that their classes agree."""
-    train, test = open_source(data, "train"), open_source(data, "test")
+    train, test = (open_source(probe_section(data), split) for split in ("train", "test"))
     labelled = train.labels is not None and test.labels is not None
     if labelled and train.class_names != test.class_names:
         raise ValueError(

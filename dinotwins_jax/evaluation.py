@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dinotwins_jax.build import EvalRun, Run
+from dinotwins_jax.data import has_probe_data, probe_section
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.durations import steps_per_epoch, total_steps
 from dinotwins_jax.evals import LABEL_TASKS, MASK_TASKS, TASKS, check_tasks, dense
@@ -32,7 +33,15 @@ def eval_view(run: Run, config) -> View:
     crop = crop if isinstance(crop, int) else tuple(crop)
     resize = max(config.evals.resize, *as_pair(crop))
     put = run.placement.put_images
-    return View(resize, crop, run.canvas_size, config.evals.batch_size, put)
+    return View(resize, crop, _canvas_size(run, config), config.evals.batch_size, put)
+
+
+def _canvas_size(run: Run, config) -> int:
+    """Side in pixels of the square that holds an image of the probes on the device."""
+    if not has_probe_data(config.data):
+        return run.canvas_size
+    side = max(as_pair(config.views.global_size))
+    return config.data.probe.canvas_size or run.probe_sources[0].default_canvas(side)
 
 
 def mask_images(run: Run, config) -> dense.ImageSet:
@@ -55,7 +64,7 @@ def _attention_view(run: Run, config) -> View:
     side = grid * run.backbone.patch_size
     # The attention of all blocks is on the device at once: at most 3e7 numbers a head.
     batch = max(1, min(config.evals.batch_size, round(3e7 / (grid**4 * run.backbone.depth))))
-    return View(side, side, run.canvas_size, batch, run.placement.put_images)
+    return View(side, side, _canvas_size(run, config), batch, run.placement.put_images)
 
 
 def evaluate(
@@ -78,7 +87,7 @@ def evaluate(
       cache: directory of the cache, WORKDIR/features by default; runs on the same data may share it.
     """
     check_tasks(tasks)
-    data = config.data.to_dict()
+    data = probe_section(config.data.to_dict())
     checksums = [source_checksum(source, data) for source in run.probe_sources]
     identity = {
         "step": weights.step,

@@ -97,7 +97,8 @@ def _dry_run(values: flags.FlagValues) -> None:
     import jax
 
     from dinotwins_jax.build import build
-    from dinotwins_jax.data.describe import describe
+    from dinotwins_jax.data import has_probe_data
+    from dinotwins_jax.data.describe import describe_run
     from dinotwins_jax.devices.processes import warn
     from dinotwins_jax.memory import memory_table, step_memory
 
@@ -110,8 +111,8 @@ def _dry_run(values: flags.FlagValues) -> None:
         run.trained_backbone()
     for line in run.advice:
         warn(line)
-    train, test = run.probe_sources
-    for line in describe({"pretrain": run.source, "train": train, "test": test}) + run.recipe:
+    apart = has_probe_data(config.data)
+    for line in describe_run(run.source, run.probe_sources, apart) + run.recipe:
         print(line)
     print(memory_table(step_memory(run, config.batch_size), run))
 

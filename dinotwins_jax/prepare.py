@@ -16,7 +16,14 @@ import numpy as np
 from absl import flags
 
 from dinotwins_jax.cli import command, config_name, exit_code, fail
-from dinotwins_jax.data import make_source, open_source, shards, source_options, workers
+from dinotwins_jax.data import (
+    has_probe_data,
+    make_source,
+    open_source,
+    shards,
+    source_options,
+    workers,
+)
 from dinotwins_jax.data.base import SPLITS, BadImage, printable
 from dinotwins_jax.data.describe import describe
 from dinotwins_jax.data.records import image_record
@@ -51,6 +58,8 @@ def prepare(values: flags.FlagValues) -> None:
     if values.dry_run or out:
         store = union({split: open_source(config.data.to_dict(), split) for split in SPLITS})
         print(summary(store))
+        if has_probe_data(config.data):
+            print("data.probe is not part of it: prepare it by itself, as data.source and data.dir")
     if values.dry_run:
         print(forecast(store, settings, out, values.workers, values.overwrite))
     elif out:

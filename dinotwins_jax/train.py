@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from dinotwins_jax.build import Run, build
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.data.describe import describe
+from dinotwins_jax.data import has_probe_data
+from dinotwins_jax.data.describe import describe_run
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
 from dinotwins_jax.devices.processes import only_first_writes, warn
 from dinotwins_jax.evals.monitor import make_monitor
@@ -87,12 +88,8 @@ def _claimed(
         only_first_writes(workdir) as out,
         Log(out, trackers, config.log.project, config.to_dict()) as log,
     ):
-        train_source, test_source = run.probe_sources
-        print(
-            "\n".join(
-                describe({"pretrain": run.source, "train": train_source, "test": test_source})
-            )
-        )
+        apart = has_probe_data(config.data)
+        print("\n".join(describe_run(run.source, run.probe_sources, apart)))
         if run.recipe:
             print("\n".join(run.recipe))
             replace_text(out / "recipe.txt", "\n".join(run.recipe) + "\n")

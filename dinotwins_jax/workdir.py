@@ -12,10 +12,12 @@ from dinotwins_jax.settings.keys import flatten
 # Keys that may differ between two starts of one run: they change weights by rounding at most.
 _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
-    "data.max_pixels",
+    *("data.max_pixels", "data.probe."),
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
     *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )
+# Keys that were added later, and what a run without them did.
+_ADDED = {"views.vertical_flip": 0.0, "views.rotate90": 0.0, "data.folder.labels": ""}
 _ABSENT = object()
 
 
@@ -51,7 +53,7 @@ def has_checkpoints(workdir: Path) -> bool:
 
 
 def _differences(theirs: dict, ours: dict) -> str:
-    theirs, ours = flatten(theirs), flatten(ours)
+    theirs, ours = _ADDED | flatten(theirs), _ADDED | flatten(ours)
     differ = [
         f"{key} ({theirs.get(key, 'not there')} -> {ours.get(key, 'not there')})"
         for key in sorted(theirs.keys() | ours.keys())

@@ -6,8 +6,10 @@
 Every run starts from the same backbone, sees the same images in the same order, and has the same
 number of steps (--budget=steps) or of floating-point operations (--budget=flops). --config.key=value
 is for all methods that have the key, --dino.key=value for one. The same command continues after an
-interruption, and prints the tables again when all is done. Results are in OUT/table.md, comparison.json,
-curves.png and attention.png, and for each run in OUT/<method>-seed<k>/report.html.
+interruption, and prints the tables again when all is done. Where a task of a run fails, the others go on,
+the tables show what is missing, and the exit code is 4; the same command tries it again. Results are in
+OUT/table.md, comparison.json, curves.png and attention.png, and for each run in
+OUT/<method>-seed<k>/report.html.
 """
 
 import json
@@ -20,10 +22,13 @@ from absl import app, flags, logging
 from dinotwins_jax.build import build
 from dinotwins_jax.cli import COMPILED, exit_code, fail
 from dinotwins_jax.devices.compilation import remember_compilations
+from dinotwins_jax.failures import failing_alone
 from dinotwins_jax.files import replace_text
+from dinotwins_jax.stopping import EvaluationFailed
 from dinotwins_jax.train import train
 from experiments.comparison.outcome import (
     collect,
+    failures,
     read_log,
     score_table,
     significance,
@@ -54,8 +59,14 @@ _OUT = flags.DEFINE_string(
 )
 
 
-def compare(preset: str, seeds: int, methods, budget: str, out: Path, overrides: dict) -> str:
-    """Trains and evaluates the unfinished runs; returns the tables as Markdown."""
+def compare(
+    preset: str, seeds: int, methods, budget: str, out: Path, overrides: dict
+) -> tuple[str, dict[str, dict[str, str]]]:
+    """Trains and evaluates the unfinished runs.
+
+    Returns:
+      the tables as Markdown, and {run or picture: {task: why it failed}}.
+    """
     first = make_configs(preset, methods, 0, overrides)
     steps, flops = _cost_of(out, first)
     if budget == "flops":
@@ -96,7 +107,10 @@ def _train_missing(out: Path, configs: dict, steps: dict[str, int], seed: int) -
         workdir = out / f"{method}-seed{seed}"
         print(f"\n{method}, seed {seed}: {steps[method]} steps, in {workdir}", flush=True)
         start = time.perf_counter()
-        train(configs[method], workdir, cache=out / "features")
+        try:
+            train(configs[method], workdir, cache=out / "features")
+        except EvaluationFailed as error:  # reported with all others in the end
+            print(f"{workdir.name}: {error}", file=sys.stderr, flush=True)
         _add_seconds(workdir, time.perf_counter() - start)
 
 
@@ -126,9 +140,11 @@ def _add_seconds(workdir: Path, seconds: float) -> None:
     replace_text(workdir / "seconds.txt", f"{(_seconds(workdir) or 0.0) + seconds:.1f}\n")
 
 
-def _report(out: Path, workdirs: dict, configs: dict, costs: dict, budget: str) -> str:
-    """Writes the results to OUT; returns the tables."""
-    table = collect(workdirs)
+def _report(
+    out: Path, workdirs: dict, configs: dict, costs: dict, budget: str
+) -> tuple[str, dict[str, dict[str, str]]]:
+    """Writes the results to OUT; returns the tables and what failed."""
+    table, failed = collect(workdirs), failures(workdirs)
     found = significance(table)
     seeds = len(next(iter(workdirs.values())))
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
@@ -138,13 +154,19 @@ def _report(out: Path, workdirs: dict, configs: dict, costs: dict, budget: str) 
         text += f"\nPaired by seed, with 95% confidence:\n\n{significance_table(found)}\n"
     elif seeds == 1:
         text += "\nOne seed: no significance can be stated.\n"
+    for run, reasons in failed.items():
+        text += "".join(f"\n{run}: {task} failed: {why}\n" for task, why in reasons.items())
     replace_text(out / "table.md", text)
     draw_curves(out / "curves.png", workdirs)
-    shown = _draw_attention(out, {method: runs[0] for method, runs in workdirs.items()}, configs)
     outcome = {"budget": budget, "scores": table, "significance": found, "runs": costs}
-    outcome["attention.png"] = shown
+    pictures: dict[str, str] = {}
+    with failing_alone("attention.png", "attention.png", pictures):
+        first = {method: runs[0] for method, runs in workdirs.items()}
+        outcome["attention.png"] = _draw_attention(out, first, configs)
+    failed |= {out.name: pictures} if pictures else {}
+    outcome["failed"] = failed
     replace_text(out / "comparison.json", json.dumps(outcome, indent=2) + "\n")
-    return text
+    return text, failed
 
 
 def _draw_attention(out: Path, workdirs: dict, configs: dict) -> dict:
@@ -174,10 +196,16 @@ def main(argv) -> int:
 
     def work():
         remember_compilations(out.parent / COMPILED)
-        print(compare(*chosen, out, _overrides))
+        text, failed = compare(*chosen, out, _overrides)
+        print(text)
         print(
             f"in {out}: table.md, comparison.json, curves.png, attention.png; a report.html a run"
         )
+        if failed:
+            runs = ", ".join(f"{run} ({', '.join(reasons)})" for run, reasons in failed.items())
+            raise EvaluationFailed(
+                f"failed: {runs}; all else is written: comparison.json has the reasons under 'failed'"
+            )
 
     return exit_code(work)
 

@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from dinotwins_jax.cli import config_of, exit_code, fail
+from dinotwins_jax.data import probe_section
 from dinotwins_jax.files import replace_text
 from experiments.comparison.plan import METHODS
 
@@ -91,7 +92,10 @@ def _features(workdir: Path):
         raise ValueError(
             f"{workdir / 'config.json'} has another version ({error}); add the missing key to it"
         ) from None
-    data = [source_checksum(source, config.data.to_dict()) for source in run.probe_sources]
+    data = [
+        source_checksum(source, probe_section(config.data.to_dict()))
+        for source in run.probe_sources
+    ]
     weights = from_checkpoint(run, config, workdir)
     features = frozen_features(run, config, weights, workdir.parent / "features", data)
     options = ConfigDict(

@@ -16,6 +16,7 @@ from dinotwins_jax.build import build
 from experiments.comparison.outcome import (
     DINO_LOSS,
     collect,
+    failures,
     score_table,
     significance,
     significance_table,
@@ -195,6 +196,37 @@ def test_tables_of_hand_written_scores(tmp_path):
     assert significance(collect({m: r[:1] for m, r in runs.items()})) == {}
 
 
+def test_scores_of_failed_tasks_are_marked_and_no_value_changes_its_seed(tmp_path):
+    values = {"dino": (70.0, None, 73.0), "hybrid": (75.0, 90.0, 77.0)}
+    runs = {
+        method: [write_run(tmp_path / f"{method}-seed{k}", v) for k, v in enumerate(of)]
+        for method, of in values.items()
+    }
+    path = runs["dino"][1] / "scores.json"
+    report = json.loads(path.read_text())
+    report["scores"]["teacher"], report["failed"] = {}, {"knn": "too few images"}
+    path.write_text(json.dumps(report))
+    table = collect(runs)
+    assert table["dino"]["k-NN, k=20"] == [70.0, None, 73.0]
+    assert table["random weights"]["k-NN, k=20"] == [10.0, 10.0, 10.0]
+    (line,) = [line for line in score_table(table).splitlines() if "k-NN" in line]
+    assert [c.strip() for c in line.split("|")[2:-1]] == [
+        "71.5 ± 2.1 (2 of 3)", "80.7 ± 8.1", "10.0 ± 0.0",
+    ]  # fmt: skip
+    expected = paired([75.0, 77.0], [70.0, 73.0])
+    assert significance(table)["dino"]["k-NN, k=20"] == expected
+    assert failures(runs) == {"dino-seed1": {"knn": "too few images"}}
+
+
+def test_a_run_with_a_failed_task_is_not_finished(tmp_path):
+    config = shrunk(dino, evals__tasks=("knn",))
+    workdir = write_run(tmp_path / "run", 1.0, config=config.to_dict())
+    assert is_finished(workdir, config, 4)
+    report = json.loads((workdir / "scores.json").read_text())
+    (workdir / "scores.json").write_text(json.dumps(report | {"failed": {"knn": "why"}}))
+    assert not is_finished(workdir, config, 4)
+
+
 def test_a_run_is_finished_when_its_steps_and_tasks_are(tmp_path):
     config = make_configs(
         "demo", ("dino",), 0, {"config": {"evals.tasks": "('knn', 'attention')"}}
@@ -295,6 +327,27 @@ def test_a_second_start_goes_on_where_the_first_stopped(compared):
     assert picture == (out / "attention.png").stat().st_mtime_ns
     assert json.loads(lost.read_text())["scores"] == scores
     assert printed[printed.index("In %") :] == done.stdout[done.stdout.index("In %") :]
+
+
+@pytest.mark.slow
+def test_a_failed_task_costs_the_others_nothing(compared, tmp_path):
+    """k-NN of DINO alone cannot run: the comparison is written without it, with exit code 4, and the
+    same command with a number of neighbours that the images allow completes it."""
+    _, arguments, _ = compared
+    arguments = [a for a in arguments if not a.startswith(("--out", "--seeds"))]
+    arguments += [f"--out={tmp_path}", "--seeds=1", "--config.evals.tasks=('linear','knn')"]
+    done = command(*arguments, "--dino.evals.knn_k=(1000,)")
+    assert done.returncode == 4, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: failed: dino-seed0 (knn); all else is written")
+    outcome = json.loads((tmp_path / "comparison.json").read_text())
+    assert outcome["failed"]["dino-seed0"]["knn"].startswith("config.evals.knn_k (1000,) is more")
+    assert set(outcome["runs"]) == {"dino-seed0", "hybrid-seed0"}
+    assert "dino-seed0: knn failed: config.evals.knn_k (1000,)" in done.stdout
+    assert len(outcome["scores"]["hybrid"]) >= len(outcome["scores"]["dino"]) >= 1
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "comparison.json").read_text())["failed"] == {}
 
 
 @pytest.mark.slow

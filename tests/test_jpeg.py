@@ -76,6 +76,26 @@ def test_what_is_left_to_pillow():
     )
 
 
+@pytest.mark.parametrize("orientation", [0, *range(1, 10)])
+def test_a_rotated_jpeg_too_large_for_pillow_has_the_pixels_of_a_small_one(
+    monkeypatch, orientation
+):
+    """Reduced, then turned; into a canvas of its own width too."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg(photo((160, 96)), exif=exif)
+    expected = decode_image(data, max_side=20)
+    assert expected.shape[:2] == ((20, 12) if 5 <= orientation <= 8 else (12, 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    canvas = np.full((20, 20, 3), 7, np.uint8)
+    for given in (None, canvas):
+        found = decode_image(data, max_side=20, canvas=given)
+        np.testing.assert_array_equal(found, expected)
+    assert orientation in (0, 1, 9) or (canvas == 7).all()
+    with pytest.raises(BadImage, match=r"15360 pixels.*config\.data\.max_pixels"):
+        decode_image(data)
+
+
 def test_a_file_that_ends_early_is_refused_as_by_pillow():
     with pytest.raises(BadImage, match="truncated"):
         decode_image(jpeg(photo())[:-500], name="cut.jpg")

@@ -50,6 +50,27 @@ def open_source(data: Mapping[str, Any], split: str) -> Source:
     return source
 
 
+def has_probe_data(data: Mapping[str, Any]) -> bool:
+    """Whether the section `data` of a config names other data for the probes, in data.probe.
+
+    Raises ValueError for a data.probe.dir without a source.
+    """
+    probe = data.get("probe") or {}
+    if probe.get("dir") and not probe.get("source"):
+        raise ValueError(
+            f"config.data.probe.dir is '{probe['dir']}' without config.data.probe.source: name it too, "
+            "such as folder"
+        )
+    return bool(probe.get("source"))
+
+
+def probe_section(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of the probes' splits, "train" and "test": that of `data`, with the source, directory,
+    canvas and options of data.probe if it names a source."""
+    own = {key: value for key, value in data.items() if key != "probe"}
+    return own | dict(data["probe"]) if has_probe_data(data) else own
+
+
 def source_options(data: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for the chosen source in the section `data` of a config."""
     return dict(data.get(data["source"]) or {})

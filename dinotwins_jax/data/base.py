@@ -11,6 +11,8 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, features
 
+from dinotwins_jax.data.orientation import orientation, upright
+
 SPLITS = ("pretrain", "train", "test")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
@@ -224,17 +226,17 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) -> np.ndarray | None:
     """Fast decoder for common JPEGs: Pillow's pixels at twice its speed; None for other files.
 
-    Other formats, CMYK, EXIF rotations and flawed files are left to Pillow, which alone decides what
-    is broken.
+    Other formats, CMYK, flawed files, and EXIF rotations of what is not too large for it, are left to
+    Pillow, which alone decides what is broken.
     """
     if data[:3] != b"\xff\xd8\xff":
         return None
-    exif = _exif_segment(data)
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         limit = Image.MAX_IMAGE_PIXELS
         too_large = limit is not None and height * width > limit
-        if space not in ("YCbCr", "Gray") or (exif and _is_rotated(data, exif, too_large)):
+        turned = orientation(data, too_large)
+        if space not in ("YCbCr", "Gray") or (turned != 1 and not too_large):
             return None
         reduced = (
             f for f in (8, 4, 2) if max_side is not None and -(-max(height, width) // f) >= max_side
@@ -245,37 +247,16 @@ def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) ->
             return None
         if canvas is not None and (width != canvas.shape[1] or height > canvas.shape[0]):
             canvas = None
-        return simplejpeg.decode_jpeg(
+        pixels = simplejpeg.decode_jpeg(
             data,
             min_factor=factor,
             min_height=height,
             min_width=width,
-            buffer=None if canvas is None else canvas[:height].reshape(-1),
+            buffer=None if canvas is None or turned != 1 else canvas[:height].reshape(-1),
         )
+        return upright(pixels, turned)
     except ValueError:
         return None
-
-
-def _exif_segment(data: bytes) -> bytes:
-    """The EXIF segment before a JPEG's pixels, or b""; searching the bytes is ten times slower."""
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1] != 0xDA:
-        if data[place + 1] == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            return data[place + 4 : place + 2 + int.from_bytes(data[place + 2 : place + 4])]
-        place += 2 + int.from_bytes(data[place + 2 : place + 4])
-    return b""
-
-
-def _is_rotated(data: bytes, exif: bytes, too_large: bool) -> bool:
-    """Whether a JPEG has an EXIF rotation; one that Pillow will not open is judged by its segment."""
-    with contextlib.suppress(Exception):
-        if too_large:
-            tags = Image.Exif()
-            tags.load(exif)
-            return tags.get(ExifTags.Base.Orientation, 1) != 1
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return False  # a broken EXIF block is ignored
 
 
 def _to_rgb(image: Image.Image, max_side: int | None) -> np.ndarray:

@@ -25,6 +25,20 @@ def describe(sources: Mapping[str, Source]) -> list[str]:
     return lines + [f"  {note}" for note in dict.fromkeys(notes)]
 
 
+def describe_run(source: Source, probe_sources: tuple[Source, Source], apart: bool) -> list[str]:
+    """The description of a run's data.
+
+    Args:
+      source: of "pretrain"; probe_sources: of "train" and "test".
+      apart: whether the probes have data of their own, which is then described by itself.
+    """
+    probes = dict(zip(("train", "test"), probe_sources, strict=True))
+    if not apart:
+        return describe({"pretrain": source} | probes)
+    first, *rest = describe(probes)
+    return [*describe({"pretrain": source}), f"{first} of other data, for the probes", *rest]
+
+
 def _split(split: str, source: Source) -> str:
     text = f"{split} {len(source):,} {'image' if len(source) == 1 else 'images'}"
     if source.labels is None:

@@ -19,28 +19,42 @@ def read_log(workdir: Path) -> list[dict]:
     raise ValueError(f"{path} has no line that can be read: train that run again")
 
 
-def collect(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, list[float]]]:
-    """Collects {row: {column: one value per seed}} of methods, random weights, pixels and centre box.
+def read_report(workdir: Path) -> dict:
+    """The content of a run's scores.json."""
+    return json.loads((workdir / "scores.json").read_text())
+
+
+def collect(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, list[float | None]]]:
+    """Collects {row: {column: one value per seed}} of methods, random weights, pixels and centre box;
+    None for a seed whose task failed.
 
     Args:
       workdirs: method -> its runs by seed, in the same order.
     """
-    table: dict[str, dict[str, list[float]]] = {}
+    table: dict[str, dict[str, list[float | None]]] = {}
+    seeds = max(map(len, workdirs.values()))
+
+    def add(row: str, column: str, number: int, value: float) -> None:
+        values = table.setdefault(row, {}).setdefault(column, [None] * seeds)
+        if values[number] is None:  # rows without training are the same for all methods
+            values[number] = value
+
     for method, runs in workdirs.items():
         for number, workdir in enumerate(runs):
-            scores = json.loads((workdir / "scores.json").read_text())["scores"]
             loss = read_log(workdir)[-1].get("dino/loss")
             if loss is not None:
-                table.setdefault(method, {}).setdefault(DINO_LOSS, []).append(loss)
-            for row, of_row in scores.items():
-                name = method if row == "teacher" else row
-                columns = table.setdefault(name, {})
+                add(method, DINO_LOSS, number, loss)
+            for row, of_row in read_report(workdir)["scores"].items():
                 for title, (value, _) in headline(of_row).items():
-                    values = columns.setdefault(title, [])
-                    if len(values) == number:  # the other rows are the same for all methods
-                        values.append(value)
+                    add(method if row == "teacher" else row, title, number, value)
     order = [*workdirs, *(row for row in table if row not in workdirs)]
     return {row: table[row] for row in order if row in table}
+
+
+def failures(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, str]]:
+    """{run: {task or picture: why it failed}} of the runs whose evaluation is not whole."""
+    found = {run.name: read_report(run).get("failed") for runs in workdirs.values() for run in runs}
+    return {run: reasons for run, reasons in found.items() if reasons}
 
 
 def columns_of(table: dict) -> list[str]:
@@ -49,32 +63,44 @@ def columns_of(table: dict) -> list[str]:
 
 
 def score_table(table: dict) -> str:
-    """Markdown table, one line per score: mean ± standard deviation over the training seeds."""
+    """Markdown table, one line per score: mean ± standard deviation over the training seeds that have it,
+    and how many these are where some lack it."""
 
     def text(column, values):
-        if not values:
+        found = [value for value in values if value is not None]
+        if not found:
             return "–"
-        if column == DINO_LOSS:
-            mean, std = mean_std(values)
-            return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
-        return cell(mean_std(values))
+        mean, std = mean_std(found)
+        spread = "" if std is None else f" ± {std:.3f}"
+        shown = f"{mean:.3f}{spread}" if column == DINO_LOSS else cell((mean, std))
+        return shown if len(found) == len(values) else f"{shown} ({len(found)} of {len(values)})"
 
-    lines = [[c, *(text(c, row.get(c)) for row in table.values())] for c in columns_of(table)]
+    lines = [[c, *(text(c, row.get(c, ())) for row in table.values())] for c in columns_of(table)]
     return markdown([["", *table], *lines])
 
 
 def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]]:
-    """{other method: {column: `paired`}} for every column that both have for at least two seeds.
+    """{other method: {column: `paired`}} for every column that both have for at least two seeds, over
+    the seeds that both have.
 
     The verdict for a loss is "lower" or "higher" instead of better or worse.
     """
     found = {}
     for other in ("dino", "barlow_twins"):
         if ours in table and other in table:
-            found[other] = {
-                column: paired(values, table[other][column])
+            pairs = {
+                column: [
+                    pair
+                    for pair in zip(values, table[other][column], strict=True)
+                    if None not in pair
+                ]
                 for column, values in table[ours].items()
-                if len(values) > 1 and len(table[other].get(column, ())) == len(values)
+                if column in table[other]
+            }
+            found[other] = {
+                column: paired(*zip(*both, strict=True))
+                for column, both in pairs.items()
+                if len(both) > 1
             }
     for columns in found.values():
         if DINO_LOSS in columns:

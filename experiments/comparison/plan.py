@@ -27,8 +27,8 @@ METHODS = (
 CHANNELS = len(IMAGENET_MEAN)
 _ABSENT = object()
 # Keys that change neither weights nor scores.
-_FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "evals.tasks", "evals.monitor_",
-         "evals.batch_size", "evals.pictures")  # fmt: skip
+_FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "data.probe.dir", "evals.tasks",
+         "evals.monitor_", "evals.batch_size", "evals.pictures")  # fmt: skip
 
 
 def split_overrides(argv: list[str], methods) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -172,7 +172,7 @@ def equal_flops(steps: dict[str, int], flops: dict[str, float]) -> dict[str, int
 
 
 def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
-    """Whether the run was trained to the end, evaluated on all tasks, and has this config.
+    """Whether the run was trained to the end, evaluated on all tasks without failure, and has this config.
 
     Keys added to the config after the run, and automatic values, are ignored.
     """
@@ -183,7 +183,7 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
         return False
     ours = _deciding(json.loads(json.dumps(config.to_dict())))  # tuples become lists, as on disk
     compared = (theirs.keys() & ours.keys()) - set(open_keys(config.to_dict()))
-    if any(theirs[key] != ours[key] for key in compared):
+    if any(theirs[key] != ours[key] for key in compared) or report.get("failed"):
         return False
     done = report.get("seconds", {})
     asked = [task for task in config.evals.tasks if task not in report.get("left_out", ())]

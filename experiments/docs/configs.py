@@ -82,7 +82,11 @@ def base_keys() -> dict[str, tuple[str, str]]:
         for entry in value.args:
             for name, of in zip(entry.keys, entry.values, strict=True):
                 keys[f"{key}.{name.value}"] = (default_text(of, source), "")
-    return keys
+    return keys | {
+        key: (keys[own][0], f"as `{own}`")
+        for key in flatten(base.get_config().to_dict())
+        if key not in keys and (own := key.replace("data.probe.", "data.")) in keys
+    }
 
 
 def term_comments() -> dict[str, dict[str, str]]:
