@@ -99,6 +99,7 @@ def _dry_run(values: flags.FlagValues) -> None:
     from dinotwins_jax.build import build
     from dinotwins_jax.data.describe import describe
     from dinotwins_jax.devices.processes import warn
+    from dinotwins_jax.evaluation import what_is_served
     from dinotwins_jax.memory import memory_table, step_memory
 
     config = values.config
@@ -111,7 +112,8 @@ def _dry_run(values: flags.FlagValues) -> None:
     for line in run.advice:
         warn(line)
     train, test = run.probe_sources
-    for line in describe({"pretrain": run.source, "train": train, "test": test}) + run.recipe:
+    found = describe({"pretrain": run.source, "train": train, "test": test})
+    for line in found + what_is_served(run, config, config.evals.tasks).lines + run.recipe:
         print(line)
     print(memory_table(step_memory(run, config.batch_size), run))
 

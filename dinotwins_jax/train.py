@@ -17,7 +17,7 @@ from dinotwins_jax.devices.processes import only_first_writes, warn
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.outputs import EVALUATION, TRAINING, listing, pictures
 from dinotwins_jax.evals.table import figures, terminal_table
-from dinotwins_jax.evaluation import eval_view, evaluate
+from dinotwins_jax.evaluation import eval_view, evaluate, what_is_served
 from dinotwins_jax.failures import Evaluated
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.lock import locked
@@ -93,6 +93,8 @@ def _claimed(
                 describe({"pretrain": run.source, "train": train_source, "test": test_source})
             )
         )
+        for line in what_is_served(run, config, config.evals.tasks).lines:
+            print(line)
         if run.recipe:
             print("\n".join(run.recipe))
             replace_text(out / "recipe.txt", "\n".join(run.recipe) + "\n")
@@ -102,7 +104,7 @@ def _claimed(
             weights = EvalWeights(teacher, run.random_backbone(), int(state.step))
             found = evaluate(run, config, weights, out, config.evals.tasks, cache)
         log.results(int(state.step), figures(found.scores), pictures(out))
-        if table := terminal_table(found.scores):
+        if table := terminal_table(found.scores, balanced=found.unbalanced):
             print(table)
         replace_text(out / "timing.json", json.dumps(phases.seconds | {"total": phases.total()}))
         print(phases.text())

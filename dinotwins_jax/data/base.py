@@ -57,9 +57,9 @@ class Source(Protocol):
     Optional methods:
       masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
         class_names; an object without a mask is left out. hasattr(source, "masks") says whether there
-        are any, and so whether scores against masks are computed. A class that knows it only once its
-        files are read makes masks a property, which raises AttributeError if no object has a mask
-        (Coco, ArrayRecord).
+        are any; which images have some, an attribute `masked` bool[len(self)], else the first masks. A
+        class that knows it only once its files are read makes masks a property, which raises
+        AttributeError if no object has a mask (Coco, ArrayRecord).
       encoded(i) -> bytes: image i as stored, not decoded (the bytes of a JPEG or another file).
         Raises BadImage. If present, batches are decoded from it, at reduced size where possible, and
         prepared data keep its bytes where possible; a subclass that overrides only [i] is read

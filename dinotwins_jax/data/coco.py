@@ -25,7 +25,8 @@ class Coco(ImageFiles):
     labels: i32[len(self)], the category with the largest total annotated area in the image, crowds
       left out, as an index into class_names; -1 if there is none.
     multi_hot: bool[len(self), len(class_names)], the categories of all its objects, crowds left out.
-    Both are None for "pretrain".
+    masked: bool[len(self)], whether an object of the image has a mask.
+    All three are None for "pretrain".
 
     Args:
       split: "pretrain", "train" or "test".
@@ -53,7 +54,7 @@ class Coco(ImageFiles):
     ):
         check_split(split)
         root = check_dir("coco", dir)
-        self._json_path = None
+        self._json_path = self.masked = None
         self._objects = None
         if split == "pretrain":
             names = [pretrain_splits] if isinstance(pretrain_splits, str) else pretrain_splits
@@ -74,7 +75,8 @@ class Coco(ImageFiles):
         labels, multi_hot = dominant_categories(
             instances.image, instances.category, instances.area, shape
         )
-        self._has_masks = bool(instances.masked.any())
+        self.masked = np.zeros(len(paths), bool)
+        self.masked[instances.image[instances.masked]] = True
         super().__init__(
             paths, labels=labels, multi_hot=multi_hot, class_names=instances.class_names
         )
@@ -93,7 +95,7 @@ class Coco(ImageFiles):
           ValueError (of the call): the split is "pretrain", or the header cannot be read or does not
             agree with an RLE.
         """
-        if self._json_path is not None and not self._has_masks:
+        if self.masked is not None and not self.masked.any():
             raise AttributeError(f"{self._json_path}: no object has a mask")
         return self._masks
 

@@ -115,7 +115,7 @@ def draw_attention(path: Path, backbone: VisionTransformer, params, images: Imag
 
 
 def draw_segmentation(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
-    """Draws the cut beside the masks of the images."""
+    """Draws the cut, and beside it the masks of the images where the source has any."""
     segmentation_grid(path, images.pixels, _cut(backbone, params, images), images.masks)
 
 
