@@ -35,12 +35,14 @@ def eval_view(run: Run, config) -> View:
     return View(resize, crop, run.canvas_size, config.evals.batch_size, put)
 
 
-def mask_images(run: Run, config, report: Callable[[int, int], None] = silent) -> dense.ImageSet:
+def mask_images(
+    run: Run, config, objects: str = "masks", report: Callable[[int, int], None] = silent
+) -> dense.ImageSet:
     """The test images whose attention and cuts are scored: the first config.evals.mask_images, 0: all."""
     test = run.probe_sources[1]
     count = min(config.evals.mask_images or len(test), len(test))
     view = _attention_view(run, config)._replace(report=report)
-    return dense.image_set(test, view, range(count))
+    return dense.image_set(test, view, range(count), objects)
 
 
 def picture_images(run: Run, config, count: int) -> dense.ImageSet:
@@ -112,7 +114,7 @@ def evaluate(
         for task in scored:
             found: dict[str, dict] = {}
             with progress.task(task), failing_alone(f"task {task}", task, failed):
-                found = _score(task, run, config, weights, features, serves.knn_k, progress)
+                found = _score(task, run, config, weights, features, serves, progress)
             _add(report, task, found, run.probe_sources[1].class_names)
             report["seconds"][task] = round(progress.seconds[task], 2)
             _write_scores(workdir, report)
@@ -195,7 +197,7 @@ def _score(
     config,
     weights: EvalWeights,
     features: FrozenFeatures,
-    knn_k: tuple[int, ...],
+    serves: Served,
     progress: TaskProgress,
 ) -> dict[str, dict]:
     """Scores {row: {task: scores}} of one task."""
@@ -207,7 +209,7 @@ def _score(
             label_fractions=tuple(evals.label_fractions),
             split_seeds=tuple(evals.split_seeds),
             bank_solver=evals.bank_solver,
-            knn_k=knn_k,
+            knn_k=serves.knn_k,
             knn_temp=evals.knn_temp,
             shots=tuple(evals.shots),
         )
@@ -215,7 +217,7 @@ def _score(
     if task == "finetune":
         view = eval_view(run, config)._replace(report=progress.images)
         return {row: _fine_tune(run, config, rows[row], view) for row in progress.parts(rows)}
-    images = mask_images(run, config, progress.images)
+    images = mask_images(run, config, serves.objects, progress.images)
     if task == "segmentation":
         return dense.score_segmentation(run.backbone, rows, images)
     return dense.score_attention(run.backbone, rows, images, keep=evals.attention_keep)

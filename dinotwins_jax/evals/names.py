@@ -21,6 +21,8 @@ _TASKS = {
     "finetune": "Fine-tuning",
     "attention": "Attention of the last block and object masks",
     "segmentation": "Normalised cut and object masks",
+    "attention boxes": "Attention of the last block and object boxes",
+    "segmentation boxes": "Normalised cut and object boxes",
 }
 _KEYS = {
     "sgd": "SGD",
@@ -64,8 +66,8 @@ def task_title(task: str) -> str:
     """ "Fine-tuning" for finetune, "Multi-label fine-tuning" for "finetune multilabel"."""
     kind, _, labels = task.partition(" ")
     title = _TASKS.get(kind, kind)
-    if not labels:
-        return title
+    if not labels or task in _TASKS:
+        return _TASKS.get(task, title)
     return f"Multi-label {title if title == 'k-NN' else title[0].lower() + title[1:]}"
 
 

@@ -1,6 +1,7 @@
 """What a data set can be scored for: known when it is opened, before anything is computed."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +16,14 @@ class Served(NamedTuple):
 
     tasks: those asked for that are scored, in the order of TASKS, and "pca", which is only drawn.
     left_out: the others -> why the data have no scores of them.
+    objects: what the test images' objects have, "masks", "boxes", or "" where mask tasks have no scores.
     knn_k: numbers of neighbours that the training images allow.
     lines: the same for people, one a reason.
     """
 
     tasks: list[str]
     left_out: dict[str, str]
+    objects: str
     knn_k: tuple[int, ...]
     lines: list[str]
 
@@ -40,8 +43,16 @@ def served(
     lacks, lines = {}, []
     if reason := _lacking_labels(train, test):
         lacks |= dict.fromkeys(LABEL_TASKS, reason)
-    if any(task in MASK_TASKS for task in tasks) and (reason := _lacking_masks(test, mask_images)):
-        lacks |= dict.fromkeys(MASK_TASKS, reason)
+    objects, those = "", [task for task in MASK_TASKS if task in tasks]
+    if those:
+        objects, reason = _objects(test, mask_images)
+        if not objects:
+            lacks |= dict.fromkeys(MASK_TASKS, reason)
+        elif reason:
+            lines.append(
+                f"{' and '.join(those)}: scored against boxes, by pointing and CorLoc alone, because "
+                f"{reason}"
+            )
     fit = tuple(knn_k)
     if "knn" in tasks and "knn" not in lacks:
         images = int((np.asarray(train.labels) >= 0).sum())
@@ -56,7 +67,7 @@ def served(
             )
     left_out = {task: lacks[task] for task in TASKS if task in tasks and task in lacks}
     scored = [task for task in TASKS if task in tasks and task not in lacks]
-    return Served(scored, left_out, fit, _reasons(left_out, draws) + lines)
+    return Served(scored, left_out, objects, fit, _reasons(left_out, draws) + lines)
 
 
 def _parted(ks: Sequence[int], images: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -84,16 +95,26 @@ def _lacking_labels(train, test) -> str:
     return ""
 
 
-def _lacking_masks(test, mask_images: int) -> str:
-    if not hasattr(test, "masks"):
-        return "the data has no masks"
+def _objects(test, mask_images: int) -> tuple[str, str]:
+    """("masks", ""); ("boxes" or "", why there are no scores against masks)."""
     count = min(mask_images or len(test), len(test))
-    masked = getattr(test, "masked", None)  # without it the masks are read until there are enough
-    if masked is None:
-        masked = (test.masks(i)[0].any() for i in range(count))
-    found = 0
-    for has_mask in masked[:count] if isinstance(masked, np.ndarray) else masked:
-        found += bool(has_mask)
+    lacking = "the data has no masks"
+    if hasattr(test, "masks"):
+        found = _with_objects(test.masks, getattr(test, "masked", None), count)
         if found == FEWEST:
-            return ""
-    return f"{found} of the {count} test images used have a mask, at least {FEWEST} are needed"
+            return "masks", ""
+        lacking = (
+            f"{found} of the {count} test images used have a mask, at least {FEWEST} are needed"
+        )
+    boxed = getattr(test, "boxed", None)
+    if hasattr(test, "boxes") and _with_objects(test.boxes, boxed, count) == FEWEST:
+        return "boxes", lacking
+    return "", lacking
+
+
+def _with_objects(objects: Callable, known: np.ndarray | None, count: int) -> int:
+    """How many of the first `count` images have an object, at most FEWEST; not all are read."""
+    if known is not None:
+        return min(int(known[:count].sum()), FEWEST)
+    have = (i for i in range(count) if objects(i)[0].any())
+    return len(list(itertools.islice(have, FEWEST)))

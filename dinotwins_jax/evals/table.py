@@ -21,6 +21,9 @@ _DENSE = [
     ("its best head", ("attention",), "jaccard_best_head"),
     ("pointing", ("attention",), "pointing"),
     ("normalised cut, Jaccard", ("segmentation",), "jaccard"),
+    ("pointing at boxes", ("attention boxes",), "pointing"),
+    ("CorLoc of boxes", ("attention boxes",), "corloc"),
+    ("normalised cut, CorLoc of boxes", ("segmentation boxes",), "corloc"),
 ]
 _LEAD = ("multilabel sgd 10%", "multi-label k-NN", "sgd 10%")  # what the first titles begin with
 _LINEAR = re.compile(r"(multilabel )?(sgd|ridge|logistic) ")  # these come last, but for the lead

@@ -74,7 +74,7 @@ class TaskProgress:
         """Counts the images of the running part."""
         if self._bar:
             self._show((done, total) if done < total else None)
-        elif time.perf_counter() - self._said >= _QUIET_S:
+        elif done < total and time.perf_counter() - self._said >= _QUIET_S:
             self._said = time.perf_counter()
             print(f"  {self._title()}: {done:,} of {total:,} images", flush=True)
 
