@@ -39,26 +39,27 @@ def headline(scores: dict, balanced: bool = False) -> dict[str, Value]:
     linear probes.
     """
     linear = scores.get("linear", {})
+    probes = [
+        (f"{group}, mAP", ("linear", group), "map")
+        if "map_mean" in result
+        else (group, ("linear", group), "top1")
+        for group, result in linear.items()
+    ]
+    banks = [group for group in linear if re.match("(ridge|logistic) ", group)]
+    most = max(banks, key=lambda group: linear[group].get("fraction", 0.0), default=None)
     found = {}
-    for group, result in linear.items():
-        metric = "map" if "map_mean" in result else "top1"
-        title = f"{group}, mAP" if metric == "map" else group
-        found[title] = (result[f"{metric}_mean"], result[f"{metric}_std"])
-    bank = [group for group in linear if re.match("(ridge|logistic) ", group)]
-    most = max(bank, key=lambda group: linear[group].get("fraction", 0.0), default="")
-    single = [(most, ("linear", most), "top1"), *_of_labels(scores)]
-    for title, path, metric in [*single, *_DENSE]:
+    for title, path, metric in [*probes, *_of_labels(scores), *_DENSE]:
         part = scores
         for name in path:
             part = part.get(name, {})
         wanted = {title: metric}
-        if balanced and metric == "top1":
+        if balanced and metric == "top1" and (path[0] != "linear" or path[1] == most):
             wanted[f"{title}, balanced"] = "balanced"
-        for title, metric in wanted.items():
-            if f"{metric}_mean" in part:
-                found[title] = (part[f"{metric}_mean"], part.get(f"{metric}_std"))
-            elif metric in part:
-                found[title] = (part[metric], None)
+        for name, key in wanted.items():
+            if f"{key}_mean" in part:
+                found[name] = (part[f"{key}_mean"], part.get(f"{key}_std"))
+            elif key in part:
+                found[name] = (part[key], None)
     return found
 
 
