@@ -68,7 +68,7 @@ def evaluate_run(
         weights = from_checkpoint(run, config, workdir, checkpoint)
     workdir.mkdir(parents=True, exist_ok=True)
     found = evaluate(run, config, weights, workdir, tasks or TASKS)
-    if table := terminal_table(found.scores):
+    if table := terminal_table(found.scores, balanced=found.unbalanced):
         print(table)
     print(listing(workdir, EVALUATION))
     found.check()

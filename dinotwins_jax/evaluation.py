@@ -1,30 +1,30 @@
 """Evaluation of a run's weights, task by task: scores.json, pictures and report.html."""
 
 import json
-import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from dinotwins_jax.build import EvalRun, Run
 from dinotwins_jax.data import has_probe_data, probe_section
 from dinotwins_jax.devices.processes import warn
+from dinotwins_jax.drawing import draw
 from dinotwins_jax.durations import steps_per_epoch, total_steps
-from dinotwins_jax.evals import LABEL_TASKS, MASK_TASKS, TASKS, check_tasks, dense
-from dinotwins_jax.evals.features import View, checksum, source_checksum
+from dinotwins_jax.evals import check_tasks, dense
+from dinotwins_jax.evals.classes import class_rows, take_classes
+from dinotwins_jax.evals.features import View, checksum, silent, source_checksum
 from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
-from dinotwins_jax.evals.neighbours import nearest_neighbours, neighbours_grid
+from dinotwins_jax.evals.needs import Served, served
 from dinotwins_jax.evals.outputs import PICTURES, pictures
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
+from dinotwins_jax.evals.scores import is_unbalanced
 from dinotwins_jax.evals.splits import spread_over_classes
 from dinotwins_jax.failures import Evaluated, failing_alone
 from dinotwins_jax.files import read_json_lines, replace_text
+from dinotwins_jax.logs.tasks import TaskProgress
 from dinotwins_jax.models.vit import as_pair
+from dinotwins_jax.provenance import described, provenance
 from dinotwins_jax.weights import EvalWeights, with_mask_token
-
-NEIGHBOURS = 6  # per query image in neighbours.png
 
 
 def eval_view(run: Run, config) -> View:
@@ -44,11 +44,14 @@ def _canvas_size(run: Run, config) -> int:
     return config.data.probe.canvas_size or run.probe_sources[0].default_canvas(side)
 
 
-def mask_images(run: Run, config) -> dense.ImageSet:
+def mask_images(
+    run: Run, config, objects: str = "masks", report: Callable[[int, int], None] = silent
+) -> dense.ImageSet:
     """The test images whose attention and cuts are scored: the first config.evals.mask_images, 0: all."""
     test = run.probe_sources[1]
     count = min(config.evals.mask_images or len(test), len(test))
-    return dense.image_set(test, _attention_view(run, config), range(count))
+    view = _attention_view(run, config)._replace(report=report)
+    return dense.image_set(test, view, range(count), objects)
 
 
 def picture_images(run: Run, config, count: int) -> dense.ImageSet:
@@ -67,6 +70,13 @@ def _attention_view(run: Run, config) -> View:
     return View(side, side, _canvas_size(run, config), batch, run.placement.put_images)
 
 
+def what_is_served(run: Run | EvalRun, config, tasks) -> Served:
+    """What the labelled data of a run can be scored for; see `served`."""
+    evals = config.evals
+    options = {"mask_images": evals.mask_images, "draws": evals.pictures > 0}
+    return served(tasks, *run.probe_sources, knn_k=tuple(evals.knn_k), **options)
+
+
 def evaluate(
     run: Run | EvalRun,
     config,
@@ -83,7 +93,7 @@ def evaluate(
 
     Args:
       config: of the run.
-      tasks: of TASKS; a task that the data has no labels or masks for is left out with one line.
+      tasks: of TASKS; what the data cannot serve is left out with one line, see `served`.
       cache: directory of the cache, WORKDIR/features by default; runs on the same data may share it.
     """
     check_tasks(tasks)
@@ -95,25 +105,56 @@ def evaluate(
         "data": checksums,
     }
     report = _open_report(workdir / "scores.json", identity)
-    possible = _possible(tasks, *run.probe_sources)
-    report["left_out"] = [task for task in tasks if task not in possible]
-    features = frozen_features(run, config, weights, cache or workdir / "features", checksums)
-    failed = report["failed"] = {}
-    for task in possible:
-        start, found = time.perf_counter(), {}
-        with failing_alone(f"task {task}", task, failed):
-            found = _score(task, run, config, weights, features)
-        for row, scores in found.items():
-            report["scores"].setdefault(row, {}).update(scores)
-        report["seconds"][task] = round(time.perf_counter() - start, 2)
-        _write_scores(workdir, report)
-    if config.evals.pictures:
-        _draw(run, config, weights, workdir, tasks, features, failed)
+    serves = what_is_served(run, config, tasks)
+    for line in serves.lines:
+        print(line, flush=True)
+    report |= {"provenance": provenance(), "left_out": serves.left_out, "failed": {}}
+    failed = report["failed"]
+    drawn = [task for task in tasks if task in PICTURES] if config.evals.pictures else []
+    if config.evals.pictures and "knn" in tasks and run.probe_sources[1].labels is not None:
+        drawn.append("neighbours")
+    scored = [task for task in serves.tasks if task != "pca"]
+    if "pca" in tasks:
+        report["seconds"]["pca"] = 0.0  # a picture only
+    with TaskProgress(scored + ["pictures"] * bool(drawn)) as progress:
+        features = frozen_features(
+            run, config, weights, cache or workdir / "features", checksums, progress.images
+        )
+        for task in scored:
+            found: dict[str, dict] = {}
+            with progress.task(task), failing_alone(f"task {task}", task, failed):
+                found = _score(task, run, config, weights, features, serves, progress)
+            _add(report, task, found, run.probe_sources[1].class_names)
+            report["seconds"][task] = round(progress.seconds[task], 2)
+            _write_scores(workdir, report)
+        if drawn:
+            with progress.task("pictures"):
+                draw(
+                    run, weights, workdir, drawn, features, failed,
+                    images=lambda count: picture_images(run, config, count),
+                    count=config.evals.pictures,
+                )  # fmt: skip
     with failing_alone("report.html", "report.html", failed):
         _write_html(workdir, run, config, report)
-    if failed:
-        _write_scores(workdir, report)
-    return Evaluated(report["scores"], failed)
+    _write_scores(workdir, report)
+    return Evaluated(report["scores"], failed, _unbalanced(run))
+
+
+def _add(report: dict, task: str, found: dict[str, dict], class_names) -> None:
+    """Adds the scores {row: {task: scores}} to the report, those by class of the teacher alone."""
+    for row, scores in found.items():
+        classes = take_classes(scores)
+        report["scores"].setdefault(row, {}).update(scores)
+        if row == "teacher":
+            report["classes"] |= {
+                name: {part: class_rows(columns, class_names) for part, columns in of.items()}
+                for name, of in classes.items()
+            }
+
+
+def _unbalanced(run: Run | EvalRun) -> bool:
+    labels = run.probe_sources[1].labels
+    return labels is not None and is_unbalanced(labels)
 
 
 def _write_scores(workdir: Path, report: dict) -> None:
@@ -121,14 +162,23 @@ def _write_scores(workdir: Path, report: dict) -> None:
 
 
 def frozen_features(
-    run: Run, config, weights: EvalWeights, cache: Path, checksums: list[str]
+    run: Run,
+    config,
+    weights: EvalWeights,
+    cache: Path,
+    checksums: list[str],
+    report: Callable[[int, int], None] = silent,
 ) -> FrozenFeatures:
-    """Frozen features of a run's labelled data; checksums: `source_checksum` of train and test."""
+    """Frozen features of a run's labelled data.
+
+    Args:
+      checksums: `source_checksum` of train and test; report: of `View`.
+    """
     return FrozenFeatures(
         with_mask_token(run.backbone, weights.teacher),
         {"teacher": weights.teacher, "random weights": weights.random},
         run.probe_sources,
-        eval_view(run, config),
+        eval_view(run, config)._replace(report=report),
         n_last_blocks=config.evals.n_last_blocks,
         mean_patch=config.evals.mean_patch,
         cache=cache,
@@ -138,7 +188,7 @@ def frozen_features(
 
 def _open_report(path: Path, identity: dict) -> dict:
     """The report at `path` if it is whole and of the same weights and data, else a new one."""
-    fresh = identity | {"seconds": {}, "scores": {}}
+    fresh = identity | {"seconds": {}, "scores": {}, "classes": {}}
     try:
         old = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -146,27 +196,20 @@ def _open_report(path: Path, identity: dict) -> dict:
     whole = isinstance(old, dict) and all(
         isinstance(old.get(k), dict) for k in ("seconds", "scores")
     )
-    return old if whole and all(old.get(key) == identity[key] for key in identity) else fresh
-
-
-def _possible(tasks, train, test) -> list[str]:
-    """The tasks that the data has labels and masks for, in the order of TASKS."""
-    lacks = {}
-    if train.labels is None or test.labels is None:
-        lacks |= dict.fromkeys(LABEL_TASKS, "labels")
-    if not hasattr(test, "masks"):
-        lacks |= dict.fromkeys(MASK_TASKS, "masks")
-    for what in ("labels", "masks"):
-        left_out = [task for task in tasks if lacks.get(task) == what]
-        if left_out:
-            print(f"the data has no {what}: no scores of {', '.join(left_out)}")
-    return [task for task in TASKS if task in tasks and task not in lacks]
+    same = whole and all(old.get(key) == identity[key] for key in identity)
+    return fresh | old if same else fresh
 
 
 def _score(
-    task: str, run: Run, config, weights: EvalWeights, features: FrozenFeatures
+    task: str,
+    run: Run,
+    config,
+    weights: EvalWeights,
+    features: FrozenFeatures,
+    serves: Served,
+    progress: TaskProgress,
 ) -> dict[str, dict]:
-    """Scores {row: {task: scores}} of one task; {} for a task that only draws pictures."""
+    """Scores {row: {task: scores}} of one task."""
     evals = config.evals
     rows = {"teacher": weights.teacher, "random weights": weights.random}
     if task in PROBES:
@@ -175,36 +218,23 @@ def _score(
             label_fractions=tuple(evals.label_fractions),
             split_seeds=tuple(evals.split_seeds),
             bank_solver=evals.bank_solver,
-            knn_k=_neighbours(task, evals.knn_k, run.probe_sources[0].labels),
+            knn_k=serves.knn_k,
             knn_temp=evals.knn_temp,
             shots=tuple(evals.shots),
         )
-        return {row: features.probe(task, row, options) for row in features.embeds}
+        return {row: features.probe(task, row, options) for row in progress.parts(features.embeds)}
     if task == "finetune":
-        return {row: _fine_tune(run, config, params) for row, params in rows.items()}
+        view = eval_view(run, config)._replace(report=progress.images)
+        return {row: _fine_tune(run, config, rows[row], view) for row in progress.parts(rows)}
+    images = mask_images(run, config, serves.objects, progress.images)
     if task == "segmentation":
-        return dense.score_segmentation(run.backbone, rows, mask_images(run, config))
-    if task == "attention":
-        images = mask_images(run, config)
-        return dense.score_attention(run.backbone, rows, images, keep=evals.attention_keep)
-    return {}
+        return dense.score_segmentation(run.backbone, rows, images)
+    return dense.score_attention(run.backbone, rows, images, keep=evals.attention_keep)
 
 
-def _neighbours(task: str, ks, labels) -> tuple[int, ...]:
-    """The numbers of neighbours that the training images allow."""
-    images = int((np.asarray(labels) >= 0).sum())
-    fit = tuple(k for k in ks if k <= images)
-    if task == "knn" and len(fit) < len(ks):
-        text = f"config.evals.knn_k {tuple(k for k in ks if k > images)} is more than the {images} images"
-        if not fit:
-            raise ValueError(f"{text} with labels: give smaller ones")
-        print(f"{text} with labels: left out", flush=True)
-    return fit
-
-
-def _fine_tune(run: Run, config, params) -> dict[str, dict]:
+def _fine_tune(run: Run, config, params, view: View) -> dict[str, dict]:
     """{"finetune": scores}, and "finetune multilabel" if images have several labels."""
-    evals, view = config.evals, eval_view(run, config)
+    evals = config.evals
     train, test = run.probe_sources
     kinds = {"finetune": (train.labels, test.labels)}
     several = [getattr(source, "multi_hot", None) for source in (train, test)]
@@ -228,53 +258,6 @@ def _fine_tune(run: Run, config, params) -> dict[str, dict]:
     }
 
 
-def _draw(
-    run: Run,
-    config,
-    weights: EvalWeights,
-    workdir: Path,
-    tasks,
-    features: FrozenFeatures,
-    failed: dict,
-) -> None:
-    """The pictures of the tasks: WORKDIR/attention.png, segmentation.png, pca.png, neighbours.png."""
-    test, neighbours = run.probe_sources[1], partial(_draw_neighbours, run, config, features)
-    draw = {
-        "attention": dense.draw_attention,
-        "segmentation": dense.draw_segmentation if hasattr(test, "masks") else None,
-        "pca": dense.draw_pca,
-    }
-    images = None
-    for task in (task for task in draw if task in tasks and draw[task]):
-        name = f"{task}.png"
-        with failing_alone(name, name, failed):
-            images = images or picture_images(run, config, config.evals.pictures)
-            draw[task](workdir / name, run.backbone, weights.teacher, images)
-    if "knn" in tasks and test.labels is not None:
-        with failing_alone("neighbours.png", "neighbours.png", failed):
-            neighbours(workdir / "neighbours.png")
-
-
-def _draw_neighbours(run: Run, config, features: FrozenFeatures, path: Path) -> None:
-    """The most similar test images of a few test images, framed by whether the class agrees."""
-    test, embed = features.labelled()["teacher"][1], features.embeds["teacher"]
-    source, rows = run.probe_sources[1], len(test.indices)
-    queries = spread_over_classes(test.labels, rows, min(config.evals.pictures, rows - 1))
-    near = nearest_neighbours(test.features[:, embed.sets[embed.knn]], queries, NEIGHBOURS)
-    neighbours_grid(
-        path,
-        lambda i: source[int(test.indices[i])],
-        queries,
-        near,
-        titles=[_class_name(source, test.labels[i]) for i in queries],
-        same=(test.labels[near] == test.labels[queries][:, None]) & (test.labels[near] >= 0),
-    )
-
-
-def _class_name(source, label: int) -> str:
-    return source.class_names[label] if label >= 0 else "no object"
-
-
 def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
     """WORKDIR/report.html of the config, metrics.jsonl, scores and pictures."""
     images = len(run.source)
@@ -288,5 +271,10 @@ def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
         log=read_json_lines(workdir / "metrics.jsonl", warn),
         scores=report["scores"],
         pictures={PICTURES[name].capitalize(): file for name, file in pictures(workdir).items()},
-        notes=[f"Weights after {report['step']} steps, sha256 {report['weights'][:16]}."],
+        notes=[
+            f"Weights after {report['step']} steps, sha256 {report['weights'][:16]}.",
+            *described(report["provenance"]),
+        ],
+        classes=report["classes"],
+        balanced=_unbalanced(run),
     )

@@ -100,6 +100,7 @@ def _dry_run(values: flags.FlagValues) -> None:
     from dinotwins_jax.data import has_probe_data
     from dinotwins_jax.data.describe import describe_run
     from dinotwins_jax.devices.processes import warn
+    from dinotwins_jax.evaluation import what_is_served
     from dinotwins_jax.memory import memory_table, step_memory
 
     config = values.config
@@ -111,8 +112,8 @@ def _dry_run(values: flags.FlagValues) -> None:
         run.trained_backbone()
     for line in run.advice:
         warn(line)
-    apart = has_probe_data(config.data)
-    for line in describe_run(run.source, run.probe_sources, apart) + run.recipe:
+    found = describe_run(run.source, run.probe_sources, has_probe_data(config.data))
+    for line in found + what_is_served(run, config, config.evals.tasks).lines + run.recipe:
         print(line)
     print(memory_table(step_memory(run, config.batch_size), run))
 

@@ -18,7 +18,7 @@ from dinotwins_jax.devices.processes import only_first_writes, warn
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.outputs import EVALUATION, TRAINING, listing, pictures
 from dinotwins_jax.evals.table import figures, terminal_table
-from dinotwins_jax.evaluation import eval_view, evaluate
+from dinotwins_jax.evaluation import eval_view, evaluate, what_is_served
 from dinotwins_jax.failures import Evaluated
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.lock import locked
@@ -88,8 +88,8 @@ def _claimed(
         only_first_writes(workdir) as out,
         Log(out, trackers, config.log.project, config.to_dict()) as log,
     ):
-        apart = has_probe_data(config.data)
-        print("\n".join(describe_run(run.source, run.probe_sources, apart)))
+        found = describe_run(run.source, run.probe_sources, has_probe_data(config.data))
+        print("\n".join(found + what_is_served(run, config, config.evals.tasks).lines))
         if run.recipe:
             print("\n".join(run.recipe))
             replace_text(out / "recipe.txt", "\n".join(run.recipe) + "\n")
@@ -99,7 +99,7 @@ def _claimed(
             weights = EvalWeights(teacher, run.random_backbone(), int(state.step))
             found = evaluate(run, config, weights, out, config.evals.tasks, cache)
         log.results(int(state.step), figures(found.scores), pictures(out))
-        if table := terminal_table(found.scores):
+        if table := terminal_table(found.scores, balanced=found.unbalanced):
             print(table)
         replace_text(out / "timing.json", json.dumps(phases.seconds | {"total": phases.total()}))
         print(phases.text())

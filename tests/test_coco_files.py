@@ -123,6 +123,30 @@ def test_detection_only_files_have_labels_and_no_masks(tmp_path, segmentation):
     assert not hasattr(source, "masks") and not hasattr(pickle.loads(pickle.dumps(source)), "masks")
 
 
+def test_objects_without_a_mask_have_boxes(tmp_path):
+    source = opened(tmp_path, of_all(segmentation=[]))
+    assert source.boxed.all() and not source.masked.any()
+    for i, square in enumerate(SQUARES.values()):
+        boxes, categories = source.boxes(i)
+        np.testing.assert_array_equal(boxes, [pixels(*square)])
+        np.testing.assert_array_equal(categories, [source.labels[i]])
+    masked = opened(tmp_path, instances())
+    assert masked.masked.all() and not masked.boxed.any()  # not read beside a mask
+
+
+@pytest.mark.parametrize("box", [None, [], [1, 2, 3], [1, 2, 0, 4], [1, "x", 2, 2], "1 2 3 4"])
+def test_an_object_without_a_proper_box_has_none(tmp_path, box):
+    source = opened(tmp_path, of_all(segmentation=None, bbox=box))
+    assert not source.boxed.any() and source.boxes(0)[0].shape[0] == 0
+
+
+def test_boxes_beyond_the_picture_are_cut(tmp_path):
+    source = opened(tmp_path, of_all(segmentation=None, bbox=[-3, -3, 8, 1000]))
+    expected = np.zeros((1, *SIZE), bool)
+    expected[:, :, :5] = True
+    np.testing.assert_array_equal(source.boxes(0)[0], expected)
+
+
 def test_a_null_segmentation_is_none(tmp_path):
     values = instances()
     for annotation in values["annotations"]:

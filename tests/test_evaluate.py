@@ -97,7 +97,7 @@ def test_what_fails_costs_only_itself(evaluated, monkeypatch, capfd):
 
     with monkeypatch.context() as patch:
         patch.setitem(probes.PROBES, "fewshot", fails)
-        patch.setattr("dinotwins_jax.evaluation.nearest_neighbours", fails)
+        patch.setattr("dinotwins_jax.drawing.nearest_neighbours", fails)
         patch.setattr("dinotwins_jax.evals.probes.FrozenFeatures.probe", _uncached)
         with pytest.raises(EvaluationFailed, match=r"^fewshot, neighbours\.png failed") as error:
             evaluate_run(workdir, tasks=["fewshot", "knn"])

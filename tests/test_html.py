@@ -113,6 +113,38 @@ def test_a_browser_shows_it(report, tmp_path, width, abreast):
     assert "CONSOLE" not in done.stderr
 
 
+def rows_of(count):
+    """`count` classes, the last one the largest, the first never predicted."""
+    rows = [{"class": f"<{c}>", "support": c, "precision": 50.0, "recall": 25.0, "f1": 33.3}
+            for c in range(1, count + 1)]  # fmt: skip
+    rows[0]["precision"] = None
+    return rows
+
+
+def test_scores_by_class_the_largest_first_and_folded_if_many(tmp_path):
+    classes = {
+        "linear": {"ridge 100%": rows_of(3)},
+        "knn": {"k20": rows_of(21)},
+        "knn multilabel": {"k20": [{"class": "ant", "support": 2, "average_precision": 12.5}]},
+    }
+    path = tmp_path / "report.html"
+    write_report(path, title="r", config={}, log=[], scores={}, pictures={}, classes=classes)
+    page = path.read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Scores by class", "Config"]
+    few, many, several = page.split("<h3>")[1:]
+    assert few.startswith("ridge, 100% of the labels</h3>")
+    assert many.startswith("k-NN, k=20</h3>") and several.startswith("multi-label k-NN, k=20</h3>")
+    assert "<summary>21 classes</summary>" in many and "<details>" not in few
+    cells = [re.findall("<t[hd]>(.*?)</t[hd]>", line) for line in few.split("<tr>")[1:]]
+    assert cells == [
+        ["", "test images", "precision", "recall", "F1"],
+        ["&lt;3&gt;", "3", "50.0", "25.0", "33.3"],
+        ["&lt;2&gt;", "2", "50.0", "25.0", "33.3"],
+        ["&lt;1&gt;", "1", "–", "25.0", "33.3"],
+    ]
+    assert "<th>average precision</th>" in several and "<td>12.5</td>" in several
+
+
 def test_sections_without_content_are_left_out(tmp_path):
     path = tmp_path / "report.html"
     write_report(path, title="empty", config={}, log=[], scores={}, pictures={})

@@ -20,17 +20,18 @@ FOLDERS = {
     "devices": (),
     "logs": ("devices", "files", "settings"),
     "data": ("files", "logs"),
-    "evals": ("models", "augment", "data", "files"),
+    "evals": ("models", "augment", "data", "devices", "files"),
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
     (("schedules", "durations", "streams", "files", "stopping"), ()),
-    (("damage", "failures", "lock", "workdir"), ("devices", "settings")),
+    (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
     (("build",), tuple(FOLDERS)),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
-    (("evaluation",), ("devices", "evals", "models", "training")),
+    (("drawing",), ("evals",)),
+    (("evaluation",), ("devices", "evals", "logs", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
 )

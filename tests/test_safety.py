@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from dinotwins_jax.build import build, build_for_evaluation
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.cli import INTERRUPTED, command, config_of, exit_code
 from dinotwins_jax.evaluate import evaluate_run
-from dinotwins_jax.evaluation import _neighbours
 from dinotwins_jax.export import export_run
 from dinotwins_jax.failures import Evaluated, failing_alone
 from dinotwins_jax.files import read_json_lines
@@ -299,17 +297,3 @@ def test_a_part_that_fails_is_one_line_and_a_reason(capfd, monkeypatch):
     with pytest.raises(EvaluationFailed, match="knn failed") as error:
         Evaluated({}, failed).check()
     assert error.value.code == 4
-
-
-def test_with_several_processes_a_failed_part_ends_all(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="here"), failing_alone("task knn", "knn", {}):
-        raise ValueError("here only")
-
-
-def test_numbers_of_neighbours_above_the_data_are_left_out(capfd):
-    labels = [0, 1, -1, 1]
-    assert _neighbours("knn", (2, 3, 4), labels) == (2, 3)
-    assert re.search(r"knn_k \(4,\) is more than the 3 images", capfd.readouterr().out)
-    with pytest.raises(ValueError, match="give smaller ones"):
-        _neighbours("knn", (10, 20), labels)

@@ -116,5 +116,8 @@ def test_picture(tmp_path):
     content = (tmp_path / "cut.png").read_bytes()
     width, height = struct.unpack(">II", content[16:24])
     assert content[:4] == b"\x89PNG" and 3 * 225 < width < 3 * 250 and 2 * 150 < height < 2 * 240
+    pictures.segmentation_grid(tmp_path / "alone.png", images, foregrounds, None)
+    (alone,) = struct.unpack(">I", (tmp_path / "alone.png").read_bytes()[16:20])
+    assert 2 * 225 < alone < 2 * 250
     with pytest.raises(ValueError, match="2 images, 2 foregrounds and masks of 1"):
         pictures.segmentation_grid(tmp_path / "cut.png", images, foregrounds, masks[:1])

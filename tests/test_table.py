@@ -107,7 +107,67 @@ def test_a_terminal_shows_a_line_a_score(width):
 
 
 def test_no_score_of_the_table_is_no_table():
-    assert terminal_table({}) == "" == terminal_table({"teacher": {"knn": {"k5": {"top1": 1.0}}}})
+    assert terminal_table({}) == "" == terminal_table({"teacher": {"pca": {}}})
+
+
+@pytest.mark.parametrize(
+    ("ks", "title"),
+    [((10, 20, 100), "k-NN, k=20"), ((5,), "k-NN, k=5"), ((10, 30), "k-NN, k=10"),
+     ((1, 100), "k-NN, k=1"), ((15, 21, 200), "k-NN, k=21")],
+)  # fmt: skip
+def test_the_table_shows_20_neighbours_or_the_nearest_number(ks, title):
+    """Of two equally near ones the smaller."""
+    scores = {"knn": {"protocol": "p"} | {f"k{k}": {"top1": float(k)} for k in ks}}
+    number = int(title.rpartition("=")[2])
+    assert headline(scores) == {title: (float(number), None)}
+    several = {"knn multilabel": {f"k{k}": {"map": float(k)} for k in ks}}
+    named = "multi-label k-NN, mAP" if number == 20 else f"multi-label k-NN, k={number}, mAP"
+    assert headline(several) == {named: (float(number), None)}
+    assert f"k={number}" in terminal_table({"teacher": scores}, 80)
+
+
+def test_the_table_shows_five_shots_or_the_nearest_number():
+    shots = {f"shots{n}": {"top1_mean": float(n), "top1_std": 0.0} for n in (1, 2, 16)}
+    assert headline({"fewshot": shots}) == {"2 images a class": (2.0, 0.0)}
+    assert headline({"fewshot": {"shots1": shots["shots1"]}}) == {"1 image a class": (1.0, 0.0)}
+
+
+def test_balanced_accuracies_stand_below_top_1_where_asked():
+    both = {"top1_mean": 90.0, "top1_std": 1.0, "balanced_mean": 40.0, "balanced_std": 2.0}
+    linear = {f"{probe} {100 * f:g}%": both | {"fraction": f}
+              for f in (0.1, 1.0, 0.2) for probe in ("sgd", "ridge")}  # fmt: skip
+    scores = {
+        "linear": linear,
+        "knn": {"k20": {"top1": 80.0, "balanced": 30.0}},
+        "fewshot": {"shots5": both},
+        "finetune": both,
+        "knn multilabel": {"k20": {"map": 50.0}},
+    }
+    plain, found = headline(scores), headline(scores, balanced=True)
+    assert found.items() >= plain.items()
+    assert {title: value for title, value in found.items() if title not in plain} == {
+        "ridge 100%, balanced": (40.0, 2.0),
+        "k-NN, k=20, balanced": (30.0, None),
+        "5 images a class, balanced": (40.0, 2.0),
+        "fine-tuned, balanced": (40.0, 2.0),
+    }
+    titles = list(headline_rows({"teacher": scores}, balanced=True)[1])
+    for title in ("k-NN, k=20", "ridge 100%", "fine-tuned"):
+        assert titles[titles.index(title) + 1] == f"{title}, balanced"
+    lines = terminal_table({"teacher": scores}, 80, balanced=True).splitlines()
+    assert max(map(len, lines)) <= 80 and any("k-NN, k=20, balanced" in line for line in lines)
+    assert "balanced" not in terminal_table({"teacher": scores}, 80)
+
+
+def test_boxes_are_named():
+    scores = {
+        "attention boxes": {"protocol": "attention-box-v1", "pointing": 50.0, "corloc": 20.0},
+        "segmentation boxes": {"protocol": "ncut-box-v1", "corloc": 30.0},
+    }
+    assert list(headline(scores)) == [
+        "pointing at boxes", "CorLoc of boxes", "normalised cut, CorLoc of boxes"
+    ]  # fmt: skip
+    assert task_title("attention boxes") == "Attention of the last block and object boxes"
 
 
 def test_a_narrow_terminal_folds_the_table():
@@ -136,6 +196,7 @@ def test_names():
     assert score_title(("shots1", "top1")) == "1 image a class: top-1"
     assert score_title(("sizes", "small", "objects")) == "small objects: number of objects"
     assert score_title(("multilabel sgd 10%", "map")) == "multi-label SGD, 10% of the labels: mAP"
+    assert score_title(("k20", "balanced")) == "k-NN, k=20: balanced accuracy"
     assert score_title(("new_score",)) == "new score"
     assert [task_title(t) for t in ("knn multilabel", "finetune multilabel", "mine")] == [
         "Multi-label k-NN", "Multi-label fine-tuning", "mine"

@@ -57,11 +57,11 @@ class Source(Protocol):
       max_pixels: int, the largest image that is read; `open_source` sets it to config.data.max_pixels.
       notes: tuple[str, ...], lines for the description of the data at the start of a run.
     Optional methods:
-      masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into
-        class_names; an object without a mask is left out. hasattr(source, "masks") says whether there
-        are any, and so whether scores against masks are computed. A class that knows it only once its
-        files are read makes masks a property, which raises AttributeError if no object has a mask
-        (Coco, ArrayRecord).
+      masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into class_names; an
+        object without a mask is left out. hasattr(source, "masks") says whether there are any; which
+        images have some, an attribute `masked` bool[len(self)], else the first masks. Where that is
+        known only once files are read, masks is a property that raises AttributeError (Coco, ArrayRecord).
+      boxes(i): as masks, each object's box filled; used where there are no masks. `boxed`: as `masked`.
       encoded(i) -> bytes: image i as stored, not decoded (the bytes of a JPEG or another file).
         Raises BadImage. If present, batches are decoded from it, at reduced size where possible, and
         prepared data keep its bytes where possible; a subclass that overrides only [i] is read

@@ -25,7 +25,8 @@ class Coco(ImageFiles):
     labels: i32[len(self)], the category with the largest total annotated area in the image, crowds
       left out, as an index into class_names; -1 if there is none.
     multi_hot: bool[len(self), len(class_names)], the categories of all its objects, crowds left out.
-    Both are None for "pretrain".
+    masked, boxed: bool[len(self)], whether an object of the image has a mask; a box and no mask.
+    All four are None for "pretrain".
 
     Args:
       split: "pretrain", "train" or "test".
@@ -53,7 +54,7 @@ class Coco(ImageFiles):
     ):
         check_split(split)
         root = check_dir("coco", dir)
-        self._json_path = None
+        self._json_path = self.masked = self.boxed = None
         self._objects = None
         if split == "pretrain":
             names = [pretrain_splits] if isinstance(pretrain_splits, str) else pretrain_splits
@@ -74,7 +75,12 @@ class Coco(ImageFiles):
         labels, multi_hot = dominant_categories(
             instances.image, instances.category, instances.area, shape
         )
-        self._has_masks = bool(instances.masked.any())
+        self.masked = np.zeros(len(paths), bool)
+        self.masked[instances.image[instances.masked]] = True
+        there = ~np.isnan(instances.boxes[:, 0])
+        self._boxes = instances.image[there], instances.category[there], instances.boxes[there]
+        self._box_sizes = instances.sizes
+        self.boxed = np.bincount(self._boxes[0], minlength=len(paths)) > 0
         super().__init__(
             paths, labels=labels, multi_hot=multi_hot, class_names=instances.class_names
         )
@@ -93,9 +99,26 @@ class Coco(ImageFiles):
           ValueError (of the call): the split is "pretrain", or the header cannot be read or does not
             agree with an RLE.
         """
-        if self._json_path is not None and not self._has_masks:
+        if self.masked is not None and not self.masked.any():
             raise AttributeError(f"{self._json_path}: no object has a mask")
         return self._masks
+
+    def boxes(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """boxes(i): as masks(i), of the objects without a mask, each a filled box."""
+        if self._json_path is None:
+            raise ValueError('no boxes in split "pretrain" of COCO: use "train" or "test"')
+        image, category, boxes = self._boxes
+        here = np.flatnonzero(image == i)
+        height, width = self._box_sizes[i].tolist()
+        if not height:
+            height, width = image_size(self.paths[i])
+        filled = np.zeros((len(here), height, width), bool)
+        for pixels, (x, y, w, h) in zip(filled, boxes[here], strict=True):
+            rows, columns = (
+                slice(max(round(a), 0), max(round(b), 0)) for a, b in ((y, y + h), (x, x + w))
+            )
+            pixels[rows, columns] = True
+        return filled, category[here].astype(np.int32)
 
     def _masks(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         if self._json_path is None:

@@ -25,6 +25,9 @@ class Instances(NamedTuple):
     category: np.ndarray  # i64[n], index into class_names
     area: np.ndarray  # f64[n] pixels
     masked: np.ndarray  # bool[n], whether it has a mask
+    boxes: (
+        np.ndarray
+    )  # f64[n, 4] x, y, width, height in pixels; NaN: none, or not needed beside a mask
     names: list[str]  # of the objects, for messages
     segmentations: list[Any]  # of the objects, as in the file
 
@@ -66,9 +69,11 @@ def read_instances(path: Path) -> Instances:
             area = _area(entry, sizes[image])
         except ValueError as err:
             raise ValueError(f"{path}: {name}: {err}") from None
-        rows.append((image, category, area, masked, name, segmentation))
-    image, category, area, masked, names, segmentations = (
-        zip(*rows, strict=True) if rows else [()] * 6
+        box = None if masked else _box(entry)
+        box = box or (math.nan,) * 4
+        rows.append((image, category, area, masked, box, name, segmentation))
+    image, category, area, masked, boxes, names, segmentations = (
+        zip(*rows, strict=True) if rows else [()] * 7
     )
     return Instances(
         files=files,
@@ -78,6 +83,7 @@ def read_instances(path: Path) -> Instances:
         category=np.array(category, np.int64),
         area=np.array(area, np.float64),
         masked=np.array(masked, bool),
+        boxes=np.array(boxes, np.float64).reshape(-1, 4),
         names=list(names),
         segmentations=list(segmentations),
     )
@@ -218,6 +224,15 @@ def _area(entry: dict, size: tuple[int, int] | None) -> float:
     if mask is None:
         raise ValueError("no area, bbox or segmentation: one of them must say how large it is")
     return mask_area(mask)
+
+
+def _box(entry: dict) -> list[float] | None:
+    """[x, y, width, height] in pixels; None if it is missing, empty or no such list."""
+    box = entry.get("bbox")
+    numbers = [_number(number) for number in box] if isinstance(box, list) else []
+    if len(numbers) != 4 or not all(n is not None and math.isfinite(n) for n in numbers):
+        return None
+    return numbers if min(numbers[2:]) > 0 else None
 
 
 def _number(value: Any) -> float | None:

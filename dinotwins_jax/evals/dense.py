@@ -34,19 +34,21 @@ class ImageSet(NamedTuple):
     indices: np.ndarray  # i64[M], readable records
     pixels: np.ndarray  # u8[M, side, side, 3]
     masks: list | None  # bool[n, side, side] of each image; None where the source has none
+    boxes: bool = False  # whether these are boxes of the objects, filled
 
     def map(self, function):
         """Applies a function of views; returns a pytree of [M, …]."""
         return self.view.map(function, self.source, self.indices)[0]
 
 
-def image_set(source, view: View, indices) -> ImageSet:
-    """Loads the readable records among `indices` of a source."""
+def image_set(source, view: View, indices, objects: str = "masks") -> ImageSet:
+    """Loads the readable records among `indices` of a source, and their "masks" or "boxes" if any."""
     pixels, indices = view.map(_pixels, source, indices)
     masks = None
-    if hasattr(source, "masks"):
-        masks = [view_masks(source, int(i), resize=view.resize, crop=view.crop)[0] for i in indices]
-    return ImageSet(source, view, indices, pixels, masks)
+    if hasattr(source, objects):
+        options = {"resize": view.resize, "crop": view.crop, "objects": objects}
+        masks = [view_masks(source, int(i), **options)[0] for i in indices]
+    return ImageSet(source, view, indices, pixels, masks, objects == "boxes")
 
 
 @jax.jit
@@ -69,23 +71,38 @@ def score_attention(
     Args:
       weights: row -> parameters; keep: share of the attention that a mask keeps.
     Returns:
-      {row: {"attention": scores}}, with an additional row "centre box".
+      {row: {"attention": scores}}, with an additional row "centre box"; {row: {"attention boxes":
+      scores}} against boxes.
     """
-    rows = {"centre box": {"attention": centre_box_scores(images.masks)}}
+    rows = {"centre box": _named("attention", centre_box_scores(images.masks), images)}
     for row, params in weights.items():
         maps, rollouts = images.map(partial(attention_maps, backbone, params))
-        rows[row] = {"attention": attention_scores(maps, rollouts, images.masks, keep=keep)}
+        scores = attention_scores(maps, rollouts, images.masks, keep=keep)
+        rows[row] = _named("attention", scores, images)
     return rows
+
+
+def _named(task: str, scores: dict, images: ImageSet) -> dict[str, dict]:
+    """{task: scores}; of boxes {"<task> boxes": what a box can tell}, with a protocol of its own.
+
+    An overlap of patches with filled boxes would look like the Jaccard of masks.
+    """
+    if not images.boxes:
+        return {task: scores}
+    kept = {"protocol": f"{task}-box-v1", "images": scores["images"]}
+    names = ("pointing", "pointing_sem", "corloc", "corloc_sem")
+    return {f"{task} boxes": kept | {name: scores[name] for name in names if name in scores}}
 
 
 def score_segmentation(
     backbone: VisionTransformer, weights: dict, images: ImageSet
 ) -> dict[str, dict]:
     """Scores the normalised cut of each set of weights' patch features against the masks."""
-    return {
-        row: {"segmentation": segmentation_scores(_cut(backbone, params, images), images.masks)}
-        for row, params in weights.items()
-    }
+    found = {}
+    for row, params in weights.items():
+        scores = segmentation_scores(_cut(backbone, params, images), images.masks)
+        found[row] = _named("segmentation", scores, images)
+    return found
 
 
 def _cut(backbone: VisionTransformer, params, images: ImageSet) -> np.ndarray:
@@ -115,7 +132,7 @@ def draw_attention(path: Path, backbone: VisionTransformer, params, images: Imag
 
 
 def draw_segmentation(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
-    """Draws the cut beside the masks of the images."""
+    """Draws the cut, and beside it the masks of the images where the source has any."""
     segmentation_grid(path, images.pixels, _cut(backbone, params, images), images.masks)
 
 

@@ -22,10 +22,15 @@ from jax.experimental import multihost_utils
 
 from dinotwins_jax.augment.multi_crop import center_view
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
+from dinotwins_jax.devices.agreement import agree
 from dinotwins_jax.models.vit import VisionTransformer
 
 PIXELS = 32  # side of the raw-pixel baseline: 118,287 images of COCO take 1.5 GB
 VERSION = 1  # of the cache; increment it when a feature or a protocol changes
+
+
+def silent(done: int, total: int) -> None:
+    """Reports nothing."""
 
 
 class View(NamedTuple):
@@ -36,6 +41,7 @@ class View(NamedTuple):
     canvas_size: int  # pixels
     batch_size: int  # images
     put: Callable[[np.ndarray], jax.Array] = jnp.asarray  # a batch's array -> this process' devices
+    report: Callable[[int, int], None] = silent  # called with (images done, of) after each batch
 
     def batches(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
         """Yields (views f32[B, h, w, 3], indices i64[B], valid bool[B]) of all records or `indices`.
@@ -46,12 +52,15 @@ class View(NamedTuple):
         # A loop over images sharded over devices would gather all of them on every device.
         one_by_one = False if jax.local_device_count() > 1 else None
         log, view = BadImageLog(source), _compiled_view(self.resize, self.crop, one_by_one)
+        done, total = 0, len(source if indices is None else indices)
         for batch in eval_batches(
             source, batch_size=self.batch_size, canvas_size=self.canvas_size, indices=indices
         ):
             log.add(batch)
             views = view(self.put(batch["image"]), self.put(batch["size"]))
             yield views, batch["index"], batch["valid"]
+            done = min(done + self.batch_size, total)
+            self.report(done, total)
 
     def of(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray]]:
         """Yields (views f32[b, h, w, 3], indices i64[b]) of the readable records only."""
@@ -61,19 +70,27 @@ class View(NamedTuple):
     def map(self, function: Callable, source, indices=None) -> tuple[Any, np.ndarray]:
         """Applies function(views) -> pytree of [B, …] to all readable records; results on the host.
 
-        With several processes, each computes an equal share of the records, and all get all results.
+        With several processes, each computes an equal share of the records, and all get all results,
+        or fail together.
 
         Returns:
           (pytree of [M, …], indices i64[M]).
+        Raises:
+          ValueError, OSError: unreadable images, as `batches`; or of the function.
         """
         indices = np.arange(len(source)) if indices is None else np.asarray(indices)
         share = np.array_split(indices, jax.process_count())[jax.process_index()]
-        rows, found = [], []
-        # A process without records runs one anyway, to know the shapes, and drops the result.
-        for views, index, valid in self.batches(source, share if share.size else indices[:1]):
-            valid = valid & bool(share.size)
-            rows.append(jax.tree.map(lambda x, valid=valid: np.asarray(x)[valid], function(views)))
-            found.append(index[valid])
+        rows, found, error = [], [], None
+        try:
+            # A process without records runs one anyway, to know the shapes, and drops the result.
+            for views, index, valid in self.batches(source, share if share.size else indices[:1]):
+                valid = valid & bool(share.size)
+                kept = jax.tree.map(lambda x, valid=valid: np.asarray(x)[valid], function(views))
+                rows.append(kept)
+                found.append(index[valid])
+        except (ValueError, OSError) as caught:
+            error = caught
+        agree(error)
         result = jax.tree.map(lambda *parts: np.concatenate(parts), *rows), np.concatenate(found)
         return _of_all_processes(result, len(result[1]))
 

@@ -2,12 +2,13 @@
 
 import base64
 import json
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
 from dinotwins_jax.evals.curves import curve_sections, draw_curves, svg_text
-from dinotwins_jax.evals.names import task_title, term_title
-from dinotwins_jax.evals.table import headline_rows, score_rows
+from dinotwins_jax.evals.names import score_title, task_title, term_title
+from dinotwins_jax.evals.table import cell, headline_rows, score_rows
 from dinotwins_jax.files import replace_text
 
 _STYLE = """
@@ -39,10 +40,15 @@ pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: au
 @media (max-width: 640px) { body { padding: 1rem; } table { width: 100%; font-size: .75rem; }
   th, td { padding: .25rem .2rem; } td:first-child { width: 40%; } }
 """
-_READING = """<p>In %. sgd and ridge are linear probes with that share of the labels; 5 images a class is
+_READING = """In %. sgd and ridge are linear probes with that share of the labels; 5 images a class is
 few-shot classification by the nearest class mean; ± is the standard deviation over draws of the labels.
-The Jaccard scores of attention compare its strongest part, a fixed or a fitted share, with the objects.
-</p>"""
+The Jaccard scores of attention compare its strongest part, a fixed or a fitted share, with the objects."""
+_BALANCED = (
+    """ The test set is unbalanced: the balanced accuracy is the mean of the classes' recalls."""
+)
+
+
+_FEW = 20  # classes; a table of more is folded
 
 
 def write_report(
@@ -55,6 +61,8 @@ def write_report(
     scores: dict[str, dict],
     pictures: dict[str, Path],
     notes: tuple[str, ...] | list[str] = (),
+    classes: dict[str, dict[str, list[dict]]] | None = None,
+    balanced: bool = False,
 ) -> None:
     """Writes the page; sections without anything in them are left out.
 
@@ -67,6 +75,8 @@ def write_report(
       scores: {row: {task: scores}}, as in scores.json.
       pictures: caption -> PNG file.
       notes: lines under the title.
+      classes: {task: {name of a score: rows as of `class_rows`}}.
+      balanced: whether the main scores have balanced accuracies.
     Raises:
       FileNotFoundError: a picture is not there.
     """
@@ -74,9 +84,10 @@ def write_report(
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(note)}</p>" for note in notes),
         _settings(config, length),
-        _key_numbers(scores),
+        _key_numbers(scores, balanced),
         *_curves(title, log),
         *_scores(scores),
+        *_classes(classes or {}),
         *_pictures(pictures),
         "<h2>Config</h2><details><summary>every key</summary><pre>"
         f"{escape(json.dumps(config, indent=2, default=str))}</pre></details>",
@@ -141,22 +152,43 @@ def _scores(scores: dict[str, dict]) -> list[str]:
         features, rows, protocols = score_rows(scores, task)
         named = f"Protocol{'s' if len(protocols) > 1 else ''}: {', '.join(protocols)}"
         parts.append(
-            f"<h3>{escape(task_title(task))}</h3>{_table(features, rows)}<p>{escape(named)}</p>"
+            f"<h3>{escape(task_title(task))}</h3>{_table(features, rows.items())}<p>{escape(named)}</p>"
         )
     return parts
 
 
-def _key_numbers(scores: dict[str, dict]) -> str:
+def _classes(classes: dict[str, dict[str, list[dict]]]) -> list[str]:
+    """A table a prediction, the class with the most test images first."""
+    parts = []
+    for task, of_task in classes.items():
+        several = "multi-label " if task.endswith(" multilabel") else ""
+        for name, rows in of_task.items():
+            columns = [key for key in rows[0] if key != "class"]
+            lines = [
+                (row["class"], [cell(None if row[c] is None else (row[c], None)) for c in columns])
+                for row in sorted(rows, key=lambda row: -row["support"])
+            ]
+            table = _table([score_title((c,)) for c in columns], lines)
+            if len(rows) > _FEW:
+                table = f"<details><summary>{len(rows):,} classes</summary>{table}</details>"
+            parts.append(f"<h3>{escape(several + score_title((name,)))}</h3>{table}")
+    head = "<h2>Scores by class</h2><p>Of the teacher, in %. – is not defined: the precision of a "
+    head += "class that is never predicted.</p>"
+    return [head, *parts] if parts else []
+
+
+def _key_numbers(scores: dict[str, dict], balanced: bool) -> str:
     """Table of the main scores."""
-    features, rows = headline_rows(scores)
-    return _table(features, rows) + _READING if rows else ""
+    features, rows = headline_rows(scores, balanced)
+    reading = _READING + _BALANCED * balanced
+    return f"{_table(features, rows.items())}<p>{reading}</p>" if rows else ""
 
 
-def _table(columns: list[str], rows: dict[str, list[str]]) -> str:
+def _table(columns: list[str], rows: Iterable[tuple[str, list[str]]]) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in ("", *columns))
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in (row, *cells)) + "</tr>"
-        for row, cells in rows.items()
+        for row, cells in rows
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 

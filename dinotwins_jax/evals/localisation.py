@@ -40,12 +40,13 @@ SIDES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a centre box, as fraction
 
 
 def view_masks(
-    source, i: int, *, resize: int, crop: int | tuple[int, int]
+    source, i: int, *, resize: int, crop: int | tuple[int, int], objects: str = "masks"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Object masks of image i in `center_view`, sampled at the centre of each pixel of the view.
 
     Args:
       source: with masks(i); resize, crop: as in `center_view` (pixels).
+      objects: method of the source, masks or boxes.
     Returns:
       bool[n, h, w] of objects with at least one pixel in the view, and their categories i32[n].
     Raises:
@@ -56,7 +57,7 @@ def view_masks(
     out = (crop, crop) if isinstance(crop, int) else tuple(crop)
     if not 0 < min(out) <= max(out) <= resize:
         raise ValueError(f"crop must be from 1 to resize = {resize} pixels, got {crop}")
-    masks, categories = source.masks(i)
+    masks, categories = getattr(source, objects)(i)
     size = np.array(masks.shape[1:])
     resized = resize * size // size.min()
     start = np.round((resized - np.array(out)) / 2)

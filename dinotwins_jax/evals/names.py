@@ -1,7 +1,9 @@
 """Titles for the keys of logs and scores, as tables and charts show them."""
 
 import re
+from collections.abc import Iterable
 
+NEIGHBOURS, SHOTS = 20, 5  # of the k-NN and few-shot scores that tables show, see `closest`
 TERMS = {
     "dino": "DINO",
     "barlow_twins": "Barlow Twins",
@@ -19,6 +21,8 @@ _TASKS = {
     "finetune": "Fine-tuning",
     "attention": "Attention of the last block and object masks",
     "segmentation": "Normalised cut and object masks",
+    "attention boxes": "Attention of the last block and object boxes",
+    "segmentation boxes": "Normalised cut and object boxes",
 }
 _KEYS = {
     "sgd": "SGD",
@@ -26,9 +30,13 @@ _KEYS = {
     "logistic": "logistic regression",
     "top1": "top-1",
     "top5": "top-5",
+    "balanced": "balanced accuracy",
     "map": "mAP",
     "f1_macro": "F1, mean of the classes",
     "f1_micro": "F1, all labels pooled",
+    "support": "test images",
+    "f1": "F1",
+    "average_precision": "average precision",
     "images": "number of images",
     "objects": "number of objects",
     "pointing": "pointing game",
@@ -43,6 +51,12 @@ _KEYS = {
 _MONITORS = {"knn": "k-NN", "ridge": "ridge probe"}
 
 
+def closest(wanted: int, numbers: Iterable[int]) -> int | None:
+    """The number that a table shows where not all fit: `wanted` if there, else the nearest, of two the
+    smaller; None if there is none."""
+    return min(numbers, key=lambda n: (abs(n - wanted), n), default=None)
+
+
 def term_title(name: str) -> str:
     """ "Barlow Twins" for barlow_twins; the name itself for a loss of one's own."""
     return TERMS.get(name, name)
@@ -52,8 +66,8 @@ def task_title(task: str) -> str:
     """ "Fine-tuning" for finetune, "Multi-label fine-tuning" for "finetune multilabel"."""
     kind, _, labels = task.partition(" ")
     title = _TASKS.get(kind, kind)
-    if not labels:
-        return title
+    if not labels or task in _TASKS:
+        return _TASKS.get(task, title)
     return f"Multi-label {title if title == 'k-NN' else title[0].lower() + title[1:]}"
 
 

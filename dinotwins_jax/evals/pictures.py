@@ -118,7 +118,7 @@ def segmentation_grid(
     path: str | Path,
     images: np.ndarray,
     foregrounds: np.ndarray,
-    masks: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray] | None,
     titles: Sequence[str] | None = None,
 ) -> None:
     """Writes one PNG with a row per image: image, foreground, objects.
@@ -127,20 +127,25 @@ def segmentation_grid(
       path: file to write.
       images: u8[n, H, W, 3].
       foregrounds: bool[n, h, w].
-      masks: n times bool[k, H, W], the k objects of each image, in the same view.
+      masks: n times bool[k, H, W], the k objects of each image, in the same view; None: not drawn.
       titles: one line above each row, or None.
     Raises:
       ValueError: numbers of images, foregrounds, masks and titles differ.
     """
-    if not len(images) == len(foregrounds) == len(masks):
-        counts = f"{len(foregrounds)} foregrounds and masks of {len(masks)}"
+    if not len(images) == len(foregrounds) == len(images if masks is None else masks):
+        counts = f"{len(foregrounds)} foregrounds and masks of {len(masks or ())}"
         raise ValueError(f"{len(images)} images, {counts}")
+    columns = ["image", "normalised cut"]
     rows = [
-        [show(image), show_mask(image, kept), show_mask(image, objects.any(axis=0), objects)]
-        for image, kept, objects in zip(images, foregrounds, masks, strict=True)
+        [show(image), show_mask(image, kept)]
+        for image, kept in zip(images, foregrounds, strict=True)
     ]
+    if masks is not None:
+        columns.append("objects")
+        for row, image, objects in zip(rows, images, masks, strict=True):
+            row.append(show_mask(image, objects.any(axis=0), objects))
     aspect = images.shape[1] / images.shape[2]
-    panel_grid(path, rows, ["image", "normalised cut", "objects"], aspect=aspect, titles=titles)
+    panel_grid(path, rows, columns, aspect=aspect, titles=titles)
 
 
 def pca_grid(

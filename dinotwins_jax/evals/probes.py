@@ -25,8 +25,11 @@ from dinotwins_jax.evals.features import (
 from dinotwins_jax.evals.fewshot import few_shot
 from dinotwins_jax.evals.knn import knn_scores
 from dinotwins_jax.evals.linear import linear_probe_splits
+from dinotwins_jax.evals.names import NEIGHBOURS, closest
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.models.vit import VisionTransformer
+
+SCORES_VERSION = 2  # of cached scores; increment it when a task returns other keys
 
 
 class Labelled(NamedTuple):
@@ -74,7 +77,10 @@ def label_kinds(train: Labelled, test: Labelled) -> dict[str, tuple[np.ndarray, 
 
 
 def score_linear(embed: Embed, train: Labelled, test: Labelled, options: ProbeOptions) -> dict:
-    """Scores the official SGD protocol and the bank, for every fraction and kind of labels."""
+    """Scores the official SGD protocol and the bank, for every fraction and kind of labels.
+
+    The bank's scores with the most labels are also given class by class.
+    """
     official = embed.sets[embed.linear]
     banks = [
         {name: split.features[:, columns] for name, columns in embed.sets.items()}
@@ -89,13 +95,22 @@ def score_linear(embed: Embed, train: Labelled, test: Labelled, options: ProbeOp
                 train.features[:, official], y, test.features[:, official], t, **common
             )
             scores[f"{prefix}{options.bank_solver} {share}"] = bank_probe_splits(
-                banks[0], y, banks[1], t, solver=options.bank_solver, **common
+                banks[0],
+                y,
+                banks[1],
+                t,
+                solver=options.bank_solver,
+                per_class=fraction == max(options.label_fractions),
+                **common,
             )
     return {"linear": scores}
 
 
 def score_knn(embed: Embed, train: Labelled, test: Labelled, options: ProbeOptions) -> dict:
-    """Scores weighted k-NN with all training labels, one entry per kind of label."""
+    """Scores weighted k-NN with all training labels, one entry per kind of label.
+
+    The scores of the k that tables show are also given class by class.
+    """
     columns = embed.sets[embed.knn]
     return {
         f"knn {prefix}".strip(): knn_scores(
@@ -106,6 +121,7 @@ def score_knn(embed: Embed, train: Labelled, test: Labelled, options: ProbeOptio
             ks=options.knn_k,
             temperature=options.knn_temp,
             num_classes=options.num_classes,
+            classes_of=closest(NEIGHBOURS, options.knn_k),
         )
         for prefix, (y, t) in label_kinds(train, test).items()
     }
@@ -168,7 +184,10 @@ class FrozenFeatures:
         """Scores {task: scores} of one row; baselines are cached, since runs share them."""
         embed = self.embeds[row]
         key = json.dumps(
-            [VERSION, task, embed.identity, embed.linear, options, self._view[:4], self._data]
+            [
+                *(VERSION, SCORES_VERSION, task, embed.identity, embed.linear, options),
+                *(self._view[:4], self._data),
+            ]
         )
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         path = None if row == "teacher" or self._cache is None else self._cache / name

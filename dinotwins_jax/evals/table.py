@@ -10,21 +10,20 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from dinotwins_jax.evals.names import score_title
+from dinotwins_jax.evals.names import NEIGHBOURS, SHOTS, closest, score_title
 
 Value = tuple[float, float | None]  # in %, and its standard deviation where there are several draws
 
 # title, then where it is in a row's scores and what it is called there
-_SINGLE = [
-    ("k-NN, k=20", ("knn", "k20"), "top1"),
-    ("5 images a class", ("fewshot", "shots5"), "top1"),
-    ("fine-tuned", ("finetune",), "top1"),
-    ("multi-label k-NN, mAP", ("knn multilabel", "k20"), "map"),
+_DENSE = [
     ("attention, Jaccard", ("attention",), "jaccard_mean_map"),
     ("with fitted share", ("attention",), "jaccard_fitted"),
     ("its best head", ("attention",), "jaccard_best_head"),
     ("pointing", ("attention",), "pointing"),
     ("normalised cut, Jaccard", ("segmentation",), "jaccard"),
+    ("pointing at boxes", ("attention boxes",), "pointing"),
+    ("CorLoc of boxes", ("attention boxes",), "corloc"),
+    ("normalised cut, CorLoc of boxes", ("segmentation boxes",), "corloc"),
 ]
 _LEAD = ("multilabel sgd 10%", "multi-label k-NN", "sgd 10%")  # what the first titles begin with
 _LINEAR = re.compile(r"(multilabel )?(sgd|ridge|logistic) ")  # these come last, but for the lead
@@ -33,22 +32,54 @@ _SETTINGS = ("fraction", "keep", "recipe", "num_test", "temperature")  # no scor
 _SPREADS = ("_std", "_sem")
 
 
-def headline(scores: dict) -> dict[str, Value]:
-    """The scores of one row that a table shows, in its order; what was not evaluated is not there."""
+def headline(scores: dict, balanced: bool = False) -> dict[str, Value]:
+    """The scores of one row that a table shows, in its order; what was not evaluated is not there.
+
+    balanced: beside top-1 also the balanced accuracy, of the bank with the most labels alone among the
+    linear probes.
+    """
+    linear = scores.get("linear", {})
+    probes = [
+        (f"{group}, mAP", ("linear", group), "map")
+        if "map_mean" in result
+        else (group, ("linear", group), "top1")
+        for group, result in linear.items()
+    ]
+    banks = [group for group in linear if re.match("(ridge|logistic) ", group)]
+    most = max(banks, key=lambda group: linear[group].get("fraction", 0.0), default=None)
     found = {}
-    for group, result in scores.get("linear", {}).items():
-        metric = "map" if "map_mean" in result else "top1"
-        title = f"{group}, mAP" if metric == "map" else group
-        found[title] = (result[f"{metric}_mean"], result[f"{metric}_std"])
-    for title, path, metric in _SINGLE:
+    for title, path, metric in [*probes, *_of_labels(scores), *_DENSE]:
         part = scores
         for name in path:
             part = part.get(name, {})
-        if f"{metric}_mean" in part:
-            found[title] = (part[f"{metric}_mean"], part.get(f"{metric}_std"))
-        elif metric in part:
-            found[title] = (part[metric], None)
+        wanted = {title: metric}
+        if balanced and metric == "top1" and (path[0] != "linear" or path[1] == most):
+            wanted[f"{title}, balanced"] = "balanced"
+        for name, key in wanted.items():
+            if f"{key}_mean" in part:
+                found[name] = (part[f"{key}_mean"], part.get(f"{key}_std"))
+            elif key in part:
+                found[name] = (part[key], None)
     return found
+
+
+def _of_labels(scores: dict) -> list[tuple[str, tuple[str, ...], str]]:
+    """Entries as in _DENSE of the tasks with labels; of several k or shots the one that suits a table."""
+    k = closest(NEIGHBOURS, _numbers(scores, ("knn", "knn multilabel"), "k"))
+    shots = closest(SHOTS, _numbers(scores, ("fewshot",), "shots"))
+    several = "multi-label k-NN" if k in (None, NEIGHBOURS) else f"multi-label k-NN, k={k}"
+    return [
+        (f"k-NN, k={k}", ("knn", f"k{k}"), "top1"),
+        (f"{shots} image{'' if shots == 1 else 's'} a class", ("fewshot", f"shots{shots}"), "top1"),
+        ("fine-tuned", ("finetune",), "top1"),
+        (f"{several}, mAP", ("knn multilabel", f"k{k}"), "map"),
+    ]
+
+
+def _numbers(scores: dict, tasks: tuple[str, ...], prefix: str) -> set[int]:
+    """The numbers in the keys of tasks: 10 and 20 of k10 and k20."""
+    keys = [key for task in tasks for key in scores.get(task, ())]
+    return {int(m[1]) for key in keys if (m := re.fullmatch(rf"{prefix}(\d+)", key))}
 
 
 def figures(scores: dict[str, dict]) -> dict[str, float]:
@@ -60,9 +91,11 @@ def figures(scores: dict[str, dict]) -> dict[str, float]:
     }
 
 
-def headline_rows(scores: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
+def headline_rows(
+    scores: dict[str, dict], balanced: bool = False
+) -> tuple[list[str], dict[str, list[str]]]:
     """The features (teacher, random weights, …), and {title of a score: cells}, important ones first."""
-    rows = _cells({row: headline(of_row) for row, of_row in scores.items()})
+    rows = _cells({row: headline(of_row, balanced) for row, of_row in scores.items()})
     return list(scores), dict(sorted(rows.items(), key=lambda item: _rank(item[0])))
 
 
@@ -82,13 +115,16 @@ def summary(scores: dict[str, dict]) -> str:
     return markdown([["", *features], *([title, *cells] for title, cells in rows.items())])
 
 
-def terminal_table(scores: dict[str, dict], width: int | None = None) -> str:
+def terminal_table(
+    scores: dict[str, dict], width: int | None = None, *, balanced: bool = False
+) -> str:
     """The table of `summary` as plain text, folded where it is wider than the terminal; "" without scores.
 
     Args:
       width: columns; None: those of the terminal, 100 in a pipe.
+      balanced: also balanced accuracies, see `headline`.
     """
-    features, rows = headline_rows(scores)
+    features, rows = headline_rows(scores, balanced)
     if not rows:
         return ""
     columns = [_aligned([cells[i] for cells in rows.values()]) for i in range(len(features))]
