@@ -29,7 +29,7 @@ def evaluate_run(
     Args:
       config: None: the run's own, WORKDIR/config.json.
       tasks: None: all.
-      torch_weights: a file; its own sizes of the model replace the config's.
+      torch_weights: a file, or a folder with one; its own sizes of the model replace the config's.
       checkpoint: "latest", "best" or a step.
     Returns:
       {row: {task: scores}}, as in WORKDIR/scores.json.
@@ -113,7 +113,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "torch_weights",
         None,
-        "file of a ViT with the names of DINO, timm or transformers: .safetensors, .npz, .pth",
+        "ViT with the names of DINO, timm or transformers: .safetensors, .npz, .pth, or a folder with one",
         **options,
     )
 
