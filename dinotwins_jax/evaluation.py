@@ -11,6 +11,7 @@ from dinotwins_jax.build import EvalRun, Run
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.durations import steps_per_epoch, total_steps
 from dinotwins_jax.evals import LABEL_TASKS, MASK_TASKS, TASKS, check_tasks, dense
+from dinotwins_jax.evals.content import content_checksum
 from dinotwins_jax.evals.features import View, checksum, source_checksum
 from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
@@ -65,6 +66,7 @@ def evaluate(
     workdir: Path,
     tasks,
     cache: Path | None = None,
+    length: str = "",
 ) -> Evaluated:
     """Scores weights on the run's labelled data.
 
@@ -76,6 +78,7 @@ def evaluate(
       config: of the run.
       tasks: of TASKS; a task that the data has no labels or masks for is left out with one line.
       cache: directory of the cache, WORKDIR/features by default; runs on the same data may share it.
+      length: of the training, for the report; that of the config by default.
     """
     check_tasks(tasks)
     data = config.data.to_dict()
@@ -84,6 +87,7 @@ def evaluate(
         "step": weights.step,
         "weights": checksum(weights.teacher),
         "data": checksums,
+        "content": content_checksum(run.probe_sources, config.data.source),
     }
     report = _open_report(workdir / "scores.json", identity)
     possible = _possible(tasks, *run.probe_sources)
@@ -101,7 +105,7 @@ def evaluate(
     if config.evals.pictures:
         _draw(run, config, weights, workdir, tasks, features, failed)
     with failing_alone("report.html", "report.html", failed):
-        _write_html(workdir, run, config, report)
+        _write_html(workdir, run, config, report, length)
     if failed:
         _write_scores(workdir, report)
     return Evaluated(report["scores"], failed)
@@ -128,7 +132,10 @@ def frozen_features(
 
 
 def _open_report(path: Path, identity: dict) -> dict:
-    """The report at `path` if it is whole and of the same weights and data, else a new one."""
+    """The report at `path` if it is whole and of the same weights and data, else a new one.
+
+    Data are the same if their files are, or their content, so that they may have moved.
+    """
     fresh = identity | {"seconds": {}, "scores": {}}
     try:
         old = json.loads(path.read_text())
@@ -137,7 +144,8 @@ def _open_report(path: Path, identity: dict) -> dict:
     whole = isinstance(old, dict) and all(
         isinstance(old.get(k), dict) for k in ("seconds", "scores")
     )
-    return old if whole and all(old.get(key) == identity[key] for key in identity) else fresh
+    same = {key for key in identity if whole and old.get(key) == identity[key]}
+    return old | identity if {"step", "weights"} <= same and same & {"data", "content"} else fresh
 
 
 def _possible(tasks, train, test) -> list[str]:
@@ -266,16 +274,18 @@ def _class_name(source, label: int) -> str:
     return source.class_names[label] if label >= 0 else "no object"
 
 
-def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
+def _write_html(workdir: Path, run: Run, config, report: dict, length: str) -> None:
     """WORKDIR/report.html of the config, metrics.jsonl, scores and pictures."""
-    images = len(run.source)
-    steps = total_steps(config, images)
-    epochs = steps / steps_per_epoch(config, images)
+    if not length:
+        images = len(run.source)
+        steps = total_steps(config, images)
+        epochs = steps / steps_per_epoch(config, images)
+        length = f"{steps:,} steps, {epochs:.3g} epochs of {images:,} images"
     write_report(
         workdir / "report.html",
         title=workdir.name,
         config=config.to_dict(),
-        length=f"{steps:,} steps, {epochs:.3g} epochs of {images:,} images",
+        length=length,
         log=read_json_lines(workdir / "metrics.jsonl", warn),
         scores=report["scores"],
         pictures={PICTURES[name].capitalize(): file for name, file in pictures(workdir).items()},

@@ -134,7 +134,7 @@ def _export(values: flags.FlagValues) -> int:
 
     def work():
         chosen = (values.to, out, values.checkpoint, values.overwrite)
-        print(export_run(workdir, config_of(workdir), *chosen))
+        print(export_run(workdir, values.config or config_of(workdir), *chosen))
 
     return exit_code(work)
 

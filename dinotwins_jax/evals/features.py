@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from dinotwins_jax.augment.multi_crop import center_view
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
+from dinotwins_jax.evals.content import update_with_labels
 from dinotwins_jax.files import FullDisk, replacing
 from dinotwins_jax.models.vit import VisionTransformer
 
@@ -209,9 +210,7 @@ def source_checksum(source, description: dict) -> str:
             status = os.stat(name)
             stamp = f"{status.st_size} {status.st_mtime_ns}"
         digest.update(f"{name} {stamp}\0".encode(errors="surrogateescape"))
-    for part in (source.labels, getattr(source, "multi_hot", None)):
-        digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
-    digest.update(str(source.class_names).encode())
+    update_with_labels(digest, source)
     return digest.hexdigest()
 
 
