@@ -13,8 +13,9 @@ def results_folder(
 ) -> Path:
     """The folder for scores, report and pictures.
 
-    The run's own data are known by their content, not by their place: labels, and names and sizes of the
-    files. So data that have moved are the run's own, and other data never replace the run's scores.
+    The run's own data are known by their content, not by their place: labels, names and sizes of the files,
+    and a sample of the pictures. So data that have moved are the run's own, and other data never replace
+    its scores.
 
     Args:
       own: the run's config, nested; None if the workdir holds no run.
@@ -28,7 +29,7 @@ def results_folder(
         raise ValueError(f"--name is '{name}': letters, digits, dots, - and + only")
     if own is None and not name:
         return workdir
-    content = content_checksum(sources, data)
+    content = content_checksum(sources, data["source"])
     same = own is not None and _is_own(workdir, own["data"], data, content)
     if same and not weights and not name:
         return workdir
@@ -51,10 +52,8 @@ def _is_own(workdir: Path, own: dict, data: dict, content: str) -> bool:
     if not isinstance(source, str) or (":" in source and source != data["source"]):
         return False  # code that the command line does not name
     try:
-        return (
-            content_checksum([open_source(own, split) for split in ("train", "test")], own)
-            == content
-        )
+        theirs = [open_source(own, split) for split in ("train", "test")]
+        return content_checksum(theirs, source) == content
     except (ValueError, OSError, KeyError, TypeError):  # moved, or of another version
         return False
 

@@ -51,7 +51,7 @@ def test_the_runs_own_data_are_its_own_wherever_they_lie(tmp_path):
 def test_data_that_have_moved_are_known_by_what_the_scores_say(tmp_path):
     run, here = tmp_path / "run", pictures(tmp_path / "here")
     own = section(here)
-    content = content_checksum([open_source(own, split) for split in ("train", "test")], own)
+    content = content_checksum([open_source(own, split) for split in ("train", "test")], "folder")
     here.rename(tmp_path / "there")
     moved = section(tmp_path / "there")
     assert (
@@ -94,7 +94,7 @@ def test_two_directories_of_one_name_do_not_share_a_folder(tmp_path):
     one = folder_of(run, own, first)
     one.mkdir(parents=True)
     sources = [open_source(first, split) for split in ("train", "test")]
-    (one / "scores.json").write_text(json.dumps({"content": content_checksum(sources, first)}))
+    (one / "scores.json").write_text(json.dumps({"content": content_checksum(sources, "folder")}))
     assert folder_of(run, own, first) == one == run / "evals" / "folder-set"
     two = folder_of(run, own, second)
     assert two.parent == one.parent and two.name.startswith("folder-set-") and two != one
@@ -152,8 +152,8 @@ def parsed(arguments, workdir):
 
 def test_keys_alone_change_the_runs_own_config(run):
     code, config, overrides = parsed(
-        ["--config.data.dir=/new place", "--config.evals.knn_k=(3,4)", "--config.model.layer_scale_init=0.5"],
-        run,
+        ["--config.data.dir=/new place", "--config.evals.knn_k=(3,4)",
+         "--config.model.layer_scale_init=0.5"], run,
     )  # fmt: skip
     assert code == 0 and config.data.dir == "/new place" and config.model.embed_dim == 48
     assert overrides == {
