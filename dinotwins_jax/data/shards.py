@@ -213,6 +213,7 @@ def _merge(store, out, settings, identity, description, with_masks) -> dict[str,
             "images": count,
             "dropped": len(source) - count,
             "class_names": list(source.class_names),
+            "notes": list(getattr(source, "notes", ())),
             "masks": _shard_list(out, masks) if split in with_masks else [],
         }
     digest = hashlib.sha256("".join(s["sha256"] for s in sidecars).encode()).hexdigest()
