@@ -10,8 +10,9 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of initial weights, data order, crops and drop path
-    # Pretrained backbone weights for student and teacher: a file with DINO's, DINOv2's or timm's names
-    # (.safetensors, .npz, .pth) or another run's workdir; "": random. A checkpoint of this run comes first.
+    # Pretrained backbone weights for student and teacher: a file of DINO, DINOv2, DINOv3, timm or
+    # transformers (.safetensors, .npz, .pth), a folder with one, such as an export or a snapshot of the
+    # hub, or another run's workdir; "": random. A checkpoint of this run comes first.
     c.init_from = ""
     c.parallel = "jit"  # jit: global arrays over a mesh of all devices | pmap: local devices
     # Devices: data x fsdp; the batch is split over all. Each group of fsdp devices shares one copy of

@@ -21,6 +21,7 @@ from dinotwins_jax.damage import (
     paths,
 )
 from dinotwins_jax.devices.processes import warn
+from dinotwins_jax.files import full_disk, no_room
 from dinotwins_jax.training.state import TrainState
 
 
@@ -232,14 +233,15 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def _not_written(self, error: Exception) -> CheckpointError:
+        reason = no_room(self.path, error) if full_disk(error) else first_line(error)
         if jax.process_index() == 0:
             for unfinished in self.path.glob("*.orbax-checkpoint-tmp*"):  # also frees space
                 shutil.rmtree(unfinished, ignore_errors=True)
         whole = [int(p.name) for p in self.path.glob("*") if p.name.isdigit()]
         left = f"the one of step {max(whole)} is intact" if whole else "there is none before it"
         return CheckpointError(
-            f"a checkpoint could not be written to {self.path} ({first_line(error)}); {left}: when there "
-            "is room, the same command goes on"
+            f"a checkpoint could not be written to {self.path} ({reason}); {left}: when there is room, the "
+            "same command goes on"
         )
 
     def close(self) -> None:

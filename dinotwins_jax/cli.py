@@ -6,8 +6,10 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from logging import WARNING
+from functools import partial
+from logging import CRITICAL, getLogger
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -19,6 +21,7 @@ from dinotwins_jax.stopping import Halt
 COMPILED = ".compiled"  # directory beside the workdirs: the compiled programs of all their runs
 # Exit codes; a Halt (3 not finite, 4 failed tasks, 75 stopped) has its own.
 USAGE_ERROR, INTERRUPTED = 2, 130
+OF_RUN = Path(__file__).parent / "run_config.py"  # --config=OF_RUN:WORKDIR is WORKDIR/config.json
 SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to ../configs
 
 
@@ -49,6 +52,8 @@ def command(
     try:
         wants_help = {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(arguments)
         arguments = [] if wants_help else _with_config_path(arguments)
+        if not config_required:
+            arguments = _with_config_of_run(arguments)
         config_flags.DEFINE_config_file(
             "config",
             None,
@@ -75,15 +80,27 @@ def _quiet_libraries() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     flags.FLAGS.mark_as_parsed()  # absl warns of its first line before that
-    logging.get_absl_logger().addFilter(_is_no_orbax_warning)
+    if not os.environ.get(
+        "DINOTWINS_DEBUG"
+    ):  # what fails there is raised too, and becomes one line
+        logging.get_absl_logger().addFilter(_is_not_of_orbax)
+        getLogger("asyncio").setLevel(CRITICAL)  # used by Orbax only
+        sys.unraisablehook = partial(_unless_a_save_ended, sys.unraisablehook)
     # XLA logs "Very slow compile?" as an error, level 2. What ends a program is fatal, level 3, or an
     # exception. Read when jax is imported, which is later.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def _is_no_orbax_warning(record) -> bool:
+def _is_not_of_orbax(record) -> bool:
     """Orbax warns through absl, such as of each option that read_only implies."""
-    return record.levelno > WARNING or "orbax" not in Path(record.pathname).parts
+    return "orbax" not in Path(record.pathname).parts
+
+
+def _unless_a_save_ended(show, unraisable) -> None:
+    """sys.unraisablehook without what the writing threads of a failed checkpoint report, one traceback
+    an array, to an event loop that has ended."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
 
 
 class UsageError(ValueError):
@@ -154,6 +171,30 @@ def _with_config_path(arguments: list[str]) -> list[str]:
         else:
             rest.append(argument)
     return [f"--config={config_path(found)}", *rest] if found else rest
+
+
+def _with_config_of_run(arguments: list[str]) -> list[str]:
+    """Adds the run's own config, WORKDIR/config.json, if only keys of a config are given."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    keys = [name for name in names if name.startswith("--config.")]
+    if not keys or "--config" in names:
+        return arguments
+    workdir = next((a.partition("=")[2] for a in arguments if a.startswith("--workdir=")), "")
+    if not workdir:
+        raise UsageError(f"{keys[0]} needs a run, --workdir=RUN, or a config, --config=…")
+    try:
+        config_of(Path(workdir), f", to change {keys[0]} of")
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from None
+    return [f"--config={OF_RUN}:{workdir}", *arguments]
+
+
+def overrides_of_run(values: flags.FlagValues) -> dict[str, Any] | None:
+    """The keys given without --config, which change the run's own config; None with a --config or none."""
+    flag = values["config"]
+    if flag.value is None or not flag.config_filename.startswith(f"{OF_RUN}:"):
+        return None
+    return dict(flag.override_values)
 
 
 def config_path(text: str) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD, seeded_multi_crop
 from dinotwins_jax.data.base import Source
 from dinotwins_jax.data.pipeline import train_batches
+from dinotwins_jax.files import replacing
 
 _GAP = 4  # pixels between pictures
 
@@ -41,7 +42,8 @@ def draw_crop_sheet(
         global_views, local_views = (_pictures(crops[f"{g}_crops"][k]) for g in ("global", "local"))
         rows.append(_row(picture, global_views, local_views, (2 * int(width), int(height))))
     sheet = np.concatenate(rows)[:-_GAP]
-    Image.fromarray(sheet).save(path, "PNG")
+    with replacing(path) as file:
+        Image.fromarray(sheet).save(file, "PNG")
 
 
 def _pictures(views: jax.Array) -> list[Image.Image]:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import tensorstore
 
+from dinotwins_jax.files import full_disk
+
 
 def fingerprint(tree) -> dict[str, int]:
     """Checksums {path: u32} of all arrays, independent of their sharding."""
@@ -87,7 +89,7 @@ def damage():
 
 def first_line(error: Exception) -> str:
     """First line of an error message, shortened."""
-    if "No space left on device" in str(error):  # it comes at the end of a long line
-        return "No space left on device"
+    if words := full_disk(error):  # they come at the end of a long line
+        return words
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

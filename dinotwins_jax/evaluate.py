@@ -1,20 +1,32 @@
 """Scores the teacher of a run: python -m dinotwins_jax.evaluate --workdir=RUN [--tasks=linear,knn,…]
 
-Data and options are those of the run's own config, WORKDIR/config.json; code that it names, such as a
-loss, is not run. Weights with the names of
-PyTorch code are scored with
+Data and options are those of the run's own config, WORKDIR/config.json; --config.KEY=VALUE changes one,
+such as --config.data.dir where the data have moved. Code that it names, such as a loss, is not run.
+Results on other data than the run's go to WORKDIR/evals/NAME. Weights with the names of PyTorch code are
+scored with
 
     python -m dinotwins_jax.evaluate --workdir=OUT --config=dino:coco --config.data.dir=/data/coco \\
         --torch_weights=dino_deitsmall16_pretrain.pth
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import COMPILED, SHIPPED, command, config_of, exit_code, fail, load_config
+from dinotwins_jax.cli import (
+    COMPILED,
+    SHIPPED,
+    command,
+    config_of,
+    exit_code,
+    fail,
+    load_config,
+    overrides_of_run,
+)
 
 
 def evaluate_run(
@@ -23,33 +35,46 @@ def evaluate_run(
     tasks: list[str] | None = None,
     torch_weights: str | None = None,
     checkpoint: str = "latest",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    name: str = "",
 ) -> dict[str, dict]:
     """Scores the teacher in WORKDIR/checkpoints, or the weights of a file.
+
+    Results on other data than the run's, or of other weights, go to WORKDIR/evals/NAME.
 
     Args:
       config: None: the run's own, WORKDIR/config.json.
       tasks: None: all.
-      torch_weights: a file; its own sizes of the model replace the config's.
+      torch_weights: a file, or a folder with one; its own sizes of the model replace the config's.
       checkpoint: "latest", "best" or a step.
+      overrides: key -> value, of keys of the run's own config.
+      name: folder in WORKDIR/evals for the results; "": the workdir for the run's own data and weights,
+        else a name made of the source, its directory and the file of weights.
     Returns:
-      {row: {task: scores}}, as in WORKDIR/scores.json.
+      {row: {task: scores}}, as in scores.json.
     Raises:
       ValueError, OSError: no such run, bad config, data or weights; the message is one line.
       EvaluationFailed: tasks or pictures failed; all others are written.
     """
     from dinotwins_jax.build import build_for_evaluation
+    from dinotwins_jax.data import probe_section
     from dinotwins_jax.evals import TASKS, check_tasks
     from dinotwins_jax.evals.outputs import EVALUATION, listing
     from dinotwins_jax.evals.table import terminal_table
     from dinotwins_jax.evaluation import evaluate
+    from dinotwins_jax.results import results_folder
     from dinotwins_jax.weights import from_checkpoint
 
     check_tasks(tasks or ())
     given = config is not None
+    own = config_of(workdir) if (workdir / "config.json").is_file() else None
     if not given:
         without = "; to score weights of a file give --config too"
-        config = config_of(workdir, without, opens_data=True)
+        names_source = "data.source" in (overrides or {})
+        config = config_of(workdir, without, opens_data=not names_source)
         _check_keys(config, workdir)
+        config.update_from_flattened_dict(dict(overrides or {}))
     try:
         run = build_for_evaluation(config)
     except (
@@ -66,11 +91,18 @@ def evaluate_run(
         run, weights = _from_torch(run, config, torch_weights)
     else:
         weights = from_checkpoint(run, config, workdir, checkpoint)
-    workdir.mkdir(parents=True, exist_ok=True)
-    found = evaluate(run, config, weights, workdir, tasks or TASKS)
+    data = probe_section(config.data.to_dict())
+    of = (workdir, own and own.to_dict(), data, run.probe_sources)
+    out = results_folder(*of, weights=torch_weights or "", name=name)
+    out.mkdir(parents=True, exist_ok=True)
+    length = "" if out == workdir else f"{weights.step:,} steps, on other data"
+    length = f"weights of {Path(torch_weights).name}" if torch_weights else length
+    found = evaluate(
+        run, config, weights, out, tasks or TASKS, cache=workdir / "features", length=length
+    )
     if table := terminal_table(found.scores, balanced=found.unbalanced):
         print(table)
-    print(listing(workdir, EVALUATION))
+    print(listing(out, EVALUATION))
     found.check()
     return found.scores
 
@@ -111,9 +143,16 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_list("tasks", None, "all that the data has labels and masks for", **options)
     flags.DEFINE_string("checkpoint", "latest", "latest, best or a step", **options)
     flags.DEFINE_string(
+        "name",
+        "",
+        "folder in WORKDIR/evals for the results; not given: named after the data or weights that are not "
+        "the run's",
+        **options,
+    )
+    flags.DEFINE_string(
         "torch_weights",
         None,
-        "file of a ViT with the names of DINO, timm or transformers: .safetensors, .npz, .pth",
+        "ViT with the names of DINO, timm or transformers: .safetensors, .npz, .pth, or a folder with one",
         **options,
     )
 
@@ -127,8 +166,10 @@ def _evaluate(values: flags.FlagValues) -> int:
         from dinotwins_jax.devices.compilation import remember_compilations
 
         remember_compilations(workdir.parent / COMPILED)
-        chosen = (values.config, values.tasks, values.torch_weights, values.checkpoint)
-        evaluate_run(workdir, *chosen)
+        overrides = overrides_of_run(values)
+        config = None if overrides is not None else values.config
+        chosen = (config, values.tasks, values.torch_weights, values.checkpoint)
+        evaluate_run(workdir, *chosen, overrides=overrides, name=values["name"].value)
 
     return exit_code(work)
 

@@ -11,6 +11,7 @@ from dinotwins_jax.drawing import draw
 from dinotwins_jax.durations import steps_per_epoch, total_steps
 from dinotwins_jax.evals import check_tasks, dense
 from dinotwins_jax.evals.classes import class_rows, take_classes
+from dinotwins_jax.evals.content import content_checksum
 from dinotwins_jax.evals.features import View, checksum, silent, source_checksum
 from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
@@ -84,6 +85,7 @@ def evaluate(
     workdir: Path,
     tasks,
     cache: Path | None = None,
+    length: str = "",
 ) -> Evaluated:
     """Scores weights on the run's labelled data.
 
@@ -95,6 +97,7 @@ def evaluate(
       config: of the run.
       tasks: of TASKS; what the data cannot serve is left out with one line, see `served`.
       cache: directory of the cache, WORKDIR/features by default; runs on the same data may share it.
+      length: of the training, for the report; that of the config by default.
     """
     check_tasks(tasks)
     data = probe_section(config.data.to_dict())
@@ -103,6 +106,7 @@ def evaluate(
         "step": weights.step,
         "weights": checksum(weights.teacher),
         "data": checksums,
+        "content": content_checksum(run.probe_sources, data["source"]),
     }
     report = _open_report(workdir / "scores.json", identity)
     serves = what_is_served(run, config, tasks)
@@ -135,7 +139,7 @@ def evaluate(
                     count=config.evals.pictures,
                 )  # fmt: skip
     with failing_alone("report.html", "report.html", failed):
-        _write_html(workdir, run, config, report)
+        _write_html(workdir, run, config, report, length)
     _write_scores(workdir, report)
     return Evaluated(report["scores"], failed, _unbalanced(run))
 
@@ -187,7 +191,10 @@ def frozen_features(
 
 
 def _open_report(path: Path, identity: dict) -> dict:
-    """The report at `path` if it is whole and of the same weights and data, else a new one."""
+    """The report at `path` if it is whole and of the same weights and data, else a new one.
+
+    Data are the same if their files are, or their content, so that they may have moved.
+    """
     fresh = identity | {"seconds": {}, "scores": {}, "classes": {}}
     try:
         old = json.loads(path.read_text())
@@ -196,8 +203,9 @@ def _open_report(path: Path, identity: dict) -> dict:
     whole = isinstance(old, dict) and all(
         isinstance(old.get(k), dict) for k in ("seconds", "scores")
     )
-    same = whole and all(old.get(key) == identity[key] for key in identity)
-    return fresh | old if same else fresh
+    same = {key for key in identity if whole and old.get(key) == identity[key]}
+    known = {"step", "weights"} <= same and same & {"data", "content"}
+    return fresh | old | identity if known else fresh
 
 
 def _score(
@@ -258,16 +266,18 @@ def _fine_tune(run: Run, config, params, view: View) -> dict[str, dict]:
     }
 
 
-def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
+def _write_html(workdir: Path, run: Run, config, report: dict, length: str) -> None:
     """WORKDIR/report.html of the config, metrics.jsonl, scores and pictures."""
-    images = len(run.source)
-    steps = total_steps(config, images)
-    epochs = steps / steps_per_epoch(config, images)
+    if not length:
+        images = len(run.source)
+        steps = total_steps(config, images)
+        epochs = steps / steps_per_epoch(config, images)
+        length = f"{steps:,} steps, {epochs:.3g} epochs of {images:,} images"
     write_report(
         workdir / "report.html",
         title=workdir.name,
         config=config.to_dict(),
-        length=f"{steps:,} steps, {epochs:.3g} epochs of {images:,} images",
+        length=length,
         log=read_json_lines(workdir / "metrics.jsonl", warn),
         scores=report["scores"],
         pictures={PICTURES[name].capitalize(): file for name, file in pictures(workdir).items()},

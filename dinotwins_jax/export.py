@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from dinotwins_jax.cli import command, config_of, exit_code, fail
+from dinotwins_jax.files import writing
 
 FILES = ("model.safetensors", "config.json")
 _UNFINISHED = ".export-"  # start of the name of a directory that a killed export leaves
@@ -76,8 +77,9 @@ def export_run(
     fresh.mkdir(exist_ok=True)
     weights, text = (fresh / name for name in FILES)
     try:
-        save_file(tensors, weights, metadata={"format": "pt"})
-        text.write_text(json.dumps(described, indent=2) + "\n")
+        with writing(out / weights.name):
+            save_file(tensors, weights, metadata={"format": "pt"})
+            text.write_text(json.dumps(described, indent=2) + "\n")
         weights.chmod(stat.S_IMODE(text.stat().st_mode))  # safetensors' is 0600, whatever the umask
         for file in (weights, text):
             file.replace(out / file.name)
@@ -132,7 +134,7 @@ def _export(values: flags.FlagValues) -> int:
 
     def work():
         chosen = (values.to, out, values.checkpoint, values.overwrite)
-        print(export_run(workdir, config_of(workdir), *chosen))
+        print(export_run(workdir, values.config or config_of(workdir), *chosen))
 
     return exit_code(work)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from dinotwins_jax.devices.processes import warn
+from dinotwins_jax.files import writing
 
 
 @contextlib.contextmanager
@@ -45,7 +46,8 @@ def locked(workdir: Path) -> Iterator[None]:
             os.ftruncate(file, 0)
             started = time.strftime("%Y-%m-%d %H:%M:%S")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            os.pwrite(file, (json.dumps(holder) + "\n").encode(), 0)
+            with writing(path):
+                os.pwrite(file, (json.dumps(holder) + "\n").encode(), 0)
         yield
     finally:
         os.close(file)  # unlocks

@@ -9,6 +9,7 @@ import numpy as np
 
 from dinotwins_jax.build import Run
 from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.files import replacing
 from dinotwins_jax.stopping import NonFiniteError
 from dinotwins_jax.training.state import TrainState
 
@@ -23,11 +24,16 @@ def check_row(run: Run, workdir: Path, state: TrainState, done, checkpoints: Che
     name = f"nonfinite_step{step}"
     name += f"_process{jax.process_index()}" if jax.process_count() > 1 else ""
     path = workdir / f"{name}.npz"
-    np.savez(path, **batch)
+    saved = f"its batch is in {path}"
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **batch)
+    except OSError as error:  # does not hide why the run stops
+        saved = f"its batch is not saved: {error}"
     where = _first_bad_module(run, state.replace(step=jnp.int32(step - 1)), batch)
     raise NonFiniteError(
         f"stopped: the loss or a gradient was not finite in {SKIPPED_LIMIT} steps in a row, the last "
-        f"one step {step}, which changed nothing; first not finite: {where}; its batch is in {path}; "
+        f"one step {step}, which changed nothing; first not finite: {where}; {saved}; "
         f"{_kept(checkpoints)} in {workdir}; to try: a lower optim.lr or a longer optim.warmup_epochs, "
         "from there by --resume=force or in another workdir"
     )

@@ -1,4 +1,4 @@
-"""Initial weights of a run from a PyTorch file or the teacher of another run."""
+"""Initial weights of a run from a file or folder of other code, or the teacher of another run."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from dinotwins_jax.damage import paths
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import read_config
 from dinotwins_jax.models import VARIANTS
-from dinotwins_jax.models.torch_files import read_state_dict
+from dinotwins_jax.models.torch_files import read_state_dict, stated_beside
+from dinotwins_jax.models.torch_folder import weights_file
 from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer, as_pair, interpolate_pos_embed
 from dinotwins_jax.training.state import TrainState, init_backbone
@@ -28,15 +29,15 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
     match.
 
     Args:
-      path: a file with DINO's, DINOv2's or timm's names (.safetensors, .npz, .pth), or the workdir of a
-        run, whose last teacher is used.
+      path: the workdir of a run, whose last teacher is used; or a file, or a folder with one, of DINO,
+        DINOv2, DINOv3, timm or transformers, such as an export: see `models.torch_folder.weights_file`.
       key: for randomly initialised parameters.
     Raises:
       ValueError: no such weights, or another architecture; the message names the first tensor that
         differs and both shapes.
     """
     try:
-        if Path(path).is_dir():
+        if _is_run(Path(path)):
             found, grid = _read_run(Path(path), backbone)
         else:
             found, grid = _read_file(path, backbone)
@@ -77,9 +78,34 @@ def start_from(state: TrainState, backbone: dict) -> TrainState:
     )
 
 
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run's workdir; raises ValueError if it holds weights of other code too."""
+    if not (path / "checkpoints").is_dir():
+        return False
+    try:
+        file = weights_file(path)
+    except (ValueError, OSError):
+        return True
+    raise ValueError(f"it is a run with checkpoints, and holds {file.name} too: give that file")
+
+
 def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
-    found = vit_from_torch(read_state_dict(path))
-    usual, left = divmod(found["cls_token"].shape[-1], 64)
+    try:
+        file = weights_file(path)
+    except FileNotFoundError as error:
+        nor = (
+            "; and it is not a run: config.json or checkpoints are missing"
+            if Path(path).is_dir()
+            else ""
+        )
+        raise FileNotFoundError(f"{error}{nor}") from None
+    found = vit_from_torch(read_state_dict(file))
+    width = found["cls_token"].shape[-1]
+    stated = stated_beside(file, width).get("num_heads")
+    if stated:
+        _check_heads(stated, backbone)
+        return found, None
+    usual, left = divmod(width, 64)
     if not left and usual != backbone.num_heads:
         warn(
             f"{path} does not state its number of attention heads: assuming config.model's "
@@ -90,8 +116,8 @@ def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
 
 def _read_run(workdir: Path, backbone: VisionTransformer) -> tuple[dict, tuple[int, int]]:
     """Reads the teacher of a run and its position grid."""
-    if not (workdir / "config.json").is_file() or not (workdir / "checkpoints").is_dir():
-        raise ValueError("is not a run: config.json or checkpoints are missing")
+    if not (workdir / "config.json").is_file():
+        raise ValueError("it has checkpoints but no config.json: it is no whole run")
     config = read_config(workdir / "config.json", ("model", "views"))
     try:
         model = config["model"]
@@ -100,14 +126,18 @@ def _read_run(workdir: Path, backbone: VisionTransformer) -> tuple[dict, tuple[i
         grid = height // model["patch_size"], width // model["patch_size"]
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
+    _check_heads(num_heads, backbone)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        found, _ = checkpoints.restore_teacher()
+    return found, grid
+
+
+def _check_heads(num_heads: int, backbone: VisionTransformer) -> None:
     if num_heads != backbone.num_heads:
         raise ValueError(
             f"it has {num_heads} attention heads, this model {backbone.num_heads}: change "
             "config.model.num_heads"
         )
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        found, _ = checkpoints.restore_teacher()
-    return found, grid
 
 
 def _positions(positions, grid, backbone: VisionTransformer) -> np.ndarray:

@@ -88,6 +88,27 @@ def test_features_are_computed_once_and_other_tasks_stay(evaluated, monkeypatch)
     assert before == {path: path.stat().st_mtime_ns for path in (workdir / "features").iterdir()}
 
 
+def test_other_data_are_scored_beside(evaluated):
+    """The run's own scores, report and pictures stay; its features are shared."""
+    workdir, _ = evaluated
+    own = {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    changed = {"data.scenes.num_test": 12, "evals.pictures": 0}
+    scores = evaluate_run(workdir, tasks=["knn"], overrides=changed)
+    report = json.loads((workdir / "evals" / "scenes" / "scores.json").read_text())
+    assert report["scores"] == scores and set(scores["teacher"]) == {"knn"}
+    assert (
+        report["step"] == 4
+        and "on other data" in (workdir / "evals/scenes/report.html").read_text()
+    )
+    assert {path: path.read_bytes() for path in own} == own
+    assert not (workdir / "evals" / "scenes" / "features").exists()
+    again = evaluate_run(workdir, tasks=["knn"], overrides={"evals.pictures": 0}, name="again")
+    assert (
+        again["teacher"]["knn"]
+        == json.loads(own[workdir / "scores.json"])["scores"]["teacher"]["knn"]
+    )
+
+
 def test_what_fails_costs_only_itself(evaluated, monkeypatch, capfd):
     workdir, scores = evaluated
     kept = (workdir / "scores.json").read_text()

@@ -247,9 +247,8 @@ def test_transformers_loads_the_export_and_has_the_same_features(name, tmp_path)
     torch, hf = pytest.importorskip("torch"), pytest.importorskip("transformers")
     vit, params = model(name)
     config = write(tmp_path, vit, params, "hf")
-    options = {"add_pooling_layer": False} if config["model_type"] == "vit" else {}
     kind = getattr(hf, config["architectures"][0])
-    theirs, report = kind.from_pretrained(tmp_path, output_loading_info=True, **options)
+    theirs, report = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     sides = (
         (32, 48) if "rope" in name else (32,)
@@ -257,7 +256,9 @@ def test_transformers_loads_the_export_and_has_the_same_features(name, tmp_path)
     for side in sides:
         with torch.no_grad():
             x = torch.tensor(images(side).transpose(0, 3, 1, 2))
-            tokens = theirs.eval()(x).last_hidden_state.numpy()
+            found = theirs.eval()(x)
+        tokens = found.last_hidden_state.numpy()
+        assert torch.equal(found.pooler_output, found.last_hidden_state[:, 0])
         ours = vit.apply({"params": params}, images(side))
         assert_close(ours.cls, tokens[:, 0], 1e-5)
         assert_close(ours.patches, tokens[:, 1 + vit.num_register_tokens :], 1e-5)

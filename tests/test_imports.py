@@ -27,11 +27,12 @@ FLOORS = (
     (("schedules", "durations", "streams", "files", "stopping"), ()),
     (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
+    (("run_config",), ("settings",)),
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
     (("build",), tuple(FOLDERS)),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
     (("drawing",), ("evals",)),
-    (("evaluation",), ("devices", "evals", "logs", "models", "training")),
+    (("evaluation", "results"), ("data", "devices", "evals", "logs", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
 )
@@ -85,7 +86,7 @@ def test_outside_imports_stay_in_their_room(path):
     top = {name.split(".")[0] for name in imported(path)}
     here = room(path)
     assert not top & {"tensorflow", "torch", "configs", "experiments"}
-    if here not in {"build", "settings", "train", "evaluate", "cli"}:
+    if here not in {"build", "settings", "train", "evaluate", "cli", "run_config"}:
         assert "ml_collections" not in top, "only build, train and the commands see the config"
     if "DEFINE_" in path.read_text():
         assert here in {*ENTRY_POINTS, "cli"}, "only entry points read flags"

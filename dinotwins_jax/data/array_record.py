@@ -23,7 +23,8 @@ from dinotwins_jax.data.store import ARRAYS, FORMAT, MANIFEST, UNFINISHED, VERSI
 class ArrayRecord:
     """A split of prepared data. Thread-safe and picklable; files are opened at the first read.
 
-    labels, multi_hot, class_names and name(i) are those of the original source.
+    labels, multi_hot, class_names, notes and name(i) are those of the original source, without the images
+    that could not be read.
 
     Args:
       split: "pretrain", "train" or "test".
@@ -46,6 +47,9 @@ class ArrayRecord:
         self._images = _open(root, manifest["shards"])
         self._masks = _open(root, part["masks"]) if part["masks"] else None
         self.class_names: tuple[str, ...] = tuple(part["class_names"])
+        dropped = part.get("dropped", 0)
+        left_out = f"{dropped} unreadable when prepared: left out, listed in {MANIFEST}"
+        self.notes = (*part.get("notes", ()), *((left_out,) if dropped else ()))
         _check_bytes(root, manifest["arrays"])
         arrays = _read_arrays(root / ARRAYS)
         self._rows = arrays[f"{split}_rows"]

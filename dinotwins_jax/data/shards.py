@@ -39,7 +39,7 @@ from dinotwins_jax.data.store import (
     read_json,
     shard_names,
 )
-from dinotwins_jax.files import replace_text
+from dinotwins_jax.files import replace_text, replacing, writing
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # JPEG does not compress any further
 
@@ -169,10 +169,11 @@ def _new_shard(path: Path) -> Iterator[Callable[[bytes], None]]:
             raise OSError(f"writing {path}: {' '.join(str(error).split())[:200]}") from None
 
     try:
-        writer = checked(ArrayRecordWriter, str(temporary), WRITER_OPTIONS)
-        yield partial(checked, writer.write)
-        checked(writer.close)
-        temporary.replace(path)
+        with writing(path):
+            writer = checked(ArrayRecordWriter, str(temporary), WRITER_OPTIONS)
+            yield partial(checked, writer.write)
+            checked(writer.close)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -202,9 +203,8 @@ def _merge(store, out, settings, identity, description, with_masks) -> dict[str,
     if not kept.any():
         name, reason = skipped[0].values()
         raise ValueError(f"none of {len(kept)} images is readable; the first is {name}: {reason}")
-    with open(out / "splits.tmp", "wb") as file:
+    with replacing(out / ARRAYS) as temporary, temporary.open("wb") as file:
         np.savez(file, **_arrays(store, rows, kept, sizes))
-    (out / "splits.tmp").replace(out / ARRAYS)
     splits = {}
     for split, source in store.sources.items():
         count = int(kept[store.rows[split]].sum())
@@ -213,6 +213,7 @@ def _merge(store, out, settings, identity, description, with_masks) -> dict[str,
             "images": count,
             "dropped": len(source) - count,
             "class_names": list(source.class_names),
+            "notes": list(getattr(source, "notes", ())),
             "masks": _shard_list(out, masks) if split in with_masks else [],
         }
     digest = hashlib.sha256("".join(s["sha256"] for s in sidecars).encode()).hexdigest()

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,15 +86,7 @@ def union(sources: dict[str, Source]) -> Store:
 
 def identify(store: Store, settings: Settings) -> dict[str, Any]:
     """Values that must agree for a second start to continue; reads labels and file sizes."""
-    files, labels = hashlib.sha256(), hashlib.sha256()
-    # The same files under another path, such as a relative one, count as the same.
-    shared = os.path.commonprefix(store.names).rpartition("/")  # noqa: RUF071, cut at a slash
-    start = len(shared[0] + shared[1])
-    for name in store.names:
-        size = ""
-        with contextlib.suppress(OSError, ValueError):
-            size = os.stat(name).st_size  # if the name is a file's path
-        files.update(f"{name[start:]} {size}\0".encode(errors="surrogateescape"))
+    labels = hashlib.sha256()
     for split, source in store.sources.items():
         parts = (store.rows[split], source.labels, getattr(source, "multi_hot", None))
         labels.update(f"{split} {source.class_names}".encode())
@@ -105,9 +98,25 @@ def identify(store: Store, settings: Settings) -> dict[str, Any]:
         **settings._asdict(),
         "masks": list(settings.masks),
         "images": len(store.names),
-        "files": files.hexdigest(),
+        "files": files_checksum(store.names),
         "labels": labels.hexdigest(),
     }
+
+
+def files_checksum(names: Sequence[str]) -> str:
+    """sha256 of names and, where they are paths of files, their sizes.
+
+    The same files under another path, such as a relative one, count as the same.
+    """
+    digest = hashlib.sha256()
+    shared = os.path.commonprefix(names).rpartition("/")  # noqa: RUF071, cut at a slash
+    start = len(shared[0] + shared[1])
+    for name in names:
+        size = ""
+        with contextlib.suppress(OSError, ValueError):
+            size = os.stat(name).st_size
+        digest.update(f"{name[start:]} {size}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def check_ours(out: Path) -> None:

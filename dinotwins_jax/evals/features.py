@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from jax.experimental import multihost_utils
 from dinotwins_jax.augment.multi_crop import center_view
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
 from dinotwins_jax.devices.agreement import agree
+from dinotwins_jax.evals.content import update_with_labels
+from dinotwins_jax.files import FullDisk, replacing
 from dinotwins_jax.models.vit import VisionTransformer
 
 PIXELS = 32  # side of the raw-pixel baseline: 118,287 images of COCO take 1.5 GB
@@ -224,9 +227,7 @@ def source_checksum(source, description: dict) -> str:
             status = os.stat(name)
             stamp = f"{status.st_size} {status.st_mtime_ns}"
         digest.update(f"{name} {stamp}\0".encode(errors="surrogateescape"))
-    for part in (source.labels, getattr(source, "multi_hot", None)):
-        digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
-    digest.update(str(source.class_names).encode())
+    update_with_labels(digest, source)
     return digest.hexdigest()
 
 
@@ -277,7 +278,8 @@ def _save(path: Path | None, features: np.ndarray, indices: np.ndarray) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, features=features, indices=indices)
-    temporary.replace(path)
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, features=features, indices=indices)
+    except FullDisk as error:  # costs time at the next evaluation, no score
+        print(f"WARNING features are not cached: {error}", file=sys.stderr, flush=True)

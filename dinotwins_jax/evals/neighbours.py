@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dinotwins_jax.files import replacing
+
 ROWS = 8192  # features normalised and compared at once
 CELL, GAP, QUERY_GAP, MARGIN, HEADER, ROW_TITLE = 1.1, 0.1, 0.28, 0.12, 0.26, 0.22  # inches
 FRAMES = {True: "#2da44e", False: "#d1383d", None: "#b5bcc4"}  # class agrees, differs, unknown
@@ -111,7 +113,8 @@ def neighbours_grid(
         if titles:
             at = (MARGIN / width, (bottom + CELL + row_title / 2) / height)
             figure.text(*at, titles[row], ha="left", fontsize=8, color="#555555", **style)
-    figure.savefig(path, dpi=150, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def _framed(axes, image: np.ndarray, colour: str, width: float) -> None:

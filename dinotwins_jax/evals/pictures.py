@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dinotwins_jax.files import replacing
+
 CELL, GAP, MARGIN, HEADER, ROW_TITLE = 1.5, 0.06, 0.12, 0.26, 0.24  # inches
 FONT, LONGEST = 10, 18  # points; characters of a column's title that fit a panel at that size
 OUTLINE = "#ffd400"
@@ -111,7 +113,8 @@ def panel_grid(
         if titles:
             at = (MARGIN / width, (bottom + cell_height + row_title / 2) / height)
             figure.text(*at, titles[row], ha="left", va="center", fontsize=8, color="#555555")
-    figure.savefig(path, dpi=150, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def segmentation_grid(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dinotwins_jax.devices.processes import warn
-from dinotwins_jax.files import read_json_lines, replace_text
+from dinotwins_jax.files import read_json_lines, replace_text, writing
 from dinotwins_jax.logs.trackers import TRACKERS
 
 
@@ -131,7 +131,7 @@ class JsonLines:
             replace_text(self._path, "".join(kept))
 
     def write(self, step: int, values: dict) -> None:
-        with self._path.open("a") as file:
+        with writing(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
 
     def read(self) -> list[dict]:

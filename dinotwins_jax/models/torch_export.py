@@ -158,6 +158,7 @@ def _hf(vit, weights) -> tuple[dict, dict]:
     else:
         kind, name = "vit", "ViTModel"
         config |= {"intermediate_size": _hidden(vit), "qkv_bias": True}
+        config |= {"pooler_act": "linear", "pooler_output_size": vit.embed_dim}
     if kind != "vit":
         config["layerscale_value"] = 1.0 if scale is None else scale
     config |= {"architectures": [name], "model_type": kind}

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from dinotwins_jax.models.block import ratio_of
 from dinotwins_jax.models.positions import ROPE_BASE
+from dinotwins_jax.models.torch_folder import weights_file
 from dinotwins_jax.models.torch_names import PERIODS, blocks_of, common
 from dinotwins_jax.models.torch_pickle import Refused, read_torch
 from dinotwins_jax.models.torch_weights import vit_from_torch
@@ -26,21 +27,25 @@ _HEADS = re.compile(r"^(module\.|backbone\.)*(head|dino_head|ibot_head|projector
 def load_vit(
     path: str | Path, like: VisionTransformer | None = None
 ) -> tuple[VisionTransformer, dict]:
-    """Loads a ViT and its parameters from a file of DINO, DINOv2, DINOv3, timm or HF transformers.
+    """Loads a ViT and its parameters from weights of DINO, DINOv2, DINOv3, timm or HF transformers.
 
     The number of heads and the norms' epsilon cannot be read from weights: they are taken from a
     config.json beside the file (HF's, or of our export), if it is for a model of the same width.
 
     Args:
-      like: without such a file, the number of heads is that of `like`, if of the same width; otherwise
-        heads are 64 wide, as in all ViTs of DINO, DeiT and timm, or as wide as DINOv3's periods imply.
+      path: a file, or a folder with one: see `weights_file`.
+      like: without such a config.json, the number of heads is that of `like`, if of the same width;
+        otherwise heads are 64 wide, as in all ViTs of DINO, DeiT and timm, or as wide as DINOv3's periods
+        imply.
     Raises:
       ValueError, OSError: no such file, not a file of weights, or not of this architecture.
     """
+    path = weights_file(path)
     weights = read_state_dict(path)
     try:
         fields, params = vit_fields(weights), vit_from_torch(weights)
-        stated, width = _stated(path, fields), fields["embed_dim"]
+        width = fields["embed_dim"]
+        stated = stated_beside(path, width)
         if like is not None and like.embed_dim == width and "positions" not in fields:
             fields["num_heads"] = like.num_heads
         fields |= stated
@@ -77,21 +82,16 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     heads and everything that is not a tensor are left out.
 
     Args:
-      path: .safetensors, .npz, or .pth / .pt / .bin of PyTorch 1.6 and newer. From a pickle only
-        tensors are created; any other object is refused, not run.
+      path: .safetensors, .npz, or .pth / .pt / .bin of PyTorch 1.6 and newer, or a folder with one: see
+        `weights_file`. From a pickle only tensors are created; any other object is refused, not run.
     Raises:
       FileNotFoundError: no such file.
       ValueError: another kind of file, a broken one, or a pickle with other objects.
     """
-    path = Path(path)
-    readers = {".safetensors": load_file, ".npz": _read_npz}
-    readers |= dict.fromkeys((".pth", ".pt", ".bin"), read_torch)
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: weights are one of {', '.join(readers)}, not '{path.suffix}'")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of weights: {path}")
+    path = weights_file(path)
+    read = {".safetensors": load_file, ".npz": _read_npz}.get(path.suffix, read_torch)
     try:
-        found = readers[path.suffix](path)
+        found = read(path)
     except Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # broken files raise nearly every built-in exception
@@ -163,17 +163,19 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     return fields
 
 
-def _stated(path: str | Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """num_heads and norm_eps from the config.json beside the file; {} without one of the same width."""
-    file = Path(path).with_name("config.json")
+def stated_beside(path: Path, embed_dim: int) -> dict[str, Any]:
+    """num_heads and norm_eps from the config.json beside a file; {} without one of this width."""
+    file = path.with_name("config.json")
     try:
         config = json.loads(file.read_text()) if file.is_file() else {}
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}")
     except (OSError, ValueError) as error:
         raise ValueError(f"{file.name} beside it is broken: {error}") from None
-    ours = config.get("dinotwins_jax", {})
-    if ours.get("embed_dim") == fields["embed_dim"]:
-        return {name: ours[name] for name in ("num_heads", "norm_eps")}
-    if config.get("hidden_size") != fields["embed_dim"]:
+    ours = config.get("dinotwins_jax")
+    if isinstance(ours, dict) and ours.get("embed_dim") == embed_dim:
+        return {name: ours[name] for name in ("num_heads", "norm_eps") if name in ours}
+    if config.get("hidden_size") != embed_dim:
         return {}
     if config.get("rope_theta", ROPE_BASE) != ROPE_BASE:
         raise ValueError(f"its rope_theta is {config['rope_theta']}, here it is {ROPE_BASE}")

@@ -70,6 +70,9 @@ def to_hf(weights: Weights, kind: str) -> Weights:
     weights = {name: value for name, value in weights.items() if name != PERIODS}
     if kind == "vit":
         weights.pop("mask_token", None)
+        # With pooler_act "linear" the pooled output is the class token, as that of the other kinds.
+        weights |= {"pooler.dense.weight": np.eye(D, dtype=np.float32)}
+        weights |= {"pooler.dense.bias": np.zeros(D, np.float32)}
     else:
         for block in blocks_of(weights):
             weights = {f"{block}.ls{j}.gamma": np.ones(D, np.float32) for j in (1, 2)} | weights
