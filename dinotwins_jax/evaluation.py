@@ -20,7 +20,7 @@ from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
 from dinotwins_jax.evals.splits import spread_over_classes
 from dinotwins_jax.failures import Evaluated, failing_alone
 from dinotwins_jax.files import read_json_lines, replace_text
-from dinotwins_jax.models.vit import as_pair
+from dinotwins_jax.preprocessing import preprocessing_of
 from dinotwins_jax.weights import EvalWeights, with_mask_token
 
 NEIGHBOURS = 6  # per query image in neighbours.png
@@ -30,9 +30,10 @@ def eval_view(run: Run, config) -> View:
     """Resize and centre crop of the probes."""
     crop = config.views.global_size
     crop = crop if isinstance(crop, int) else tuple(crop)
-    resize = max(config.evals.resize, *as_pair(crop))
     put = run.placement.put_images
-    return View(resize, crop, run.canvas_size, config.evals.batch_size, put)
+    return View(
+        preprocessing_of(config).resize, crop, run.canvas_size, config.evals.batch_size, put
+    )
 
 
 def mask_images(run: Run, config) -> dense.ImageSet:
@@ -88,6 +89,10 @@ def evaluate(
     report = _open_report(workdir / "scores.json", identity)
     possible = _possible(tasks, *run.probe_sources)
     report["left_out"] = [task for task in tasks if task not in possible]
+    report["sets"] = {
+        name: len(source) for name, source in zip(("train", "test"), run.probe_sources, strict=True)
+    }
+    report["sets"]["classes"] = len(run.probe_sources[0].class_names)
     features = frozen_features(run, config, weights, cache or workdir / "features", checksums)
     failed = report["failed"] = {}
     for task in possible:
