@@ -4,6 +4,7 @@ Writes into DIR the backbone for timm, for the official code of DINO, DINOv2 or 
 transformers, or as a program for ONNX or StableHLO; its config.json; and its model card, README.md.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -11,7 +12,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -57,15 +58,9 @@ def export_run(
     _check_out(out, workdir, overwrite)
     config = copy.deepcopy(config)
     config.model.dtype, config.model.attention = "float32", "xla"  # of any machine
-    try:
+    with _of_this_version(workdir / "config.json"):
         backbone, pre = make_backbone(config), preprocessing_of(config)
         best = config.checkpoint.best_metric, config.checkpoint.best_mode
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-    ) as error:  # a key that is not there, or of another type
-        raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: none has been saved yet")
     with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:
@@ -77,7 +72,8 @@ def export_run(
     about = {"run": weights.run, "step": step, **pre._asdict()}
     export.config["dinotwins_jax"] |= about | _window(config)
     described = json.dumps(export.config, indent=2) + "\n"
-    card = model_card(target, backbone, config, pre, export, weights)
+    with _of_this_version(workdir / "config.json"):
+        card = model_card(target, backbone, config, pre, export, weights)
     write = export.write | {
         "config.json": lambda path: path.write_text(described),
         "README.md": lambda path: path.write_text(card, encoding="utf-8"),
@@ -85,6 +81,15 @@ def export_run(
     size = _replace(out, write)
     numbers = f"{export.parameters:,} numbers, {size / 1e6:,.1f} MB in float32"
     return f"{out}: {', '.join(export.write)}, {numbers}, of step {step}, for {target}"
+
+
+@contextlib.contextmanager
+def _of_this_version(path: Path) -> Iterator[None]:
+    """Turns the lack of a key of the config, or one of another type, into a ValueError of one line."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is of another version ({error!r})") from None
 
 
 def _weights(workdir: Path, teacher, step: int):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dinotwins_jax import __version__
 from dinotwins_jax.durations import total_steps
-from dinotwins_jax.evals.names import task_title, term_title
+from dinotwins_jax.evals.names import TERMS, task_title, term_title
 from dinotwins_jax.evals.table import markdown, score_rows, summary
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.preprocessing import Preprocessing
@@ -47,7 +47,7 @@ def model_card(
         "Features of images, learned without labels: a Vision Transformer trained with dinotwins_jax "
         f"{__version__}.",
         markdown([["", ""], *_facts(vit, config, pre, export, weights)]),
-        f"## Input\n\n{_input(pre, export)}",
+        f"## Input\n\n{_input(target, pre, export)}",
         "## Use\n\nIn this directory, with a `picture.jpg`:\n\n"
         + code(target, vit, view, export.config, file),
         f"## Scores\n\n{_scores(weights)}",
@@ -77,14 +77,11 @@ def _front_matter(target: str, config) -> str:
         "pipeline_tag: image-feature-extraction",
         "license: unknown  # to fill in, such as apache-2.0",
         "tags:",
-        *(f"- {tag}" for tag in ["vision-transformer", "self-supervised-learning"]),
-        *(f"- {tag}" for tag in map(_tag, config.loss) if tag),
+        "- vision-transformer",
+        "- self-supervised-learning",
+        *(f"- {name.replace('_', '-')}" for name in config.loss if name in TERMS),
     ]
     return "\n".join(["---", *lines, "---"])
-
-
-def _tag(term: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", term.lower()).strip("-")
 
 
 def _facts(vit, config, pre: Preprocessing, export: Export, weights: Weights) -> list[list[str]]:
@@ -98,16 +95,23 @@ def _facts(vit, config, pre: Preprocessing, export: Export, weights: Weights) ->
         f"ViT: width {vit.embed_dim}, {vit.depth} blocks, {vit.num_heads} heads, patches of "
         f"{vit.patch_size} × {vit.patch_size} pixels; {export.parameters:,} parameters, float32"
     )
-    terms = [f"{term_title(name)} (weight {term.weight:g})" for name, term in config.loss.items()]
+    terms = [
+        f"{term_title(name)} (weight {term.get('weight', 1.0)})"
+        for name, term in config.loss.items()
+    ]
     rows = [
         ["model", ", ".join([model, *(what for what, there in extras.items() if there)])],
         ["method", f"{_plain(' + '.join(terms))}; these are the teacher's weights"],
         ["data", _data(config, weights)],
         ["training", _training(config, weights)],
     ]
-    if config.init_from:
-        rows.append(["start", f"weights of {_plain(PurePath(config.init_from).name)}"])
-    return [*rows, ["image size", _size(pre)], ["licence", "to fill in"]]
+    if start := config.get("init_from"):
+        rows.append(["start", f"weights of {_plain(PurePath(start).name)}"])
+    return [
+        *rows,
+        ["image size", _size(pre)],
+        ["licence", "to fill in, here and in the first lines"],
+    ]
 
 
 def _size(pre: Preprocessing) -> str:
@@ -127,8 +131,10 @@ def _data(config, weights: Weights) -> str:
     sets = (weights.report or {}).get("sets")
     if not sets:
         return text
-    classes = f"{sets['classes']:,} classes" if sets["classes"] else "no labels"
-    return f"{text}; judged on {sets['train']:,} and {sets['test']:,} images, {classes}"
+    classes = f" of {sets['classes']:,} classes" if sets["classes"] else ""
+    return (
+        f"{text}; scored with {sets['train']:,} labelled and {sets['test']:,} test images{classes}"
+    )
 
 
 def _training(config, weights: Weights) -> str:
@@ -140,28 +146,32 @@ def _training(config, weights: Weights) -> str:
     return f"{text}, {batches}, {_plain(optim.name)}, learning rate {optim.lr:g} for a batch of 256"
 
 
-def _input(pre: Preprocessing, export: Export) -> str:
+def _input(target: str, pre: Preprocessing, export: Export) -> str:
+    views = export.programs or {"model.safetensors": pre}
+    several = len(views) > 1
+    parts = [f"For `{name}`:\n\n{_view(v)}" if several else _view(v) for name, v in views.items()]
+    if export.programs:
+        parts.append(
+            f"Step 4 is in the file: its input `images` is u8[b, height, width, {pre.channels}], for any "
+            "number of images."
+        )
+    if target == "hf":
+        parts.append(
+            "The image processor rounds the corner of the crop down, training rounded it to the nearest "
+            "pixel: in a quarter of all pictures they are a pixel apart."
+        )
+    return "\n\n".join(parts)
+
+
+def _view(pre: Preprocessing) -> str:
     kind = {1: "Grey", 3: "RGB"}.get(pre.channels, f"{pre.channels} channels")
     mean, std = (", ".join(f"{x:.4g}" for x in moments) for moments in (pre.mean, pre.std))
-    view = (
-        "1. {}, 8 bits a sample, turned as its EXIF orientation says.\n"
-        "2. Short side {} pixels, bicubic with antialiasing.\n"
-        "3. Centre crop of {}.\n"
+    return (
+        f"1. {kind}, 8 bits a channel, turned as the EXIF orientation says.\n"
+        f"2. Short side {pre.resize} pixels, bicubic with antialiasing.\n"
+        f"3. Centre crop of {_size(pre)}.\n"
+        f"4. Values / 255, minus the mean ({mean}), over the standard deviation ({std})."
     )
-    steps = [
-        view.format(kind, view_.resize, _size(view_))
-        for view_ in (export.programs or {"": pre}).values()
-    ]
-    values = f"4. Values / 255, minus the mean ({mean}), over the standard deviation ({std})."
-    if export.programs:
-        shape = f"`images`, u8[b, height, width, {pre.channels}]"
-        values += (
-            f"\n\nThe file does step 4 itself: its input is {shape}, any number of images at once."
-        )
-    if len(steps) > 1:
-        named = zip(export.programs, steps, strict=True)
-        return "\n".join(f"For `{name}`:\n\n{text}" for name, text in named) + f"\n{values}"
-    return steps[0] + values
 
 
 def _scores(weights: Weights) -> str:

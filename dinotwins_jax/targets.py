@@ -1,5 +1,6 @@
 """The files of an export, by target: weights or a program, and the settings that belong to them."""
 
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dinotwins_jax.models.onnx_graph import OPSET, onnx_model, require_onnx
+from dinotwins_jax.models.onnx_graph import OPSET, onnx_model
 from dinotwins_jax.models.stablehlo import PLATFORMS, stablehlo_program
 from dinotwins_jax.models.torch_export import described, exported
 from dinotwins_jax.models.vit import VisionTransformer
@@ -16,6 +17,7 @@ from dinotwins_jax.preprocessing import Preprocessing, hf_processor, timm_transf
 
 TARGETS = ("timm", "dino", "hf", "onnx", "stablehlo")
 _PROGRAMS = {"onnx": onnx_model, "stablehlo": stablehlo_program}
+_NEEDS = {"onnx": "onnx", "stablehlo": "flatbuffers"}  # the packages that write them
 _LARGEST = (
     2**31 - 2**24
 )  # bytes of weights in a file of protobuf or flatbuffers, which end at 2 GiB
@@ -44,7 +46,7 @@ def files_of(
       vit: of dtype float32.
       sizes: (height, width) in pixels, a file each for onnx and stablehlo; (): that of `pre`.
     Raises:
-      ValueError: the target cannot hold this model or these sizes.
+      ValueError: the target cannot hold this model or these sizes, or needs a package.
     """
     params = jax.tree.map(np.asarray, params)
     if target in _PROGRAMS:
@@ -72,8 +74,11 @@ def _weights(target: str, vit, params, pre: Preprocessing) -> Export:
 
 
 def _programs(target: str, vit, params, pre: Preprocessing, sizes) -> Export:
-    if target == "onnx":
-        require_onnx()
+    try:
+        importlib.import_module(_NEEDS[target])
+    except ImportError:
+        package = _NEEDS[target]
+        raise ValueError(f"--to={target} needs a package: pip install {package}") from None
     params = {name: part for name, part in params.items() if name != "mask_token"}
     count = sum(x.size for x in jax.tree.leaves(params))
     if 4 * count > _LARGEST:

@@ -74,7 +74,7 @@ def pixels(file, resize=$resize, height=$height, width=$width):
     picture = ImageOps.exif_transpose(Image.open(file))$mode
     sides = [resize * side // min(picture.size) for side in picture.size]
     picture = picture.resize(sides, Image.Resampling.BICUBIC)
-    left, top = ((a - b) // 2 for a, b in zip(sides, (width, height)))
+    left, top = (round((a - b) / 2) for a, b in zip(sides, (width, height)))
     picture = picture.crop((left, top, left + width, top + height))
     return np.asarray(picture).reshape(height, width, $C)
 
@@ -103,7 +103,7 @@ _PACKAGES = {
     "hf": "`pip install transformers torch torchvision`",
     "dino": "`pip install torch torchvision safetensors`, and the official repository on `PYTHONPATH`",
     "onnx": "`pip install onnxruntime numpy pillow`",
-    "stablehlo": "`pip install jax numpy pillow`",
+    "stablehlo": "`pip install jax flatbuffers numpy pillow`",
 }
 
 

@@ -35,8 +35,6 @@ def onnx_model(
     Returns:
       The content of an .onnx file. Its input is images u8[b, h, w, C], which it normalises, its outputs
       are cls f32[b, D] and patches f32[b, N, D], the fields of ViTOutput.
-    Raises:
-      ValueError: the package onnx is not installed.
     """
     graph = _Graph()
     x = _tokens(graph, vit, params, size, np.float32(mean), np.float32(std))
@@ -56,21 +54,14 @@ def onnx_model(
     return graph.model({"images": ("b", *size, len(mean))}, outputs)
 
 
-def require_onnx():
-    """The module onnx. Raises ValueError if it is not installed."""
-    try:
-        import onnx.helper
-        import onnx.numpy_helper
-    except ImportError:
-        raise ValueError("--to=onnx needs the package onnx: pip install onnx") from None
-    return onnx
-
-
 class _Graph:
     """Nodes in the order of computation, and constants. Values are named by strings."""
 
     def __init__(self):
-        self._onnx = require_onnx()
+        import onnx.helper
+        import onnx.numpy_helper
+
+        self._onnx = onnx
         self._nodes, self._constants = [], {}
 
     def constant(self, value: np.ndarray, name: str = "") -> str:
