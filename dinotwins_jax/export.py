@@ -69,8 +69,7 @@ def export_run(
         teacher, step = checkpoints.restore_teacher(chosen_step(checkpoints, checkpoint))
     export = files_of(target, backbone, teacher, pre, image_sizes)
     weights = _weights(workdir, teacher, step)
-    about = {"run": weights.run, "step": step, **pre._asdict()}
-    export.config["dinotwins_jax"] |= about | _window(config)
+    export.config["dinotwins_jax"] |= {"run": weights.run, "step": step, **pre._asdict()}
     described = json.dumps(export.config, indent=2) + "\n"
     with _of_this_version(workdir / "config.json"):
         card = model_card(target, backbone, config, pre, export, weights)
@@ -107,13 +106,9 @@ def _weights(workdir: Path, teacher, step: int):
     images = read(workdir / "checkpoints" / str(step) / "data" / "metadata").get("num_records")
     report = read(workdir / "scores.json")
     known = report.get("step") == step and report.get("weights") == checksum(teacher)
+    known = known and isinstance(report.get("scores"), dict)
+    images = images if isinstance(images, int) else None
     return Weights(workdir.resolve().name, step, images, report if known else None)
-
-
-def _window(config) -> dict:
-    """How the run's samples of more than 8 bits became 8 bits, if its config says so."""
-    window = config.data.get("window")
-    return {} if window is None else {"window": window.to_dict()}
 
 
 def _replace(out: Path, write: dict[str, Callable[[Path], object]]) -> int:

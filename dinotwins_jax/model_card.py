@@ -68,6 +68,7 @@ def _checksum(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Text from a config or a file name, without what Markdown would read as its own."""
+    text = text.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
     return re.sub(r"[`|<>\[\]\x00-\x1f]+", " ", text).strip()
 
 
@@ -166,8 +167,10 @@ def _input(target: str, pre: Preprocessing, export: Export) -> str:
 def _view(pre: Preprocessing) -> str:
     kind = {1: "Grey", 3: "RGB"}.get(pre.channels, f"{pre.channels} channels")
     mean, std = (", ".join(f"{x:.4g}" for x in moments) for moments in (pre.mean, pre.std))
+    window = ", ".join(f"{key} {value}" for key, value in (pre.window or {}).items())
+    wider = f"; wider samples by the window {_plain(window)}" if window else ""
     return (
-        f"1. {kind}, 8 bits a channel, turned as the EXIF orientation says.\n"
+        f"1. {kind}, 8 bits a channel{wider}; turned as the EXIF orientation says.\n"
         f"2. Short side {pre.resize} pixels, bicubic with antialiasing.\n"
         f"3. Centre crop of {_size(pre)}.\n"
         f"4. Values / 255, minus the mean ({mean}), over the standard deviation ({std})."

@@ -14,6 +14,7 @@ class Preprocessing(NamedTuple):
     crop: tuple[int, int]  # (height, width) in pixels, at most `resize`
     mean: tuple[float, ...]  # of each channel, for values in [0, 1]
     std: tuple[float, ...]
+    window: dict | None = None  # config.data.window: how wider samples became 8 bits
 
     @property
     def channels(self) -> int:
@@ -31,12 +32,13 @@ def preprocessing_of(config) -> Preprocessing:
     """The preprocessing of the evaluations of a run."""
     crop = as_pair(config.views.global_size)
     channels = config.model.get("in_channels") or 3
-    mean, std = (config.data.get(name) for name in ("mean", "std"))
+    mean, std, window = (config.data.get(name) for name in ("mean", "std", "window"))
     return Preprocessing(
         max(config.evals.resize, *crop),
         crop,
         tuple(mean or _for_channels(IMAGENET_MEAN, channels)),
         tuple(std or _for_channels(IMAGENET_STD, channels)),
+        window.to_dict() if window is not None and window.get("mode") else None,
     )
 
 

@@ -4,14 +4,15 @@ its features."""
 import ast
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import relative_error
+from ml_collections import ConfigDict
 from PIL import Image
 from run_scores import SCORES
 from shrunk import shrunk
@@ -215,5 +216,36 @@ def test_moments_of_other_numbers_of_channels_are_one_for_all():
     pre = preprocessing_of(config)
     assert pre.mean == pytest.approx([0.449, 0.449]) and pre.std == pytest.approx([0.226, 0.226])
     config.data.mean, config.data.std = (0.1, 0.2), (0.3, 0.4)
-    assert preprocessing_of(config)[2:] == ((0.1, 0.2), (0.3, 0.4))
-    assert jnp.asarray(pre.mean).shape == (pre.channels,)
+    assert preprocessing_of(config)[2:4] == ((0.1, 0.2), (0.3, 0.4))
+    assert pre.channels == 2
+
+
+def test_the_window_of_wide_samples_is_on_the_card_and_in_the_config(workdir, tmp_path):
+    config = shrunk()
+    config.data.window = ConfigDict({"mode": "", "range": (0, 4095)})
+    assert preprocessing_of(config).window is None  # off
+    config.data.window.mode = "fixed"
+    export_run(workdir, config, "timm", tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["dinotwins_jax"]
+    assert said["window"] == {"mode": "fixed", "range": [0, 4095]}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "wider samples by the window mode fixed, range (0, 4095)" in card
+
+
+def test_a_data_directory_that_is_no_utf8_has_a_card(teacher_run, tmp_path):
+    config = shrunk(data__dir=os.fsdecode(b"/data/pictures\xe9"))
+    export_run(teacher_run[0], config, "timm", tmp_path)
+    export_run(teacher_run[0], config, "dino", tmp_path)  # the card counts as unchanged
+    assert "scenes, pictures\\udce9: 60" in (tmp_path / "README.md").read_text()
+
+
+def test_a_config_that_lacks_a_key_is_one_line(workdir, tmp_path):
+    config = shrunk()
+    del config.optim.lr
+    with pytest.raises(ValueError, match=r"config\.json is of another version"):
+        export_run(workdir, config, "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    config = shrunk()
+    del config.init_from, config.loss.dino.weight
+    export_run(workdir, config, "timm", tmp_path / "out")
+    assert "DINO (weight 1.0)" in (tmp_path / "out" / "README.md").read_text()
