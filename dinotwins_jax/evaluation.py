@@ -24,6 +24,7 @@ from dinotwins_jax.failures import Evaluated, failing_alone
 from dinotwins_jax.files import read_json_lines, replace_text
 from dinotwins_jax.logs.tasks import TaskProgress
 from dinotwins_jax.models.vit import as_pair
+from dinotwins_jax.preprocessing import preprocessing_of
 from dinotwins_jax.provenance import described, provenance
 from dinotwins_jax.weights import EvalWeights, with_mask_token
 
@@ -32,8 +33,8 @@ def eval_view(run: Run, config) -> View:
     """Resize and centre crop of the probes."""
     crop = config.views.global_size
     crop = crop if isinstance(crop, int) else tuple(crop)
-    resize = max(config.evals.resize, *as_pair(crop))
     put = run.placement.put_images
+    resize = preprocessing_of(config).resize
     return View(resize, crop, _canvas_size(run, config), config.evals.batch_size, put)
 
 
@@ -109,6 +110,8 @@ def evaluate(
         "content": content_checksum(run.probe_sources, data["source"]),
     }
     report = _open_report(workdir / "scores.json", identity)
+    train, test = run.probe_sources
+    report["sets"] = {"train": len(train), "test": len(test), "classes": len(train.class_names)}
     serves = what_is_served(run, config, tasks)
     for line in serves.lines:
         print(line, flush=True)

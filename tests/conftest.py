@@ -11,6 +11,8 @@ if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
 import jax  # noqa: E402 it reads what stands above
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 
 from dinotwins_jax.devices.compilation import machine_id  # noqa: E402
 
@@ -39,10 +41,12 @@ _QUICKLY_COMPILED = {
     "test_compare",
     "test_docs",
     "test_evaluate",
+    "test_export_programs",
     "test_family_step",
     "test_invariance",
     "test_layers",
     "test_memory",
+    "test_model_card",
     "test_nonfinite",
     "test_orientation",
     "test_plain_gradients",
@@ -69,6 +73,29 @@ def quick_compilation(request):
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory):
+    """(workdir, its teacher's backbone) of a run of step 3 on 60 images, with random weights. Its config:
+    shrunk()."""
+    from shrunk import shrunk
+
+    from dinotwins_jax.build import build
+    from dinotwins_jax.checkpoint import Checkpoints
+    from dinotwins_jax.workdir import claim_workdir
+
+    workdir, config = tmp_path_factory.mktemp("runs") / "run", shrunk()
+    claim_workdir(workdir, config.to_dict())
+    rng = np.random.RandomState(0)
+    state = jax.tree.map(
+        lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype),
+        jax.eval_shape(build(config).fresh_state),
+    )
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state.replace(step=jnp.asarray(3, jnp.int32)), {"num_records": 60})
+    teacher = jax.device_get(state.teacher_params["backbone"])
+    return workdir, teacher
 
 
 # The files that take longest start first, so that no worker ends with one of them while the others wait.

@@ -14,15 +14,12 @@ import pytest
 from golden_files import assert_close
 from shrunk import shrunk
 
-from dinotwins_jax.build import build
-from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.export import export_run
 from dinotwins_jax.models.torch_export import exported
 from dinotwins_jax.models.torch_files import load_vit
 from dinotwins_jax.models.torch_names import common
 from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer
-from dinotwins_jax.workdir import claim_workdir
 
 ROOT = Path(__file__).parent.parent
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8, "image_size": 32}
@@ -269,18 +266,9 @@ def test_transformers_loads_the_export_and_has_the_same_features(name, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A run of zero steps, with a teacher that differs from its student."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    config = shrunk()
-    claim_workdir(workdir, config.to_dict())
-    run = build(config)
-    state = run.placement.init(run.fresh_state)
-    teacher = jax.tree.map(lambda x: x + 1, state.teacher_params)
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(state.replace(teacher_params=teacher, step=state.step + 3), {})
-    return workdir, jax.device_get(teacher["backbone"])
+@pytest.fixture
+def workdir(teacher_run):
+    return teacher_run
 
 
 def test_the_teacher_of_a_run_is_exported(workdir, tmp_path):
@@ -299,7 +287,7 @@ def test_a_failed_export_leaves_the_earlier_one(workdir, tmp_path, monkeypatch):
     workdir, _ = workdir
     export_run(workdir, shrunk(), "timm", tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert set(before) == {"model.safetensors", "config.json"}
+    assert set(before) == {"model.safetensors", "config.json", "README.md"}
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

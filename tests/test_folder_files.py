@@ -393,9 +393,10 @@ def test_outputs_beside_the_images_change_nothing(tmp_path):
     (tmp_path / "runs/x/config.json").write_text("{}")
     (tmp_path / "runs/y/metrics.jsonl").write_text("")
     write(tmp_path / "runs/.compiled/z.png")
-    write(tmp_path / "export" / "sample.png")
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "export" / name).write_text("{}")
+    for folder, weights in (("export", "model.safetensors"), ("onnx", "model.onnx")):
+        write(tmp_path / folder / "sample.png")
+        for name in ("config.json", weights):
+            (tmp_path / folder / name).write_text("{}")
     write(tmp_path / "shards" / "crops.png")
     for name in ("manifest.json", "splits.npz"):
         (tmp_path / "shards" / name).write_text("{}")
@@ -405,7 +406,7 @@ def test_outputs_beside_the_images_change_nothing(tmp_path):
         assert after[split].class_names == ("ant", "bee")
         assert opened(f"{tmp_path}/**/*.png")[split].paths == before[split].paths
     said = text(tmp_path)
-    assert "export/ (exported weights), runs/x/ (a run), runs/y/ (a run), 1 more" in said
+    assert "export/ (exported weights), onnx/ (exported weights), runs/x/ (a run), 2 more" in said
 
 
 def test_a_run_in_the_image_folder_itself(tmp_path):

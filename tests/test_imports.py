@@ -28,10 +28,13 @@ FLOORS = (
     (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
     (("run_config",), ("settings",)),
-    (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
+    (
+        ("pretrained", "crop_sheet", "preprocessing"),
+        ("devices", "training", "models", "augment", "data"),
+    ),
     (("build",), tuple(FOLDERS)),
-    (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
-    (("drawing",), ("evals",)),
+    (("memory", "nonfinite", "targets", "usage", "weights"), ("evals", "models", "training")),
+    (("drawing", "model_card"), ("evals", "models")),
     (("evaluation", "results"), ("data", "devices", "evals", "logs", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
@@ -92,8 +95,8 @@ def test_outside_imports_stay_in_their_room(path):
         assert here in {*ENTRY_POINTS, "cli"}, "only entry points read flags"
     if here in {"models", "losses"}:
         assert top <= {"jax", "flax", "numpy", "dinotwins_jax", "collections", "typing", "re", "einops",
-                       "importlib", "difflib", "functools", "io", "json", "math", "pathlib", "pickle",
-                       "safetensors", "zipfile"}  # fmt: skip
+                       "contextlib", "contextvars", "difflib", "functools", "importlib", "io", "json",
+                       "math", "onnx", "pathlib", "pickle", "safetensors", "zipfile"}  # fmt: skip
 
 
 NO_JAX = ("data", "data.workers", "settings.auto", "settings.advice", "settings.ranges", "logs.terminal",

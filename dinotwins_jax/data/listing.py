@@ -161,13 +161,14 @@ def _entries(folder: str, progress: "_Progress | None" = None) -> tuple[list[str
 
 def _output(folders: list[str], files: list[str]) -> str:
     """What this package wrote into a folder, or ""."""
-    there = {"metrics.jsonl", "config.json", "model.safetensors", MANIFEST, ARRAYS, UNFINISHED}
+    weights = {"model.safetensors", "model.onnx", "model.stablehlo"}
+    there = {"metrics.jsonl", "config.json", *weights, MANIFEST, ARRAYS, UNFINISHED}
     there &= set(files)
     if "metrics.jsonl" in there or ("config.json" in there and "checkpoints" in folders):
         return "a run"
     if {MANIFEST, ARRAYS} <= there or UNFINISHED in there:
         return "prepared data"
-    return "exported weights" if {"config.json", "model.safetensors"} <= there else ""
+    return "exported weights" if "config.json" in there and weights & there else ""
 
 
 def _time(folder: str) -> int:

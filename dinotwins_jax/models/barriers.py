@@ -1,6 +1,22 @@
 """Optimisation barriers against recomputation by XLA's CPU backend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import jax
+
+_forward_only = ContextVar("forward_only", default=False)
+
+
+@contextmanager
+def forward_only() -> Iterator[None]:
+    """What is traced inside has no barriers: an exported forward pass, of other devices and programs."""
+    token = _forward_only.set(True)
+    try:
+        yield
+    finally:
+        _forward_only.reset(token)
 
 
 def in_memory(x: jax.Array) -> jax.Array:
@@ -10,4 +26,6 @@ def in_memory(x: jax.Array) -> jax.Array:
     reads them: the gradient of a block then recomputes those of all later blocks. No effect on other
     devices. devices/compilation.py keeps the backend from removing the barrier.
     """
+    if _forward_only.get():
+        return x
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)

@@ -23,10 +23,17 @@ def exported(vit: VisionTransformer, params, target: str) -> tuple[dict[str, np.
     if target not in _TARGETS:
         raise ValueError(f"--to is '{target}': choose {' or '.join(_TARGETS)}")
     tensors, config = _TARGETS[target](vit, vit_to_common(params))
+    config["dinotwins_jax"] = described(vit)
+    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}, config
+
+
+def described(vit: VisionTransformer) -> dict:
+    """What an export's config.json says of the model under "dinotwins_jax"."""
     fields = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio")
     fields += ("num_register_tokens", "layer_scale_init", "ffn", "positions", "norm_eps")
-    config["dinotwins_jax"] = {name: getattr(vit, name) for name in fields}
-    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}, config
+    return {name: getattr(vit, name) for name in fields} | {
+        "in_channels": getattr(vit, "in_channels", 3)
+    }
 
 
 def _hidden(vit) -> int:
