@@ -5,15 +5,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from dinotwins_jax.data.base import Source, printable
+from dinotwins_jax.data.look import Look
 
 NAMES = 5  # classes that are named
 
 
-def describe(sources: Mapping[str, Source]) -> list[str]:
+def describe(sources: Mapping[str, Source], look: Look | None = None) -> list[str]:
     """Says what was found: images by split, classes and their sizes, and the sources' notes.
 
     Args:
       sources: split -> source.
+      look: at the pictures of one of them, see data/look.py.
     Returns:
       Lines, usually three to six.
     """
@@ -22,7 +24,7 @@ def describe(sources: Mapping[str, Source]) -> list[str]:
     if labelled is not None:
         lines.append(_classes(sources.get("train", labelled), labelled.class_names))
     notes = [note for source in sources.values() for note in getattr(source, "notes", ())]
-    return lines + [f"  {note}" for note in dict.fromkeys(notes)]
+    return lines + [f"  {note}" for note in dict.fromkeys([*(look.lines if look else ()), *notes])]
 
 
 def _split(split: str, source: Source) -> str:

@@ -16,13 +16,14 @@ RANGES = {
     **dict.fromkeys(("seed", "total_steps", "mesh.data"), NOT_NEGATIVE),
     **{
         f"model.{k}": POSITIVE
-        for k in ("embed_dim", "depth", "num_heads", "patch_size", "init_std", "norm_eps")
+        for k in ("embed_dim", "depth", "num_heads", "patch_size", "in_channels", "init_std", "norm_eps")
     },
     **{"model.drop_path_rate": "[0, 1)", "model.num_register_tokens": NOT_NEGATIVE},
     **{"model.rope_shift": POSITIVE, "model.rope_jitter": "[1, inf)"},
     **{"model.rope_rescale": "[1, inf)"},
     **{"data.canvas_size": NOT_NEGATIVE, "data.num_workers": NOT_NEGATIVE},
-    **{"data.max_pixels": NOT_NEGATIVE},
+    **{"data.max_pixels": NOT_NEGATIVE, "data.std": POSITIVE},
+    **{"data.window.percentiles": "[0, 100]"},
     **{f"data.scenes.{k}": POSITIVE for k in ("num_train", "num_test", "size")},
     **{"data.scenes.seed": NOT_NEGATIVE, "data.folder.test_fraction": "(0, 1)"},
     **{
@@ -75,6 +76,7 @@ CHOICES = {  # for every element of a tuple
     "model.attention": ("xla", "cudnn"),
     "model.ffn": ("mlp", "swiglu"),
     "model.positions": ("learned", "rope"),
+    "data.window.mode": ("", "fixed", "picture", "set"),
     "optim.name": ("adamw", "lars"),
     "optim.clip_mode": ("per_parameter", "global"),
     "log.writers": ("jsonl", "tensorboard", "wandb", "mlflow"),
@@ -83,6 +85,7 @@ CHOICES = {  # for every element of a tuple
 }
 PAIRS = (
     "loss.ibot.mask_ratio",
+    "data.window.percentiles",
     "views.global_scale",
     "views.local_scale",
     "views.ratio",
