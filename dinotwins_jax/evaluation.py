@@ -16,10 +16,12 @@ from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
 from dinotwins_jax.evals.neighbours import nearest_neighbours, neighbours_grid
 from dinotwins_jax.evals.outputs import PICTURES, pictures
+from dinotwins_jax.evals.pictures import picture_of
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
 from dinotwins_jax.evals.splits import spread_over_classes
 from dinotwins_jax.failures import Evaluated, failing_alone
 from dinotwins_jax.files import read_json_lines, replace_text
+from dinotwins_jax.inputs import moments_of
 from dinotwins_jax.models.vit import as_pair
 from dinotwins_jax.weights import EvalWeights, with_mask_token
 
@@ -31,8 +33,12 @@ def eval_view(run: Run, config) -> View:
     crop = config.views.global_size
     crop = crop if isinstance(crop, int) else tuple(crop)
     resize = max(config.evals.resize, *as_pair(crop))
-    put = run.placement.put_images
-    return View(resize, crop, run.canvas_size, config.evals.batch_size, put)
+    return _view(run, config, resize, crop, config.evals.batch_size)
+
+
+def _view(run: Run, config, resize: int, crop, batch_size: int) -> View:
+    put, (mean, std) = run.placement.put_images, moments_of(config)
+    return View(resize, crop, run.canvas_size, batch_size, put, mean, std)
 
 
 def mask_images(run: Run, config) -> dense.ImageSet:
@@ -55,7 +61,7 @@ def _attention_view(run: Run, config) -> View:
     side = grid * run.backbone.patch_size
     # The attention of all blocks is on the device at once: at most 3e7 numbers a head.
     batch = max(1, min(config.evals.batch_size, round(3e7 / (grid**4 * run.backbone.depth))))
-    return View(side, side, run.canvas_size, batch, run.placement.put_images)
+    return _view(run, config, side, side, batch)
 
 
 def evaluate(
@@ -254,7 +260,7 @@ def _draw_neighbours(run: Run, config, features: FrozenFeatures, path: Path) -> 
     near = nearest_neighbours(test.features[:, embed.sets[embed.knn]], queries, NEIGHBOURS)
     neighbours_grid(
         path,
-        lambda i: source[int(test.indices[i])],
+        lambda i: picture_of(source, int(test.indices[i])),
         queries,
         near,
         titles=[_class_name(source, test.labels[i]) for i in queries],

@@ -43,9 +43,9 @@ def export_run(
     """
     from safetensors.numpy import save_file
 
-    from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD
     from dinotwins_jax.build import make_backbone
     from dinotwins_jax.checkpoint import Checkpoints, chosen_step
+    from dinotwins_jax.inputs import moments_of
     from dinotwins_jax.models.torch_export import exported
 
     _check_out(out, workdir, overwrite)
@@ -54,6 +54,7 @@ def export_run(
     try:
         backbone = make_backbone(config)
         best = config.checkpoint.best_metric, config.checkpoint.best_mode
+        mean, std = moments_of(config)
     except (
         AttributeError,
         KeyError,
@@ -68,9 +69,11 @@ def export_run(
         teacher, step = checkpoints.restore_teacher(chosen_step(checkpoints, checkpoint))
     tensors, described = exported(backbone, teacher, target)
     described["dinotwins_jax"] |= {"run": workdir.resolve().name, "step": step}
-    described["dinotwins_jax"] |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    described["dinotwins_jax"] |= {"mean": mean, "std": std}
+    if (window := config.data.get("window", {})).get("mode"):
+        described["dinotwins_jax"]["window"] = window.to_dict()
     if target == "timm":
-        described["pretrained_cfg"] |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        described["pretrained_cfg"] |= {"mean": mean, "std": std}
     out.mkdir(parents=True, exist_ok=True)
     fresh = out / f"{_UNFINISHED}{os.getpid()}"  # beside: a rename is atomic there
     fresh.mkdir(exist_ok=True)

@@ -111,7 +111,8 @@ def _dry_run(values: flags.FlagValues) -> None:
     for line in run.advice:
         warn(line)
     train, test = run.probe_sources
-    for line in describe({"pretrain": run.source, "train": train, "test": test}) + run.recipe:
+    sources = {"pretrain": run.source, "train": train, "test": test}
+    for line in describe(sources, run.look) + run.recipe:
         print(line)
     print(memory_table(step_memory(run, config.batch_size), run))
 

@@ -121,7 +121,8 @@ def write(store: Store, settings: Settings, out: Path, values: flags.FlagValues)
     print(
         f"to train: python -m dinotwins_jax.main --config={config} "
         f"--config.data.source=array_record --config.data.dir={shlex.quote(str(out))}"
-        + f" --config.model.in_channels={settings.channels}" * (settings.channels != 3)
+        + f" --config.model.in_channels={settings.channels}"
+        * (settings.channels != 3)
     )
 
 

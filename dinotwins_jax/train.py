@@ -30,7 +30,7 @@ from dinotwins_jax.pretrained import start_from
 from dinotwins_jax.stopping import Stopped, StopSignals
 from dinotwins_jax.training.state import TrainState
 from dinotwins_jax.weights import EvalWeights
-from dinotwins_jax.workdir import claim_workdir, has_checkpoints
+from dinotwins_jax.workdir import claim_workdir, has_checkpoints, with_known_window
 
 
 def train(
@@ -60,7 +60,7 @@ def train(
     if resume not in ("auto", "force"):
         raise ValueError(f"--resume is '{resume}': choose auto or force")
     with phases("build"):
-        run = build(config)
+        run = build(with_known_window(config, Path(workdir)))
         config = run.config
         check_writers(config.log.writers)
         monitor = _monitor(run, config)
@@ -90,7 +90,9 @@ def _claimed(
         train_source, test_source = run.probe_sources
         print(
             "\n".join(
-                describe({"pretrain": run.source, "train": train_source, "test": test_source})
+                describe(
+                    {"pretrain": run.source, "train": train_source, "test": test_source}, run.look
+                )
             )
         )
         if run.recipe:

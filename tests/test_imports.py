@@ -27,7 +27,7 @@ FLOORS = (
     (("schedules", "durations", "streams", "files", "stopping"), ()),
     (("damage", "failures", "lock", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
-    (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
+    (("pretrained", "crop_sheet", "inputs"), ("devices", "training", "models", "augment", "data")),
     (("build",), tuple(FOLDERS)),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
     (("evaluation",), ("devices", "evals", "models", "training")),

@@ -72,7 +72,7 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 
 
 def as_colours(pixels: np.ndarray) -> np.ndarray:
-    """[..., 3] to look at, of pictures [..., C]: grey, the first two as red and green, or the first three."""
+    """Pictures [..., C] as [..., 3] to look at: grey, two bands as red and green, or the first three."""
     channels = pixels.shape[-1]
     if channels == 1:
         return np.repeat(pixels, 3, axis=-1)
@@ -81,9 +81,7 @@ def as_colours(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., :3]
 
 
-def resized(
-    pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling
-) -> np.ndarray:
+def resized(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
     """u8[H, W, C] resized to size (width, height), band by band."""
     if pixels.shape[-1] == 3:
         return np.asarray(Image.fromarray(pixels).resize(size, resample))

@@ -53,7 +53,8 @@ def decode_image(
         data = _bytes_of(file)
         pixels = plain_jpeg(data, max_side, canvas, reading.channels)
         if pixels is None:
-            samples = _samples(data, max_side, reading.channels, reading.window is not None)
+            wide = reading.window is not None or reading.channels not in (1, 3)
+            samples = _samples(data, max_side, reading.channels, wide)
             pixels = eight_bit_channels(samples, reading)
         return pixels
 
@@ -139,9 +140,7 @@ def _samples(
     return _of_type(pixels, header)
 
 
-def _pillow_samples(
-    image: Image.Image, max_side: int | None, channels: int | None
-) -> Samples:
+def _pillow_samples(image: Image.Image, max_side: int | None, channels: int | None) -> Samples:
     width, height = image.size
     longer = max(width, height)
     if max_side is not None and longer >= 2 * max_side:

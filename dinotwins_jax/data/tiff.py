@@ -106,7 +106,7 @@ def _by_pillow(page, wide: bool) -> bool:
     bands, kind, colour = page.samplesperpixel, page.dtype, page.photometric
     if kind is None or page.imagedepth > 1:
         return False
-    if kind == np.uint8 or kind == bool:
+    if kind in (np.uint8, np.bool_):
         plain = {1: colour in _GREY, 3: colour == _COLOUR, 4: colour == _CMYK}.get(bands, False)
         with_alpha = {2: colour in _GREY, 4: colour == _COLOUR}.get(bands, False)
         return plain or (with_alpha and _has_alpha(page)) or colour in _ANY_COLOUR

@@ -22,7 +22,9 @@ def window_of(section: Mapping[str, Any] | None, channels: int = 3) -> Window | 
         raise ValueError(f"config.data.window.mode is '{mode}': choose {' or '.join(MODES[1:])}")
     ranges = _ranges(section.get("range") or (), channels)
     if mode in ("", "picture") and ranges:
-        raise ValueError(f"config.data.window.range is {ranges}, and its mode is '{mode}': use 'fixed'")
+        raise ValueError(
+            f"config.data.window.range is {ranges}, and its mode is '{mode}': use 'fixed'"
+        )
     if mode == "fixed" and not ranges:
         raise ValueError("config.data.window.range is (): mode 'fixed' needs (low, high)")
     low, high = section.get("percentiles") or Window().percentiles
@@ -74,7 +76,7 @@ def _of_full_range(pixels: np.ndarray) -> np.ndarray:
             "floating-point pixels have no fixed range; set config.data.window, or convert it to 8 or 16 "
             "bits"
         )
-    if kind == bool:
+    if kind.kind == "b":
         return pixels.astype(np.uint8) * 255
     if kind == np.int8:
         return (pixels.astype(np.int16) + 128).astype(np.uint8)
@@ -87,9 +89,7 @@ def _of_full_range(pixels: np.ndarray) -> np.ndarray:
     return ((wide.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def percentile_ranges(
-    pixels: np.ndarray, window: Window
-) -> tuple[tuple[float, float], ...]:
+def percentile_ranges(pixels: np.ndarray, window: Window) -> tuple[tuple[float, float], ...]:
     """(low, high) percentiles of samples [..., C], all bands together or each band.
 
     Raises Unfit if none of them is finite.

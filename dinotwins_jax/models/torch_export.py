@@ -24,7 +24,14 @@ def exported(vit: VisionTransformer, params, target: str) -> tuple[dict[str, np.
         raise ValueError(f"--to is '{target}': choose {' or '.join(_TARGETS)}")
     tensors, config = _TARGETS[target](vit, vit_to_common(params))
     fields = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio")
-    fields += ("num_register_tokens", "layer_scale_init", "ffn", "positions", "norm_eps")
+    fields += (
+        "in_channels",
+        "num_register_tokens",
+        "layer_scale_init",
+        "ffn",
+        "positions",
+        "norm_eps",
+    )
     config["dinotwins_jax"] = {name: getattr(vit, name) for name in fields}
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}, config
 
@@ -71,14 +78,16 @@ def _timm(vit, weights) -> tuple[dict, dict]:
             "mlp_ratio": ratio_of(hidden, vit.embed_dim),
             "init_values": vit.layer_scale_init,
             "reg_tokens": vit.num_register_tokens,
+            "in_chans": vit.in_channels,
             "dynamic_img_size": True,
         },
         "pretrained_cfg": {
-            "input_size": [3, *as_pair(vit.image_size)],
+            "input_size": [vit.in_channels, *as_pair(vit.image_size)],
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "num_classes": 0,
-            "first_conv": "patch_embed.proj",
+            # timm would convert a first layer of 3 channels to in_chans; this one has them.
+            "first_conv": "patch_embed.proj" if vit.in_channels == 3 else None,
             "classifier": "head",
         },
     }
@@ -100,6 +109,7 @@ def _dino(vit, weights) -> tuple[dict, dict]:
     arguments = {
         "img_size": side,
         "patch_size": vit.patch_size,
+        "in_chans": vit.in_channels,
         "embed_dim": vit.embed_dim,
         "depth": vit.depth,
         "num_heads": vit.num_heads,
@@ -134,7 +144,7 @@ def _hf(vit, weights) -> tuple[dict, dict]:
         "num_attention_heads": vit.num_heads,
         "image_size": _side(vit),
         "patch_size": vit.patch_size,
-        "num_channels": 3,
+        "num_channels": vit.in_channels,
         "hidden_act": "gelu",
         "layer_norm_eps": vit.norm_eps,
         "dtype": "float32",

@@ -16,7 +16,15 @@ RANGES = {
     **dict.fromkeys(("seed", "total_steps", "mesh.data"), NOT_NEGATIVE),
     **{
         f"model.{k}": POSITIVE
-        for k in ("embed_dim", "depth", "num_heads", "patch_size", "in_channels", "init_std", "norm_eps")
+        for k in (
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "patch_size",
+            "in_channels",
+            "init_std",
+            "norm_eps",
+        )
     },
     **{"model.drop_path_rate": "[0, 1)", "model.num_register_tokens": NOT_NEGATIVE},
     **{"model.rope_shift": POSITIVE, "model.rope_jitter": "[1, inf)"},
