@@ -137,15 +137,13 @@ def as_stored(wanted: Reading, stored: Reading, where: str) -> Reading:
             f"{wanted.channels}: set config.model.in_channels={stored.channels}, or prepare it again"
         )
     window = wanted.window
-    if window is None or (
-        stored.window and not window.ranges and window == stored.window._replace(ranges=())
-    ):
-        return stored
-    if window != stored.window:
+    if window is not None and window.of_set and not window.ranges and stored.window:
+        window = window._replace(ranges=stored.window.ranges)
+    if window not in (None, stored.window):
         has = window_text(stored.window) if stored.window else "none"
         raise ValueError(
             f"{where} was prepared with the window {has}, config.data.window is "
-            f"{window_text(window)}: leave config.data.window.mode '', or prepare it again"
+            f"{window_text(wanted.window)}: leave config.data.window.mode '', or prepare it again"
         )
     return stored
 
@@ -175,10 +173,10 @@ def check_begun(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
     before = begun.get("settings", begun)
     for key, now in identity.items():
-        if before.get(key, _ADDED.get(key)) != now:
+        if (then := before.get(key, _ADDED.get(key))) != now:
             what = {"files": "source files (names and sizes)", "labels": "labels or splits"}
             raise ValueError(
-                f"{out} was begun with {what.get(key, key)} {str(before.get(key))[:24]}, now it is "
+                f"{out} was begun with {what.get(key, key)} {str(then)[:24]}, now it is "
                 f"{str(now)[:24]}: use the former value, choose another directory, or start over "
                 "with --overwrite"
             )
