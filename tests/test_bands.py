@@ -1,5 +1,6 @@
 """Bands, pages and alpha channels: read whole, or refused in one line that names the key."""
 
+import importlib.util
 import io
 import pickle
 
@@ -138,6 +139,19 @@ def test_a_tiff_above_the_limit_of_pixels_is_refused_before_it_is_decoded(monkey
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(BadImage, match=r"30 x 20 pixels.*config\.data\.max_pixels"):
         decode_image(tiff(RGBA8), reading=reading(4))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="it reads LZW")
+def test_a_compression_that_needs_another_package_is_named():
+    pages, file = [Image.fromarray(RGB8[..., k]) for k in range(2)], io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    with pytest.raises(
+        UnfitImage, match=r"a\.tif: is compressed by LZW; .*pip install imagecodecs"
+    ):
+        decode_image(file.getvalue(), name="a.tif", reading=reading(2))
+    one = io.BytesIO()
+    pages[0].save(one, "TIFF", compression="tiff_lzw")  # Pillow reads it
+    np.testing.assert_array_equal(decode_image(one.getvalue(), reading=reading(1)), RGB8[..., :1])
 
 
 def test_a_truncated_tiff_of_bands_is_a_bad_image():

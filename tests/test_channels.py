@@ -136,7 +136,8 @@ def test_moments_are_given_or_imagenets():
     assert moments_of(config) == ((0.1, 0.2), (0.3, 0.4))
     config = shrunk(data__mean=(0.5,))
     with pytest.raises(
-        ValueError, match=r"config\.data\.mean is \(0\.5,\): it must have 3 numbers"
+        ValueError,
+        match=r"config\.data\.mean is \(0\.5,\): it must have a number for each of the 3",
     ):
         build(config)
     with pytest.raises(ValueError, match=r"config\.data\.std has 0\.0: it must be positive"):

@@ -68,8 +68,8 @@ def channel_moments(
     for name, given, usual in (("mean", mean, imagenet[0]), ("std", std, imagenet[1])):
         if len(given) not in (0, channels):
             raise ValueError(
-                f"config.data.{name} is {tuple(given)}: it must have {channels} numbers, one for each of "
-                "config.model.in_channels, or be ()"
+                f"config.data.{name} is {tuple(given)}: it must have a number for each of the {channels} "
+                "of config.model.in_channels, or be ()"
             )
         found.append(tuple(map(float, given)) if len(given) else usual)
     return found[0], found[1]

@@ -73,7 +73,7 @@ def _described(source: Source, found: list[Samples]) -> Look:
             warnings.append(
                 f"config.data.window.mode is '', and the pictures have {text} (of {len(wide)} looked at): "
                 f"the full range of their type becomes 0 to 255, of which they use {levels} levels; set "
-                "config.data.window to 'fixed', 'picture' or 'set'"
+                "it to 'fixed', with config.data.window.range, to 'picture' or to 'set'"
             )
     elif window is not None and not prepared and found:
         warnings.append(

@@ -56,7 +56,8 @@ class BadImage(ValueError):
 
 
 class UnfitImage(BadImage):
-    """Raised for an intact picture that config.model.in_channels or config.data.window do not fit."""
+    """Raised for an intact picture that config.model.in_channels or config.data.window do not fit, or whose
+    compression needs another package."""
 
 
 class Unfit(ValueError):

@@ -1,5 +1,6 @@
 """TIFF files that Pillow does not read whole: many bands, planes, pages, wide colour. By tifffile."""
 
+import importlib.util
 import io
 import logging
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from dinotwins_jax.data.reading import Unfit
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY, _COLOUR, _CMYK, _ALPHA = (0, 1), 2, 5, (1, 2)  # values of TIFF's tags
+_UNPACKED = (1, 8, 32773, 32946, 34925)  # none, Deflate, PackBits, Deflate, LZMA: by tifffile alone
 _ANY_COLOUR = (3, 6, 8)  # palette, YCbCr, Lab: one picture in colour whatever its samples
 _UPRIGHT = {  # by the tag Orientation
     2: lambda a: a[:, ::-1],
@@ -80,7 +82,9 @@ def read_tiff(data: bytes, header: TiffHeader, channels: int | None) -> Samples:
             f"{header.size[1]} x {header.size[0]} pixels, more than the limit of {limit}."
         )
     with _opened(data) as file:
-        found = [_upright(page) for page in _pages(file)]
+        pages_of = _pages(file)
+        _check_compression(pages_of[0])
+        found = [_upright(page) for page in pages_of]
     if len({pixels.shape for pixels in found}) > 1:
         raise Unfit(f"has {pages} pages of different sizes; convert it to one page")
     return Samples(np.concatenate(found, axis=-1), header.alpha, pages)
@@ -96,6 +100,13 @@ def _opened(data: bytes):
 def _pages(file) -> list:
     """The pages that are no thumbnails, reduced copies or masks."""
     return [page.aspage() for page in file.pages if not page.is_reduced and not page.is_mask]
+
+
+def _check_compression(page) -> None:
+    if page.compression not in _UNPACKED and importlib.util.find_spec("imagecodecs") is None:
+        raise Unfit(
+            f"is compressed by {page.compression.name}; to read it, pip install imagecodecs"
+        )
 
 
 def _has_alpha(page) -> bool:
