@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
     c.model.depth = config_dict.placeholder(int)
     c.model.num_heads = config_dict.placeholder(int)
     c.model.patch_size = 16  # pixels
+    # Channels that are read of a picture: 3 colours, 1 grey (colours by their luma), or as many bands or
+    # grey pages as a picture has.
+    c.model.in_channels = 3
     c.model.drop_path_rate = 0.1  # student only, linear over the blocks
     c.model.num_register_tokens = 0  # 4: no high-norm artefacts in attention (arXiv:2309.16588)
     c.model.layer_scale_init = config_dict.placeholder(float)  # e.g. 1e-5; unset: no LayerScale
@@ -66,6 +69,15 @@ def get_config() -> ConfigDict:
     c.data.canvas_size = 0
     # Pixels of the largest image that is read, a JPEG's after its reduction; 0: Pillow's limit, 89 million.
     c.data.max_pixels = 0
+    # Samples that are not unsigned 8-bit, to 0..255. mode "": the full range of their type, such as
+    # 0..65535 | fixed: range | picture: percentiles of each picture | set: of a sample of the training
+    # pictures, computed at the start and kept as range.
+    c.data.window = ConfigDict({"mode": "", "range": (), "percentiles": (0.5, 99.5)})
+    # Percentiles of each band, not of all together; range is then a pair for each: ((0, 4095), (0, 900)).
+    c.data.window.per_band = False
+    # Of each channel, for values in 0..1; (): ImageNet's for 3 channels, their mean for every other number.
+    c.data.mean = ()
+    c.data.std = ()
     c.data.num_workers = 0  # decoding processes; 0: threads of this process, cheaper per image
     # Arguments by source; only those of data.source are used.
     c.data.scenes = ConfigDict({"num_train": 8000, "num_test": 2000, "size": 64, "seed": 0})

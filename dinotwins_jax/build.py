@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dinotwins_jax.augment.multi_crop import seeded_multi_crop
-from dinotwins_jax.data import open_source, probe_section
+from dinotwins_jax.data import data_section, open_source, probe_section
+from dinotwins_jax.data.look import Look, look_at, settle_window
 from dinotwins_jax.devices.placement import Placement, make_placement
 from dinotwins_jax.durations import durations, terms_in_steps, total_steps
 from dinotwins_jax.evals import check_tasks
 from dinotwins_jax.evals.features import check_last_blocks
+from dinotwins_jax.inputs import make_crops_of, moments_of, with_window
 from dinotwins_jax.losses import WeightedSum, make_loss
 from dinotwins_jax.models import create_vit
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     recipe: list[str]  # lines: automatic values with reasons; empty where all were given
     advice: list[str]  # lines: valid settings that are known to work badly
     source: object  # of training
+    look: Look  # at a few of its pictures
     probe_sources: tuple  # (train, test) of the probes
     canvas_size: int
     backbone: VisionTransformer
@@ -62,6 +64,7 @@ class EvalRun(NamedTuple):
 
     config: ConfigDict
     source: object
+    look: Look
     probe_sources: tuple
     canvas_size: int
     backbone: VisionTransformer  # mask_token: that of the weights, not of this
@@ -75,7 +78,8 @@ def build_for_evaluation(config: ConfigDict) -> EvalRun:
 
 def _without_losses(config: ConfigDict, devices: list[jax.Device] | None = None) -> EvalRun:
     check_ranges(config)
-    views, data = config.views.to_dict(), config.data.to_dict()
+    moments_of(config)  # checks them
+    views = config.views.to_dict()
     placement = make_placement(
         config.parallel,
         config.batch_size,
@@ -89,11 +93,14 @@ def _without_losses(config: ConfigDict, devices: list[jax.Device] | None = None)
         if name == "global_size" or views["num_local"]:
             _check_crop(name, views[name], backbone.patch_size)
     _check_evals(config, backbone)
-    source = open_source(data, "pretrain")
+    source = open_source(data_section(config), "pretrain")
+    settle_window(source, config.seed)
+    config = with_window(config, source)
     return EvalRun(
         config=config,
         source=source,
-        probe_sources=_probe_sources(data),
+        look=look_at(source),
+        probe_sources=_probe_sources(data_section(config)),
         canvas_size=config.data.canvas_size
         or source.default_canvas(max(as_pair(views["global_size"]))),
         backbone=backbone,
@@ -111,8 +118,8 @@ def build(
       make_crops: batch -> crops, instead of the multi-crop of config.views.
     """
     base = _without_losses(config, devices)
-    views, source, placement = config.views.to_dict(), base.source, base.placement
-    config, recipe = _resolved(config, len(source))
+    source, placement = base.source, base.placement
+    config, recipe = _resolved(base.config, len(source))
     num_steps = total_steps(config, len(source))
     steps = durations(config, num_steps)
     loss = make_loss(_terms(config, num_steps))
@@ -135,7 +142,7 @@ def build(
     parts = {
         "backbone": backbone,
         "loss": loss,
-        "make_crops": make_crops or _make_crops(views, placement, config.seed),
+        "make_crops": make_crops or make_crops_of(config, placement),
         "schedules": make_schedules(config, num_steps, steps),
         "seed": config.seed,
         "match_gradients_to": config.match_gradients_to,
@@ -153,8 +160,9 @@ def build(
     return Run(
         config=config,
         recipe=recipe,
-        advice=advice.find(advice.Setting(config, len(source), num_steps)),
+        advice=[*advice.find(advice.Setting(config, len(source), num_steps)), *base.look.warnings],
         source=source,
+        look=base.look,
         probe_sources=base.probe_sources,
         canvas_size=base.canvas_size,
         backbone=backbone,
@@ -176,7 +184,7 @@ def for_evaluation(config: ConfigDict) -> ConfigDict:
     """Adapts a config to the devices present, which may differ from those of the training."""
     here = copy.deepcopy(config)
     if auto.open_keys(config.to_dict()):  # before batch_size is changed below
-        here, _ = _resolved(here, len(open_source(config.data.to_dict(), "pretrain")))
+        here, _ = _resolved(here, len(open_source(data_section(config), "pretrain")))
     here.parallel, here.micro_batches, here.batch_size = "jit", 1, jax.local_device_count()
     here.mesh.data, here.mesh.fsdp = 0, 1
     return here
@@ -266,12 +274,6 @@ def _key(key: str):
         yield
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-
-
-def _make_crops(views: dict, placement: Placement, seed: int) -> Callable:
-    # A loop over images sharded over devices would gather all of them on every device.
-    split = placement.axis_name is None and placement.num_devices > 1
-    return seeded_multi_crop(seed, **views, one_by_one=False if split else None)
 
 
 def _check_crop(name: str, size, patch_size: int) -> None:

@@ -58,7 +58,7 @@ def evaluate_run(
       EvaluationFailed: tasks or pictures failed; all others are written.
     """
     from dinotwins_jax.build import build_for_evaluation
-    from dinotwins_jax.data import probe_section
+    from dinotwins_jax.data import data_section, probe_section
     from dinotwins_jax.evals import TASKS, check_tasks
     from dinotwins_jax.evals.outputs import EVALUATION, listing
     from dinotwins_jax.evals.table import terminal_table
@@ -91,7 +91,7 @@ def evaluate_run(
         run, weights = _from_torch(run, config, torch_weights)
     else:
         weights = from_checkpoint(run, config, workdir, checkpoint)
-    data = probe_section(config.data.to_dict())
+    data = probe_section(data_section(config))
     of = (workdir, own and own.to_dict(), data, run.probe_sources)
     out = results_folder(*of, weights=torch_weights or "", name=name)
     out.mkdir(parents=True, exist_ok=True)
@@ -123,12 +123,18 @@ def _from_torch(run, config, path: str):
     """The run with the backbone that the file holds, and its weights."""
     import jax
 
+    from dinotwins_jax.devices.processes import warn
     from dinotwins_jax.evals.features import check_last_blocks
+    from dinotwins_jax.models.channels import CONVERTED, with_channels
     from dinotwins_jax.models.torch_files import load_vit
     from dinotwins_jax.training.state import init_backbone
     from dinotwins_jax.weights import EvalWeights
 
     backbone, params = load_vit(path, like=run.backbone)
+    there, wanted = backbone.in_channels, run.backbone.in_channels
+    if there != wanted:
+        warn(f"{path} has {there} channels, the data are read as {wanted}: {CONVERTED}")
+        backbone, params = backbone.clone(in_channels=wanted), with_channels(params, wanted)
     backbone = backbone.clone(dtype=run.backbone.dtype)
     if backbone.positions == "rope":  # no tensor holds the image size: views.global_size is used
         backbone = backbone.clone(image_size=run.backbone.image_size)

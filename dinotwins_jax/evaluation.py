@@ -22,6 +22,7 @@ from dinotwins_jax.evals.scores import is_unbalanced
 from dinotwins_jax.evals.splits import spread_over_classes
 from dinotwins_jax.failures import Evaluated, failing_alone
 from dinotwins_jax.files import read_json_lines, replace_text
+from dinotwins_jax.inputs import moments_of
 from dinotwins_jax.logs.tasks import TaskProgress
 from dinotwins_jax.models.vit import as_pair
 from dinotwins_jax.preprocessing import preprocessing_of
@@ -33,9 +34,12 @@ def eval_view(run: Run, config) -> View:
     """Resize and centre crop of the probes."""
     crop = config.views.global_size
     crop = crop if isinstance(crop, int) else tuple(crop)
-    put = run.placement.put_images
-    resize = preprocessing_of(config).resize
-    return View(resize, crop, _canvas_size(run, config), config.evals.batch_size, put)
+    return _view(run, config, preprocessing_of(config).resize, crop, config.evals.batch_size)
+
+
+def _view(run: Run, config, resize: int, crop, batch_size: int) -> View:
+    put, (mean, std) = run.placement.put_images, moments_of(config)
+    return View(resize, crop, _canvas_size(run, config), batch_size, put, mean, std)
 
 
 def _canvas_size(run: Run, config) -> int:
@@ -69,7 +73,7 @@ def _attention_view(run: Run, config) -> View:
     side = grid * run.backbone.patch_size
     # The attention of all blocks is on the device at once: at most 3e7 numbers a head.
     batch = max(1, min(config.evals.batch_size, round(3e7 / (grid**4 * run.backbone.depth))))
-    return View(side, side, _canvas_size(run, config), batch, run.placement.put_images)
+    return _view(run, config, side, side, batch)
 
 
 def what_is_served(run: Run | EvalRun, config, tasks) -> Served:

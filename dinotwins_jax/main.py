@@ -112,7 +112,8 @@ def _dry_run(values: flags.FlagValues) -> None:
         run.trained_backbone()
     for line in run.advice:
         warn(line)
-    found = describe_run(run.source, run.probe_sources, has_probe_data(config.data))
+    apart = has_probe_data(config.data)
+    found = describe_run(run.source, run.probe_sources, apart, run.look)
     for line in found + what_is_served(run, config, config.evals.tasks).lines + run.recipe:
         print(line)
     print(memory_table(step_memory(run, config.batch_size), run))

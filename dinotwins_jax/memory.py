@@ -48,8 +48,9 @@ def compiled_step(run: Run, state, batch) -> jax.stages.Compiled:
 
 def abstract_batch(run: Run, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the batch that the compiled step takes."""
+    image = (batch_size, run.canvas_size, run.canvas_size, run.backbone.in_channels)
     shapes = {
-        "image": ((batch_size, run.canvas_size, run.canvas_size, 3), jnp.uint8),
+        "image": (image, jnp.uint8),
         "size": ((batch_size, 2), jnp.int32),
         "place": ((batch_size, 2), jnp.int32),
     }

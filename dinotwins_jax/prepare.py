@@ -17,6 +17,7 @@ from absl import flags
 
 from dinotwins_jax.cli import command, config_name, exit_code, fail
 from dinotwins_jax.data import (
+    data_section,
     has_probe_data,
     make_source,
     open_source,
@@ -26,6 +27,7 @@ from dinotwins_jax.data import (
 )
 from dinotwins_jax.data.base import SPLITS, BadImage, printable
 from dinotwins_jax.data.describe import describe
+from dinotwins_jax.data.look import Look, look_at, settle_window
 from dinotwins_jax.data.records import image_record
 from dinotwins_jax.data.store import (
     Settings,
@@ -37,6 +39,7 @@ from dinotwins_jax.data.store import (
     shard_names,
     union,
 )
+from dinotwins_jax.data.window import window_keys
 
 SAMPLE = 64  # images that the estimate encodes
 
@@ -56,8 +59,16 @@ def prepare(values: flags.FlagValues) -> None:
     if sheet and not sheet.parent.is_dir():
         raise FileNotFoundError(f"--crop_sheet: no such directory: {sheet.parent}")
     if values.dry_run or out:
-        store = union({split: open_source(config.data.to_dict(), split) for split in SPLITS})
-        print(summary(store))
+        sources = {split: open_source(data_section(config), split) for split in SPLITS}
+        reading = settle_window(sources["pretrain"], config.seed)
+        for source in sources.values() if reading.window else ():
+            source.reading = reading
+        window = reading.window and window_keys(reading.window)
+        settings = settings._replace(channels=reading.channels, window=window)
+        store, look = union(sources), look_at(sources["pretrain"])
+        for line in look.warnings:
+            print(f"WARNING {line}", file=sys.stderr)
+        print(summary(store, look))
         if has_probe_data(config.data):
             print("data.probe is not part of it: prepare it by itself, as data.source and data.dir")
     if values.dry_run:
@@ -69,13 +80,16 @@ def prepare(values: flags.FlagValues) -> None:
 
         prepared = out is not None and not values.dry_run
         source = make_source("array_record", "pretrain", dir=out) if prepared else None
-        source = source or open_source(config.data.to_dict(), "pretrain")
+        source = source or open_source(data_section(config), "pretrain")
+        settle_window(source, config.seed)
         draw_crop_sheet(
             sheet,
             source,
             config.views.to_dict(),
             canvas_size=config.data.canvas_size,
             seed=config.seed,
+            mean=config.data.mean,
+            std=config.data.std,
         )
         print(f"{sheet}: one image a row, then its global and local views")
 
@@ -110,13 +124,15 @@ def write(store: Store, settings: Settings, out: Path, values: flags.FlagValues)
     print(
         f"to train: python -m dinotwins_jax.main --config={config} "
         f"--config.data.source=array_record --config.data.dir={shlex.quote(str(out))}"
+        + f" --config.model.in_channels={settings.channels}"
+        * (settings.channels != 3)
     )
 
 
-def summary(store: Store) -> str:
+def summary(store: Store, look: Look | None = None) -> str:
     """Lines: what the splits hold, and how many images they are together."""
     return "\n".join(
-        [*describe(store.sources), f"in all: {len(store.names):,} images, each stored once"]
+        [*describe(store.sources, look), f"in all: {len(store.names):,} images, each stored once"]
     )
 
 

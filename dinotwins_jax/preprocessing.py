@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD
+from dinotwins_jax.inputs import moments_of
 from dinotwins_jax.models.vit import as_pair
 
 
@@ -31,20 +31,15 @@ class Preprocessing(NamedTuple):
 def preprocessing_of(config) -> Preprocessing:
     """The preprocessing of the evaluations of a run."""
     crop = as_pair(config.views.global_size)
-    channels = config.model.get("in_channels") or 3
-    mean, std, window = (config.data.get(name) for name in ("mean", "std", "window"))
+    mean, std = moments_of(config)
+    window = config.data.get("window")
     return Preprocessing(
         max(config.evals.resize, *crop),
         crop,
-        tuple(mean or _for_channels(IMAGENET_MEAN, channels)),
-        tuple(std or _for_channels(IMAGENET_STD, channels)),
+        mean,
+        std,
         window.to_dict() if window is not None and window.get("mode") else None,
     )
-
-
-def _for_channels(moments: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """ImageNet's for RGB, their mean for each of another number of channels."""
-    return moments if channels == 3 else (sum(moments) / 3,) * channels
 
 
 def timm_transform(pre: Preprocessing) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dinotwins_jax.damage import paths
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import read_config
 from dinotwins_jax.models import VARIANTS
+from dinotwins_jax.models.channels import CONVERTED, with_channels
 from dinotwins_jax.models.torch_files import read_state_dict, stated_beside
 from dinotwins_jax.models.torch_folder import weights_file
 from dinotwins_jax.models.torch_weights import vit_from_torch
@@ -24,7 +25,8 @@ _FRESH = ("register_tokens", "mask_token")
 def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dict:
     """Reads parameters of `backbone` from pretrained weights.
 
-    Positions are interpolated to the backbone's grid; registers and a mask token that the weights lack
+    Positions are interpolated to the backbone's grid, and a patch embedding of other channels is converted
+    (models/channels.py), with a warning; registers and a mask token that the weights lack
     are initialised at random, with a warning. An unneeded mask token is dropped. All other tensors must
     match.
 
@@ -41,6 +43,10 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
             found, grid = _read_run(Path(path), backbone)
         else:
             found, grid = _read_file(path, backbone)
+        there, wanted = found["patch_embed"]["kernel"].shape[2], backbone.in_channels
+        if there != wanted:
+            warn(f"{path} has {there} channels, this model {wanted}: {CONVERTED}")
+            found = with_channels(found, wanted)
         if "pos_embed" in found:
             found = found | {"pos_embed": _positions(found["pos_embed"], grid, backbone)}
         shapes = jax.eval_shape(lambda: init_backbone(backbone, key))

@@ -31,7 +31,7 @@ from dinotwins_jax.pretrained import start_from
 from dinotwins_jax.stopping import Stopped, StopSignals
 from dinotwins_jax.training.state import TrainState
 from dinotwins_jax.weights import EvalWeights
-from dinotwins_jax.workdir import claim_workdir, has_checkpoints
+from dinotwins_jax.workdir import claim_workdir, has_checkpoints, with_known_window
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
     if resume not in ("auto", "force"):
         raise ValueError(f"--resume is '{resume}': choose auto or force")
     with phases("build"):
-        run = build(config)
+        run = build(with_known_window(config, Path(workdir)))
         config = run.config
         check_writers(config.log.writers)
         monitor = _monitor(run, config)
@@ -88,7 +88,8 @@ def _claimed(
         only_first_writes(workdir) as out,
         Log(out, trackers, config.log.project, config.to_dict()) as log,
     ):
-        found = describe_run(run.source, run.probe_sources, has_probe_data(config.data))
+        apart = has_probe_data(config.data)
+        found = describe_run(run.source, run.probe_sources, apart, run.look)
         print("\n".join(found + what_is_served(run, config, config.evals.tasks).lines))
         if run.recipe:
             print("\n".join(run.recipe))

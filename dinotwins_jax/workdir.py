@@ -1,5 +1,6 @@
 """Workdirs: one run each, with its config, and the check before a resume."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -16,8 +17,13 @@ _FREE = (
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
     *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )
-# Keys that were added later, and what a run without them did.
-_ADDED = {"views.vertical_flip": 0.0, "views.rotate90": 0.0, "data.folder.labels": ""}
+# Keys that a config.json of before lacks, and the value that its run had.
+_ADDED = {
+    **{"views.vertical_flip": 0.0, "views.rotate90": 0.0, "data.folder.labels": ""},
+    **{"model.in_channels": 3, "data.mean": [], "data.std": []},
+    **{"data.window.mode": "", "data.window.range": [], "data.window.percentiles": [0.5, 99.5]},
+    "data.window.per_band": False,
+}
 _ABSENT = object()
 
 
@@ -46,10 +52,32 @@ def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
         replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def with_known_window(config, workdir: Path):
+    """The config with the window of a set that the run in a workdir has computed, to be resumed with it."""
+    path = Path(workdir) / "config.json"
+    window = config.data.get("window", {})
+    if window.get("mode") != "set" or len(window.range) or not has_checkpoints(workdir):
+        return config
+    known = read_config(path)["data"].get("window", {}) if path.is_file() else {}
+    same = all(
+        json.loads(json.dumps(window[key])) == known.get(key)
+        for key in ("mode", "percentiles", "per_band")
+    )
+    if not same:
+        return config
+    config = copy.deepcopy(config)
+    config.data.window.range = tuple(map(_tuple, known["range"]))
+    return config
+
+
 def has_checkpoints(workdir: Path) -> bool:
     """Whether there is a run to resume."""
     entries = (Path(workdir) / "checkpoints").glob("*")
     return any(entry.name.isdigit() for entry in entries)
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _differences(theirs: dict, ours: dict) -> str:

@@ -14,7 +14,7 @@ from absl import flags
 
 from dinotwins_jax.augment.views import make_view_specs
 from dinotwins_jax.cli import command, exit_code
-from dinotwins_jax.data import open_source
+from dinotwins_jax.data import data_section, open_source
 from dinotwins_jax.evals.shared_objects import (
     MIN_FILL,
     MIN_VISIBLE,
@@ -41,7 +41,7 @@ def _define(values: flags.FlagValues) -> None:
 def measure(values: flags.FlagValues) -> None:
     """Prints the table; raises ValueError for a source without masks."""
     started, config = time.perf_counter(), values.config
-    views, source = config.views.to_dict(), open_source(config.data.to_dict(), "train")
+    views, source = config.views.to_dict(), open_source(data_section(config), "train")
     if not hasattr(source, "masks"):
         raise ValueError(
             f"config.data.source '{config.data.source}' has no masks for split 'train': use scenes, "

@@ -37,6 +37,8 @@ _QUICKLY_COMPILED = {
     "test_benchmark",
     "test_backbone",
     "test_broken_runs",
+    "test_channels",
+    "test_channels_runs",
     "test_collapse",
     "test_compare",
     "test_docs",

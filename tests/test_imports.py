@@ -29,9 +29,10 @@ FLOORS = (
     (("checkpoint", "cli"), ("devices", "training")),
     (("run_config",), ("settings",)),
     (
-        ("pretrained", "crop_sheet", "preprocessing"),
+        ("pretrained", "crop_sheet", "inputs"),
         ("devices", "training", "models", "augment", "data"),
     ),
+    (("preprocessing",), ("models",)),
     (("build",), tuple(FOLDERS)),
     (("memory", "nonfinite", "targets", "usage", "weights"), ("evals", "models", "training")),
     (("drawing", "model_card"), ("evals", "models")),

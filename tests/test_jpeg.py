@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinotwins_jax.data import base
 from dinotwins_jax.data.base import BadImage, decode_image
+from dinotwins_jax.data.jpeg import plain_jpeg
 
 
 def photo(size=(150, 101), mode="RGB"):
@@ -45,7 +45,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_jpegs_are_pillows_to_the_bit(kind):
     data = KINDS[kind]()
-    assert base._plain_jpeg(data, None, None) is not None
+    assert plain_jpeg(data, None, None) is not None
     np.testing.assert_array_equal(decode_image(data), pillow(data))
 
 
@@ -62,7 +62,7 @@ def test_what_is_left_to_pillow():
     rotated[0x0112] = 3
     upright = Image.Exif()
     upright[0x0112] = 1
-    assert base._plain_jpeg(jpeg(photo(), exif=upright), None, None) is not None
+    assert plain_jpeg(jpeg(photo(), exif=upright), None, None) is not None
     for data in (
         jpeg(photo(), exif=rotated),
         jpeg(photo(mode="CMYK")),
@@ -70,7 +70,7 @@ def test_what_is_left_to_pillow():
         jpeg(photo())[:-500],
         b"\x89PNG",
     ):
-        assert base._plain_jpeg(data, None, None) is None
+        assert plain_jpeg(data, None, None) is None
     np.testing.assert_array_equal(
         decode_image(jpeg(photo(), exif=rotated)), pillow(jpeg(photo()))[::-1, ::-1]
     )

@@ -1,4 +1,4 @@
-"""Multi-crop on the device: images u8[B, S, S, 3] and keys -> global and local crops, under jit.
+"""Multi-crop on the device: images u8[B, S, S, C] and keys -> global and local crops, under jit.
 
     views specification of the views, from checked arguments; augment.presets has published ones
     draws  key -> the random parameters of the views of an image
@@ -23,10 +23,11 @@ from dinotwins_jax.streams import AUGMENT, stream
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+OF_COLOURS = ("saturation", "hue", "grayscale_prob")  # views.* that need three channels
 
 
 def render_view(rows: jax.Array, draw: ViewDraw, *, spec: ViewSpec, max_box=None) -> jax.Array:
-    """Renders a drawn view of rows u8[S, 3, S] as pixels f32[3, h, w] in [0, 1].
+    """Renders a drawn view of rows u8[S, C, S] as pixels f32[C, h, w] in [0, 1].
 
     An operation with probability 0 in every view of the group is left out of the program; others are
     conditional branches, which `jax.vmap` turns into selections.
@@ -64,21 +65,47 @@ def _unchanged(planes: jax.Array) -> jax.Array:
     return planes
 
 
+def channel_moments(
+    channels: int, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel, for values in [0, 1]: those given, or where () ImageNet's for 3 channels
+    and their mean for any other number.
+
+    Raises ValueError if one is given with another number of values.
+    """
+    imagenet = (IMAGENET_MEAN, IMAGENET_STD)
+    if channels != 3:
+        imagenet = tuple((round(sum(of) / 3, 3),) * channels for of in imagenet)
+    found = []
+    for name, given, usual in (("mean", mean, imagenet[0]), ("std", std, imagenet[1])):
+        if len(given) not in (0, channels):
+            raise ValueError(
+                f"config.data.{name} is {tuple(given)}: it must have a number for each of the {channels} "
+                "of config.model.in_channels, or be ()"
+            )
+        found.append(tuple(map(float, given)) if len(given) else usual)
+    return found[0], found[1]
+
+
 def _check_moments(mean: Sequence[float], std: Sequence[float]) -> None:
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0.0:
-        raise ValueError(f"mean and std need 3 numbers, std positive, got {mean} and {std}")
+    if not 0 < len(mean) == len(std) or min(std) <= 0.0:
+        raise ValueError(
+            f"mean and std need a number for each channel, std positive, got {mean} and {std}"
+        )
 
 
 def _normalize(planes: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """f32[..., 3, h, w] in [0, 1] -> f32[..., h, w, 3], (x - mean) / std per channel."""
+    """f32[..., C, h, w] in [0, 1] -> f32[..., h, w, C], (x - mean) / std per channel."""
     images = jnp.moveaxis(planes, -3, -1)
     return (images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
 
 
-def _to_rows(images: jax.Array) -> jax.Array:
-    """u8[B, S, S, 3] -> u8[B, S, 3, S]: channels moved before columns."""
-    if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be uint8 [B, S, S, 3], got {images.dtype} {images.shape}")
+def _to_rows(images: jax.Array, channels: int) -> jax.Array:
+    """u8[B, S, S, C] -> u8[B, S, C, S]: channels moved before columns."""
+    if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != channels:
+        raise ValueError(
+            f"images must be uint8 [B, S, S, {channels}], got {images.dtype} {images.shape}"
+        )
     return images.swapaxes(2, 3)
 
 
@@ -92,13 +119,13 @@ def _compose(global_spec: ViewSpec, local_spec: ViewSpec, mean, std, one_by_one)
     draw_views = partial(draw_image_views, global_spec=global_spec, local_spec=local_spec)
 
     def multi_crop(images, sizes, keys):
-        rows = _to_rows(images)
+        rows = _to_rows(images, len(mean))
         draws = jax.vmap(draw_views)(keys, sizes)
         each = jax.lax.map if _one_by_one(one_by_one) else _batched
 
         def group(spec, draws):
             if not spec.blur_probs:  # no local views
-                return jnp.zeros((len(rows), 0, *spec.out, 3))
+                return jnp.zeros((len(rows), 0, *spec.out, len(mean)))
             max_box = largest_box(spec, rows.shape[1]) if each is jax.lax.map else None
 
             def view(image_rows, draw):
@@ -122,31 +149,34 @@ def _batched(function: Callable, xs):
 
 def make_multi_crop(
     *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     one_by_one: bool | None = None,
     **views,
 ) -> Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]:
     """Builds multi_crop(images, sizes, keys), to be called under jit; the defaults are DINO's.
 
     Args:
-      mean, std: of each channel, for values in [0, 1].
+      mean, std: of each of the C channels, for values in [0, 1]. For C other than 3 saturation, hue and
+        grayscale_prob are 0: they are defined for colours.
       one_by_one: True renders one view after the other, with real branches and narrow resize bands,
         best on a CPU; False all at once with dense products, best on accelerators and for arrays
         sharded over devices. None: True on a CPU.
       views: arguments of augment.views.make_view_specs, such as num_local=4; augment.presets has
         complete sets.
     Returns:
-      multi_crop(images u8[B, S, S, 3], sizes i32[B, 2], keys [B] typed PRNG keys) -> dict of
-      "global_crops" f32[B, 2, h, w, 3] and "local_crops" f32[B, num_local, h, w, 3], normalised.
+      multi_crop(images u8[B, S, S, C], sizes i32[B, 2], keys [B] typed PRNG keys) -> dict of
+      "global_crops" f32[B, 2, h, w, C] and "local_crops" f32[B, num_local, h, w, C], normalised.
       `sizes` holds the valid (height, width) from the top left; pixels outside never contribute.
       View v (globals first) of image b is drawn from fold_in(keys[b], v).
     Raises:
-      ValueError: an argument out of range; at call, images that are not u8[B, S, S, 3].
+      ValueError: an argument out of range; at call, images that are not u8[B, S, S, C].
     Source: facebookresearch/dino main_dino.py, DataAugmentationDINO.
     Differs: no rounding to 8 bits between operations; see augment.ops.
     """
     _check_moments(mean, std)
+    if len(mean) != 3:
+        views |= dict.fromkeys(OF_COLOURS, 0.0)
     return _compose(*make_view_specs(**views), mean, std, one_by_one)
 
 
@@ -156,7 +186,7 @@ def seeded_multi_crop(seed: int, **options) -> Callable[[dict], dict[str, jax.Ar
     Args:
       options: of `make_multi_crop`.
     Returns:
-      a function of {"image": u8[B, S, S, 3], "size": i32[B, 2], "place": i32[B, 2]}.
+      a function of {"image": u8[B, S, S, C], "size": i32[B, 2], "place": i32[B, 2]}.
     """
     multi_crop = make_multi_crop(**options)
 
@@ -189,23 +219,23 @@ def center_view(
     rounding: pixels next to the box contribute too, since the resize comes first.
 
     Args:
-      images: u8[B, S, S, 3], the image in the top left corner.
+      images: u8[B, S, S, C], the image in the top left corner.
       sizes: i32[B, 2] valid (height, width) of each image (pixels); may be traced.
       resize: length of the short side before the crop (pixels).
       crop: static side or (h, w), at most `resize`.
       mean, std: of each channel, for values in [0, 1].
       one_by_one: as in make_multi_crop.
     Returns:
-      f32[B, h, w, 3], normalised.
+      f32[B, h, w, C], normalised.
     Raises:
-      ValueError: crop not in 1..resize, std not positive, images not u8[B, S, S, 3].
+      ValueError: crop not in 1..resize, std not positive, images not u8[B, S, S, C].
     """
     out = (crop, crop) if isinstance(crop, int) else tuple(crop)
     if not 0 < min(out) <= max(out) <= resize:
         raise ValueError(f"crop must be from 1 to resize = {resize} pixels, got {crop}")
     _check_moments(mean, std)
 
-    rows = _to_rows(images)
+    rows = _to_rows(images, len(mean))
     each = jax.lax.map if _one_by_one(one_by_one) else _batched
     max_box = (rows.shape[1],) * 2 if each is jax.lax.map else None
 

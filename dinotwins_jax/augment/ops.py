@@ -1,6 +1,6 @@
-"""Image operations of the augmentation: Pillow's operations on one RGB image, in float32 under jit.
+"""Image operations of the augmentation: Pillow's operations on one image, in float32 under jit.
 
-Pixel values lie in [0, 1]. Operations take and return `planes` f32[3, h, w]: channels lead, so
+Pixel values lie in [0, 1]. Operations take and return `planes` f32[C, h, w]: channels lead, so
 SIMD and TPU lanes run along a row of pixels. Every parameter may be traced and, under `jax.vmap`,
 differ between images; there is no gather and no convolution, which are slow on XLA's CPU backend.
 Differs (all operations): Pillow rounds and clips to 8 bits after every pass, even between the two
@@ -90,14 +90,14 @@ def resize_rows(
     """`resize_crop` in the row layout of the augmentation.
 
     Args:
-      rows: u8[H, 3, W] or f32[H, 3, W] image.
+      rows: u8[H, C, W] or f32[H, C, W] image.
       box, out, bounds: as in `resize_crop`.
       flip, upend: bool[] mirror the result left to right, and top to bottom.
       max_box: static (height, width) that no box exceeds; the weights are then applied in narrow bands,
         several times cheaper with real branches and slices (one view at a time, on a CPU).
         None: two dense products, best on accelerators and under `jax.vmap`.
     Returns:
-      f32[3, h, w] planes in [0, 1]; u8 is divided by 255.
+      f32[C, h, w] planes in [0, 1]; u8 is divided by 255.
     """
     top, left, height, width = box
     upper, lower, west, east = bounds or (top, top + height, left, left + width)
@@ -130,41 +130,43 @@ def _resize_dense(rows, vertical, horizontal, sizes, flips) -> jax.Array:
 
 def _resize_banded(rows, vertical, horizontal, sizes, flips, max_box) -> jax.Array:
     (in_height, height), (in_width, width) = sizes
-    rows = rows.reshape(in_height, 3 * in_width)
+    rows = rows.reshape(in_height, -1)
     parts = []
     for first, weights in _bands(
         *vertical, in_size=in_height, out_size=height, max_length=max_box[0], flip=flips[0]
     ):
         window = jax.lax.dynamic_slice_in_dim(rows, first, weights.shape[1])
         parts.append(jnp.matmul(weights, _unit(window), precision=_EXACT))
-    rows = jnp.concatenate(parts).reshape(height * 3, in_width)
+    rows = jnp.concatenate(parts).reshape(-1, in_width)
     parts = []
     for first, weights in _bands(
         *horizontal, in_size=in_width, out_size=width, max_length=max_box[1], flip=flips[1]
     ):
         window = jax.lax.dynamic_slice_in_dim(rows, first, weights.shape[1], axis=1)
         parts.append(jnp.matmul(window, weights.T, precision=_EXACT))
-    return jnp.concatenate(parts, axis=1).reshape(height, 3, width).swapaxes(0, 1)
+    return jnp.concatenate(parts, axis=1).reshape(height, -1, width).swapaxes(0, 1)
 
 
 def resize_crop(image: jax.Array, box, out: tuple[int, int], *, bounds=None) -> jax.Array:
     """Cuts `box` out of an image and resizes it: Pillow's crop(box) then resize(out, BICUBIC).
 
     Args:
-      image: f32[H, W, 3] in [0, 1].
+      image: f32[H, W, C] in [0, 1].
       box: (top, left, height, width), f32[] or i32[] each (pixels), may be traced and fractional.
       out: static (h, w).
       bounds: (top, bottom, left, right) of the pixels that may contribute; None: the box.
         Pixels outside get weight zero and the other weights are renormalised.
     Returns:
-      f32[h, w, 3] in [0, 1].
+      f32[h, w, C] in [0, 1].
     """
     planes = resize_rows(image.transpose(0, 2, 1), box, out, bounds=bounds)
     return planes.transpose(1, 2, 0)
 
 
 def luma(planes: jax.Array) -> jax.Array:
-    """Grey value f32[h, w] of planes f32[3, h, w] (ITU-R 601)."""
+    """Grey value f32[h, w] of planes f32[C, h, w]: ITU-R 601 of 3 colours, else their mean."""
+    if len(planes) != 3:
+        return planes.mean(axis=0)
     return LUMA[0] * planes[0] + LUMA[1] * planes[1] + LUMA[2] * planes[2]
 
 
@@ -174,7 +176,7 @@ def grayscale(planes: jax.Array) -> jax.Array:
 
 
 def solarize(planes: jax.Array) -> jax.Array:
-    """Inverts values from 128/255 upwards, f32[3, h, w]; Pillow's solarize(threshold=128)."""
+    """Inverts values from 128/255 upwards, f32[C, h, w]; Pillow's solarize(threshold=128)."""
     return jnp.where(planes >= 128 / 255, 1.0 - planes, planes)
 
 
@@ -182,7 +184,7 @@ def blend(planes: jax.Array, operation: int, factor) -> jax.Array:
     """Brightness, contrast or saturation: clip(factor * image + (1 - factor) * base).
 
     Args:
-      planes: f32[3, h, w] in [0, 1].
+      planes: f32[C, h, w] in [0, 1].
       operation: BRIGHTNESS (base black), CONTRAST (base the mean grey) or SATURATION (base the
         pixel's grey).
       factor: f32[] >= 0; 1 is the identity.
@@ -226,15 +228,15 @@ def color_jitter(planes: jax.Array, factors, shift, order) -> jax.Array:
     """torchvision's ColorJitter with drawn parameters: four operations, one after the other.
 
     Args:
-      planes: f32[3, h, w] in [0, 1].
-      factors: f32[3] of brightness, contrast and saturation; 1 is the identity.
+      planes: f32[C, h, w] in [0, 1], and so is what is returned.
+      factors: f32[3] of brightness, contrast and saturation (of 3 channels only); 1 is the identity.
       shift: f32[] hue shift (fraction of the circle), or None to leave hue out of the program.
       order: i32[4] permutation of (BRIGHTNESS, CONTRAST, SATURATION, HUE), first applied first.
-    Returns:
-      f32[3, h, w] in [0, 1].
     """
     operations = [partial(blend, operation=k, factor=factors[k]) for k in range(3)]
     operations.append(partial(shift_hue, shift=shift) if shift is not None else lambda same: same)
+    if len(planes) != 3:
+        operations[SATURATION] = lambda same: same
     for place in range(4):
         planes = jax.lax.switch(order[place], operations, planes)
     return planes
@@ -284,17 +286,15 @@ def truncated_blur_matrix(radius, size: int, taps: int) -> jax.Array:
 
 
 def gaussian_blur(planes: jax.Array, radius, taps: int = 0) -> jax.Array:
-    """Gaussian blur of planes f32[3, h, w] with standard deviation radius f32[] >= 0 (pixels).
+    """Gaussian blur of planes f32[C, h, w] with standard deviation radius f32[] >= 0 (pixels).
 
     taps: 0 blurs as Pillow's GaussianBlur, where radius 0 is the identity; an odd number as
       torchvision's, with so many taps.
     """
 
-    def matrix(size):
-        return truncated_blur_matrix(radius, size, taps) if taps else blur_matrix(radius, size)
-
+    matrix = partial(truncated_blur_matrix, taps=taps) if taps else blur_matrix
     _, height, width = planes.shape
-    horizontal = matrix(width)
-    vertical = horizontal if height == width else matrix(height)
+    horizontal = matrix(radius, width)
+    vertical = horizontal if height == width else matrix(radius, height)
     planes = jnp.einsum("cyX,xX->cyx", planes, horizontal, precision=_EXACT)
     return jnp.einsum("yY,cYx->cyx", vertical, planes, precision=_EXACT)

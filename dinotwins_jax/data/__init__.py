@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dinotwins_jax.data.base import Source, allow_pixels, check_split
+from dinotwins_jax.data.reading import RGB, Reading
+from dinotwins_jax.data.store import as_stored
+from dinotwins_jax.data.window import window_of
 
 SOURCES = {
     "scenes": "dinotwins_jax.data.scenes:Scenes",
@@ -41,12 +44,34 @@ def make_source(name: str, split: str, /, *, dir: str = "", **kwargs: Any) -> So
     return factory(split, dir=dir, **kwargs)
 
 
+def data_section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data` of a config for `open_source`, with the channels that its model reads."""
+    section = config["data"]
+    section = section.to_dict() if hasattr(section, "to_dict") else dict(section)
+    return section | {"in_channels": config["model"].get("in_channels", 3)}
+
+
 def open_source(data: Mapping[str, Any], split: str) -> Source:
-    """Creates the source that the section `data` of a config describes."""
+    """Creates the source that the section `data` of a config describes.
+
+    Args:
+      data: the section; "in_channels" in it (`data_section`) is the number of channels to read, by
+        default 3.
+    Raises:
+      ValueError: as `make_source`, or prepared data of other channels or another window.
+    """
     source = make_source(data["source"], split, dir=data["dir"], **source_options(data))
     if limit := int(data.get("max_pixels") or 0):
         allow_pixels(limit)
-        source.max_pixels = limit  # travels to the decoding processes
+        source.max_pixels = limit  # travels to the decoding processes, as does the reading
+    channels = data.get("in_channels", 3)
+    if channels < 1:
+        raise ValueError(f"config.model.in_channels is {channels}: it must be positive")
+    reading = Reading(channels, window_of(data.get("window"), channels))
+    if stored := getattr(source, "stored", None):
+        reading = as_stored(reading, stored, data["dir"])
+    if reading != RGB:
+        source.reading = reading
     return source
 
 

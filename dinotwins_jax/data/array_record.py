@@ -11,20 +11,28 @@ from grain.sources import ArrayRecordDataSource
 
 from dinotwins_jax.data.base import (
     BadImage,
+    EncodedImages,
     canvas_for_photos,
     check_dir,
     check_split,
-    decode_image,
 )
 from dinotwins_jax.data.records import read_mask_record
-from dinotwins_jax.data.store import ARRAYS, FORMAT, MANIFEST, UNFINISHED, VERSION, read_json
+from dinotwins_jax.data.store import (
+    ARRAYS,
+    FORMAT,
+    MANIFEST,
+    UNFINISHED,
+    VERSION,
+    read_json,
+    stored_reading,
+)
 
 
-class ArrayRecord:
+class ArrayRecord(EncodedImages):
     """A split of prepared data. Thread-safe and picklable; files are opened at the first read.
 
     labels, multi_hot, class_names, notes and name(i) are those of the original source, without the images
-    that could not be read.
+    that could not be read; stored: the channels and the window that its pictures were written with.
 
     Args:
       split: "pretrain", "train" or "test".
@@ -44,6 +52,7 @@ class ArrayRecord:
         part = manifest["splits"][split]
         self._where = f"{root}, split {split!r}"
         self._short_side = manifest["settings"]["short_side"]
+        self.stored = self.reading = stored_reading(manifest["settings"])
         self._images = _open(root, manifest["shards"])
         self._masks = _open(root, part["masks"]) if part["masks"] else None
         self.class_names: tuple[str, ...] = tuple(part["class_names"])
@@ -64,11 +73,8 @@ class ArrayRecord:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        return decode_image(self.encoded(i), name=self.name(i))
-
     def encoded(self, i: int) -> bytes:
-        """The stored JPEG. Raises BadImage if the record is damaged."""
+        """The stored image file. Raises BadImage if the record is damaged."""
         return self._read(self._images, int(self._rows[i]), i)
 
     @property

@@ -1,17 +1,20 @@
-"""Protocol of image sources, and decoding of image files."""
+"""Protocol of image sources, and the reading of their images."""
 
-import contextlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import simplejpeg
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import features
 
-from dinotwins_jax.data.orientation import orientation, upright
+from dinotwins_jax.data.bands import luma
+from dinotwins_jax.data.images import decode_image, image_size
+from dinotwins_jax.data.reading import RGB, BadImage, Reading, UnfitImage, allow_pixels, printable
+from dinotwins_jax.data.window import eight_bits
+
+__all__ = ["BadImage", "UnfitImage", "allow_pixels", "decode_image", "image_size", "printable"]
+
 
 SPLITS = ("pretrain", "train", "test")
 EXTENSIONS = (
@@ -22,32 +25,6 @@ EXTENSIONS = (
 )
 
 
-_LARGER = "To read it, set config.data.max_pixels to its pixels, or make it smaller."
-
-
-def allow_pixels(count: int) -> None:
-    """Sets Pillow's limit of pixels an image in this process; 0 leaves it as it is."""
-    if count and count != Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = count
-
-
-def printable(name: object) -> str:
-    """A name for people: bytes of a file's name that are not UTF-8 become escapes, such as \\udce9."""
-    return str(name).encode(errors="backslashreplace").decode()
-
-
-class BadImage(ValueError):
-    """Raised for an unreadable record; `name` identifies it (a file's path), `reason` says why."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both, so that it can be pickled by a worker process
-        self.name = name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{printable(self.name)}: {self.reason}"
-
-
 class Source(Protocol):
     """Random access to images. Must be picklable if worker processes are used.
 
@@ -55,6 +32,8 @@ class Source(Protocol):
       multi_hot: bool[len(self), len(class_names)], all categories in the image (crowds left out, as in
         labels); None if images have a single label.
       max_pixels: int, the largest image that is read; `open_source` sets it to config.data.max_pixels.
+      reading: Reading, the channels that a run reads and its window; `open_source` sets it.
+      stored: Reading with which prepared data were written (ArrayRecord).
       notes: tuple[str, ...], lines for the description of the data at the start of a run.
     Optional methods:
       masks(i) -> (bool[n, H, W], i32[n]): the objects of image i, and their indices into class_names; an
@@ -74,7 +53,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """u8[H, W, 3] RGB at its own size. Raises BadImage if unreadable."""
+        """u8[H, W, C] at its own size, C = config.model.in_channels. Raises BadImage if unreadable.
+
+        Arrays of a source without encoded() are converted when they are read (`read_image`): u8[H, W, 3]
+        to one channel by luma, and with config.data.window samples of any other type.
+        """
         ...
 
     def name(self, i: int) -> str:
@@ -89,7 +72,16 @@ class Source(Protocol):
         ...
 
 
-class ImageFiles:
+class EncodedImages:
+    """The images of a source that has encoded(i) and name(i)."""
+
+    reading = RGB
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return decode_image(self.encoded(i), name=self.name(i), reading=self.reading)
+
+
+class ImageFiles(EncodedImages):
     """A Source over a list of image files; subclasses fill in paths, labels and class_names."""
 
     def __init__(
@@ -107,9 +99,6 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return decode_image(self.paths[i])
 
     def encoded(self, i: int) -> bytes:
         """The file's bytes. Raises BadImage if there is no such file."""
@@ -133,6 +122,38 @@ def gives_encoded(source: Source) -> bool:
     return False
 
 
+def reading_of(source: Source) -> Reading:
+    """The channels and the window with which a source is read; RGB if nothing else was set."""
+    return getattr(source, "reading", RGB)
+
+
+def read_image(
+    source: Source, i: int, *, max_side: int | None = None, canvas: np.ndarray | None = None
+) -> np.ndarray:
+    """Image i of a source, u8[H, W, C]; max_side, canvas: as in `decode_image`.
+
+    Raises:
+      BadImage: unreadable. ValueError: an array that the run cannot take.
+    """
+    allow_pixels(getattr(source, "max_pixels", 0))  # this may be another process
+    reading = reading_of(source)
+    if not gives_encoded(source):
+        return _checked(source[i], source.name(i), reading)
+    data, name = source.encoded(i), source.name(i)
+    return decode_image(data, name=name, max_side=max_side, canvas=canvas, reading=reading)
+
+
+def _checked(image: np.ndarray, name: str, reading: Reading) -> np.ndarray:
+    """u8[H, W, C] of the array that a source returned. Raises ValueError for any other."""
+    channels = reading.channels
+    bands = image.shape[2] if image.ndim == 3 and 0 not in image.shape else 0
+    typed = image.dtype == np.uint8 or (reading.window and image.dtype.kind in "iuf")
+    if not typed or not (bands == channels or (bands == 3 and channels == 1)):
+        found = f"{image.dtype}{list(image.shape)}"
+        raise ValueError(f"{name}: the source returned {found}, not uint8[H, W, {channels}]")
+    return eight_bits(image if bands == channels else luma(image), reading.window)
+
+
 def check_split(split: str) -> None:
     """Raises ValueError if split is not one of SPLITS."""
     if split not in SPLITS:
@@ -152,130 +173,3 @@ def check_dir(source: str, dir: str | os.PathLike) -> Path:
 def canvas_for_photos(global_size: int) -> int:
     """Smallest multiple of 32 >= global_size * 20 / 7 pixels: 224 -> 640, COCO's own; 32 -> 96."""
     return -(-global_size * 20 // (7 * 32)) * 32
-
-
-def decode_image(
-    file: str | os.PathLike | bytes,
-    *,
-    name: str = "",
-    max_side: int | None = None,
-    canvas: np.ndarray | None = None,
-) -> np.ndarray:
-    """Decodes an image of any format and mode that PIL reads.
-
-    EXIF rotation is applied, an alpha channel dropped, 16-bit grey scaled to 8 bits, and only the first
-    frame of an animation read.
-
-    Args:
-      file: a path, or the encoded bytes themselves.
-      name: its name in errors, by default its path.
-      max_side: pixels. A JPEG at least twice as large is decoded at 1/2, 1/4 or 1/8 of its size, which
-        is cheaper; its longer side stays >= max_side.
-      canvas: u8[S, S, 3], to be overwritten. A JPEG exactly S wide and no higher may be decoded
-        directly into its first rows, which saves a copy.
-    Returns:
-      u8[H, W, 3] RGB, possibly a view of the canvas.
-    Raises:
-      BadImage: missing, empty, truncated, not an image, or above PIL.Image.MAX_IMAGE_PIXELS pixels, which
-        count after the reduction of a JPEG.
-    """
-    name = name or (repr(file[:8]) if isinstance(file, bytes) else os.fspath(file))
-    try:
-        data = file if isinstance(file, bytes) else Path(file).read_bytes()
-    except OSError as err:
-        raise BadImage(name, err.strerror or str(err)) from err
-    if not data:
-        raise BadImage(name, "empty, 0 bytes")
-    try:
-        if (pixels := _plain_jpeg(data, max_side, canvas)) is not None:
-            return pixels
-        with Image.open(io.BytesIO(data)) as image:
-            return _to_rgb(image, max_side)
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError as err:
-        raise BadImage(name, f"{err} {_LARGER}") from None
-    except Image.UnidentifiedImageError:
-        raise BadImage(name, f"not an image that PIL can read ({len(data)} bytes)") from None
-    except Exception as err:  # PIL's decoders raise nearly every built-in exception on broken files
-        reason = " ".join(str(err).split()) or type(err).__name__
-        raise BadImage(name, reason) from err
-
-
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(height, width) of the image that `decode_image` gives, upright, from the file's header alone.
-
-    Raises BadImage if the file is missing or its header cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = 1
-            with contextlib.suppress(Exception):  # a broken EXIF block is ignored
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Image.UnidentifiedImageError:
-        raise BadImage(os.fspath(path), "not an image that PIL can read") from None
-    except OSError as err:
-        raise BadImage(os.fspath(path), err.strerror or str(err)) from err
-    except Exception as err:  # as in decode_image
-        reason = " ".join(str(err).split()) or type(err).__name__
-        raise BadImage(os.fspath(path), reason) from err
-    return (width, height) if turned in (5, 6, 7, 8) else (height, width)
-
-
-def _plain_jpeg(data: bytes, max_side: int | None, canvas: np.ndarray | None) -> np.ndarray | None:
-    """Fast decoder for common JPEGs: Pillow's pixels at twice its speed; None for other files.
-
-    Other formats, CMYK, flawed files, and EXIF rotations of what is not too large for it, are left to
-    Pillow, which alone decides what is broken.
-    """
-    if data[:3] != b"\xff\xd8\xff":
-        return None
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        limit = Image.MAX_IMAGE_PIXELS
-        too_large = limit is not None and height * width > limit
-        turned = orientation(data, too_large)
-        if space not in ("YCbCr", "Gray") or (turned != 1 and not too_large):
-            return None
-        reduced = (
-            f for f in (8, 4, 2) if max_side is not None and -(-max(height, width) // f) >= max_side
-        )
-        factor = next(reduced, 1)
-        height, width = -(-height // factor), -(-width // factor)
-        if too_large and height * width > limit:
-            return None
-        if canvas is not None and (width != canvas.shape[1] or height > canvas.shape[0]):
-            canvas = None
-        pixels = simplejpeg.decode_jpeg(
-            data,
-            min_factor=factor,
-            min_height=height,
-            min_width=width,
-            buffer=None if canvas is None or turned != 1 else canvas[:height].reshape(-1),
-        )
-        return upright(pixels, turned)
-    except ValueError:
-        return None
-
-
-def _to_rgb(image: Image.Image, max_side: int | None) -> np.ndarray:
-    width, height = image.size
-    longer = max(width, height)
-    if max_side is not None and longer >= 2 * max_side:
-        # draft() keeps both sides at or above the requested size, so request the image's own
-        # aspect.
-        image.draft(None, (-(-width * max_side // longer), -(-height * max_side // longer)))
-    limit, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
-    if limit is not None and width * height > limit:
-        raise ValueError(f"{width} x {height} pixels, more than PIL's limit of {limit}. {_LARGER}")
-    image.load()
-    with contextlib.suppress(Exception):  # the pixels are valid even if the EXIF block is broken
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):  # "I;16" and its byte orders; "I" in older PIL
-        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dinotwins_jax.data.base import check_dir, check_split, decode_image
+from dinotwins_jax.data.base import EncodedImages, check_dir, check_split
 
 
-class Cifar10:
+class Cifar10(EncodedImages):
     """CIFAR-10 from train.npz, test.npz and classes.txt in `dir`; images are decoded on access.
 
     Each .npz holds jpeg u8[bytes], all files end to end; offsets i64[n + 1], image i being
@@ -30,9 +30,6 @@ class Cifar10:
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return decode_image(self.encoded(i), name=self.name(i))
 
     def encoded(self, i: int) -> bytes:
         """The JPEG's bytes."""

@@ -8,13 +8,14 @@ from sys import getrefcount
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.data.base import BadImage, Source, allow_pixels, decode_image, gives_encoded
+from dinotwins_jax.data.bands import resized
+from dinotwins_jax.data.base import BadImage, Source, read_image, reading_of
 
 MAX_REPLACEMENT_TRIES = 100  # unreadable records in a row before giving up
 
 Batch = dict[str, np.ndarray]
 
-# (source, index, canvas u8[S, S, 3] to overwrite) -> (image u8[h, w, 3], possibly a view of the canvas,
+# (source, index, canvas u8[S, S, C] to overwrite) -> (image u8[h, w, C], possibly a view of the canvas,
 # index it came from, bad index or -1)
 Read = Callable[[Source, int, np.ndarray], tuple[np.ndarray, int, int]]
 
@@ -23,16 +24,16 @@ def fit_canvas(image: np.ndarray, canvas_size: int) -> tuple[np.ndarray, np.ndar
     """Places an image on a square canvas.
 
     Args:
-      image: u8[H, W, 3].
+      image: u8[H, W, C].
       canvas_size: side S in pixels.
     Returns:
-      u8[S, S, 3], the image top left and zeros below and to the right, and i32[2], its (height,
+      u8[S, S, C], the image top left and zeros below and to the right, and i32[2], its (height,
       width). An image larger than the canvas is shrunk (bicubic, antialiased, aspect kept, no side
       below 1), a smaller one kept as it is.
     """
     picture = _shrink(image, canvas_size)
     height, width = picture.shape[:2]
-    canvas = np.zeros((canvas_size, canvas_size, 3), np.uint8)
+    canvas = np.zeros((canvas_size, canvas_size, picture.shape[2]), np.uint8)
     canvas[:height, :width] = picture
     return canvas, np.array([height, width], np.int32)
 
@@ -60,7 +61,8 @@ class BatchLoader:
         source, canvas_size, num_threads, read = self._args
         with self._lock:
             self._pool = pool = self._pool or ThreadPoolExecutor(num_threads)
-            images = self._canvases.free((len(ids), canvas_size, canvas_size, 3))
+            shape = (len(ids), canvas_size, canvas_size, reading_of(source).channels)
+            images = self._canvases.free(shape)
         batch = {
             "image": images,
             "size": np.zeros((len(ids), 2), np.int32),
@@ -133,16 +135,7 @@ def read_or_black(source: Source, index: int, canvas: np.ndarray) -> tuple[np.nd
 
 
 def _read(source: Source, index: int, canvas: np.ndarray) -> np.ndarray:
-    allow_pixels(getattr(source, "max_pixels", 0))  # this may be another process
-    if gives_encoded(source):
-        data, name = source.encoded(index), source.name(index)
-        image = decode_image(data, name=name, max_side=len(canvas), canvas=canvas)
-        return _shrink(image, len(canvas))
-    image = source[index]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        found = f"{image.dtype}{list(image.shape)}"
-        raise ValueError(f"{source.name(index)}: the source returned {found}, not uint8[H, W, 3]")
-    return _shrink(image, len(canvas))
+    return _shrink(read_image(source, index, max_side=len(canvas), canvas=canvas), len(canvas))
 
 
 def _shrink(image: np.ndarray, canvas_size: int) -> np.ndarray:
@@ -151,4 +144,4 @@ def _shrink(image: np.ndarray, canvas_size: int) -> np.ndarray:
     if scale >= 1:
         return image
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return resized(image, size, Image.Resampling.BICUBIC)

@@ -5,15 +5,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from dinotwins_jax.data.base import Source, printable
+from dinotwins_jax.data.look import Look
 
 NAMES = 5  # classes that are named
 
 
-def describe(sources: Mapping[str, Source]) -> list[str]:
+def describe(sources: Mapping[str, Source], look: Look | None = None) -> list[str]:
     """Says what was found: images by split, classes and their sizes, and the sources' notes.
 
     Args:
       sources: split -> source.
+      look: at the pictures of one of them, see data/look.py.
     Returns:
       Lines, usually three to six.
     """
@@ -22,21 +24,24 @@ def describe(sources: Mapping[str, Source]) -> list[str]:
     if labelled is not None:
         lines.append(_classes(sources.get("train", labelled), labelled.class_names))
     notes = [note for source in sources.values() for note in getattr(source, "notes", ())]
-    return lines + [f"  {note}" for note in dict.fromkeys(notes)]
+    return lines + [f"  {note}" for note in dict.fromkeys([*(look.lines if look else ()), *notes])]
 
 
-def describe_run(source: Source, probe_sources: tuple[Source, Source], apart: bool) -> list[str]:
+def describe_run(
+    source: Source, probe_sources: tuple[Source, Source], apart: bool, look: Look | None = None
+) -> list[str]:
     """The description of a run's data.
 
     Args:
       source: of "pretrain"; probe_sources: of "train" and "test".
       apart: whether the probes have data of their own, which is then described by itself.
+      look: at the pictures of source.
     """
     probes = dict(zip(("train", "test"), probe_sources, strict=True))
     if not apart:
-        return describe({"pretrain": source} | probes)
+        return describe({"pretrain": source} | probes, look)
     first, *rest = describe(probes)
-    return [*describe({"pretrain": source}), f"{first} of other data, for the probes", *rest]
+    return [*describe({"pretrain": source}, look), f"{first} of other data, for the probes", *rest]
 
 
 def _split(split: str, source: Source) -> str:

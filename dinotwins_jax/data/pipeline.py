@@ -5,7 +5,7 @@ batch b holds positions [b * batch_size, (b + 1) * batch_size), so a batch may s
 record is ever dropped. The record at a position depends only on (seed, position, number of records),
 not on worker processes, threads, the number of hosts or the step of a resume.
 
-A batch: "image" u8[B, S, S, 3], each image in the top left corner, padded with zeros; "size" i32[B,
+A batch: "image" u8[B, S, S, C], each image in the top left corner, padded with zeros; "size" i32[B,
 2], its (height, width); "index" i32[B], the record it came from; "bad" i32[B], the unreadable record
 that it replaces, else -1. In training also "place" i32[B, 2], (epoch, position in it), from which random
 keys are derived.
@@ -24,12 +24,12 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from dinotwins_jax.data.base import BadImage, Source
+from dinotwins_jax.data.base import BadImage, Source, read_image
 from dinotwins_jax.data.decode import Batch, BatchLoader, read_or_black, read_or_next
 from dinotwins_jax.data.decode import fit_canvas as fit_canvas  # re-exported
 from dinotwins_jax.data.workers import num_cores
 
-BATCHES_AHEAD = 2  # enough to hide decoding; each is batch_size * canvas_size^2 * 3 bytes
+BATCHES_AHEAD = 2  # enough to hide decoding; each is batch_size * canvas_size^2 * C bytes
 
 
 def train_batches(
@@ -247,7 +247,7 @@ class BadImageLog:
 
     def _describe(self, i: int) -> str:
         try:
-            self._source[i]
+            read_image(self._source, i)
         except BadImage as err:
             return str(err)
         return f"{self._source.name(i)}: unreadable in its batch, readable now"

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.data.base import Source, allow_pixels, decode_image, gives_encoded
+from dinotwins_jax.data.bands import resized
+from dinotwins_jax.data.base import Source, gives_encoded, read_image, reading_of
+from dinotwins_jax.data.images import is_wide
 
 Size = tuple[int, int]  # (height, width) in pixels, upright
 
@@ -20,7 +22,7 @@ _MASKS = struct.Struct("<3i")  # count, height, width
 class ImageRecord(NamedTuple):
     """A stored image and its source."""
 
-    data: bytes  # a JPEG
+    data: bytes  # a JPEG, PNG or TIFF
     source: bytes  # the source's encoded bytes, or its pixels
     size: Size  # stored
     original_size: Size
@@ -31,7 +33,8 @@ def image_record(source: Source, i: int, *, short_side: int, quality: int) -> Im
     """Encodes image i of a source, its short side reduced to `short_side`.
 
     Never enlarged. A JPEG that is small enough, RGB or grey, and without EXIF rotation keeps its bytes;
-    all others are encoded as JPEG, 4:2:0, upright.
+    all others are encoded upright: 8-bit grey and RGB as JPEG, 4:2:0; wider samples, by the window of the
+    source's reading, and other numbers of channels without loss.
 
     Args:
       short_side: pixels; 0 keeps every size.
@@ -39,27 +42,41 @@ def image_record(source: Source, i: int, *, short_side: int, quality: int) -> Im
     Raises:
       BadImage: unreadable, even if the bytes could have been kept.
     """
-    allow_pixels(getattr(source, "max_pixels", 0))  # this may be another process
     if not gives_encoded(source):
-        pixels = source[i]
-        original = pixels.shape[:2]
-        raw, plain = pixels.tobytes(), False
+        pixels = read_image(source, i)
+        original, raw, plain = pixels.shape[:2], pixels.tobytes(), False
+        eight = reading_of(source).window is None
     else:
-        raw, name = source.encoded(i), source.name(i)
+        raw = source.encoded(i)
         plain, original = _jpeg_header(raw)
         # A large JPEG may be reduced while decoding, to no less than twice the target size.
         wanted = target_size(original, short_side) if original else None
-        pixels = decode_image(raw, name=name, max_side=2 * max(wanted) if wanted else None)
+        pixels = read_image(source, i, max_side=2 * max(wanted) if wanted else None)
         original = original or pixels.shape[:2]
+        eight = bool(wanted) or not is_wide(raw)
     size = target_size(original, short_side)
     if plain and size == original:
         return ImageRecord(raw, raw, size, original, True)
-    image = Image.fromarray(pixels)
-    if image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.LANCZOS)
+    if pixels.shape[:2] != size:
+        pixels = resized(pixels, size[::-1], Image.Resampling.LANCZOS)
+    return ImageRecord(_encoded(pixels, quality, lossless=not eight), raw, size, original, False)
+
+
+def _encoded(pixels: np.ndarray, quality: int, lossless: bool) -> bytes:
+    """The file of a picture u8[H, W, C]: a JPEG of 1 or 3 channels, or without loss a PNG, else a TIFF."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
-    return ImageRecord(file.getvalue(), raw, size, original, False)
+    if pixels.shape[2] not in (1, 3):
+        import tifffile  # takes 50 ms
+
+        kind = {"photometric": "minisblack", "planarconfig": "contig", "compression": "zlib"}
+        tifffile.imwrite(file, pixels, **kind, metadata=None, software="")
+        return file.getvalue()
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    if lossless:
+        image.save(file, "PNG")
+    else:
+        image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return file.getvalue()
 
 
 def target_size(size: Size, short_side: int) -> Size:

@@ -14,17 +14,20 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dinotwins_jax.data.base import SPLITS, Source, printable
+from dinotwins_jax.data.reading import Reading
+from dinotwins_jax.data.window import window_of, window_text
 
 FORMAT, VERSION = "dinotwins_jax prepared images", 1
 MANIFEST, ARRAYS = "manifest.json", "splits.npz"
 UNFINISHED, LOCK = "unfinished.json", "lock"
+_ADDED = {"channels": 3, "window": None}  # settings that a manifest of before does not state
 
 
 class Settings(NamedTuple):
@@ -34,6 +37,8 @@ class Settings(NamedTuple):
     quality: int = 92  # of re-encoded JPEGs
     masks: tuple[str, ...] = ("test",)  # splits whose masks are stored, if the source has any
     images_per_shard: int = 1024
+    channels: int = 3  # of the stored pictures, config.model.in_channels
+    window: dict[str, Any] | None = None  # section config.data.window that was applied; None: none
 
 
 class Store(NamedTuple):
@@ -95,8 +100,7 @@ def identify(store: Store, settings: Settings) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        **settings._asdict(),
-        "masks": list(settings.masks),
+        **json.loads(json.dumps(settings._asdict())),  # tuples become lists, as they do on disk
         "images": len(store.names),
         "files": files_checksum(store.names),
         "labels": labels.hexdigest(),
@@ -117,6 +121,39 @@ def files_checksum(names: Sequence[str]) -> str:
             size = os.stat(name).st_size
         digest.update(f"{name[start:]} {size}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def stored_reading(settings: Mapping[str, Any]) -> Reading:
+    """The channels and the window with which prepared data were written, by their manifest's settings."""
+    settings = _ADDED | dict(settings)
+    return Reading(settings["channels"], window_of(settings["window"], settings["channels"]))
+
+
+def as_stored(wanted: Reading, stored: Reading, where: str) -> Reading:
+    """What a run reads of prepared data: the channels and the window that they were written with.
+
+    Args:
+      wanted: of the run's config; without a window, or with one of a sample of the set, it takes what
+        is stored.
+      where: the directory, for messages.
+    Raises:
+      ValueError: the run states other channels or another window.
+    """
+    if wanted.channels != stored.channels:
+        raise ValueError(
+            f"{where} was prepared with model.in_channels={stored.channels}, this run has "
+            f"{wanted.channels}: set config.model.in_channels={stored.channels}, or prepare it again"
+        )
+    window = wanted.window
+    if window is not None and window.of_set and not window.ranges and stored.window:
+        window = window._replace(ranges=stored.window.ranges)
+    if window not in (None, stored.window):
+        has = window_text(stored.window) if stored.window else "none"
+        raise ValueError(
+            f"{where} was prepared with the window {has}, config.data.window is "
+            f"{window_text(wanted.window)}: leave config.data.window.mode '', or prepare it again"
+        )
+    return stored
 
 
 def check_ours(out: Path) -> None:
@@ -144,10 +181,10 @@ def check_begun(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
     before = begun.get("settings", begun)
     for key, now in identity.items():
-        if before.get(key) != now:
+        if (then := before.get(key, _ADDED.get(key))) != now:
             what = {"files": "source files (names and sizes)", "labels": "labels or splits"}
             raise ValueError(
-                f"{out} was begun with {what.get(key, key)} {str(before.get(key))[:24]}, now it is "
+                f"{out} was begun with {what.get(key, key)} {str(then)[:24]}, now it is "
                 f"{str(now)[:24]}: use the former value, choose another directory, or start over "
                 "with --overwrite"
             )

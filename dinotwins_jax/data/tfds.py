@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dinotwins_jax.data.base import BadImage, canvas_for_photos, check_split, decode_image
+from dinotwins_jax.data.base import BadImage, EncodedImages, canvas_for_photos, check_split
 from dinotwins_jax.data.coco import dominant_categories
 from dinotwins_jax.logs.terminal import image_bar
 
 DEFAULT_DIR = "~/tensorflow_datasets"  # where TFDS puts its data
 
 
-class Tfds:
+class Tfds(EncodedImages):
     """A data set with the feature "image" and, for labels, "label" or COCO's "objects".
 
     labels are read from all records on first access, without decoding images; with "objects" they
@@ -67,9 +67,6 @@ class Tfds:
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return decode_image(self.encoded(i), name=self.name(i))
 
     def encoded(self, i: int) -> bytes:
         """The stored image. Raises BadImage if the record is damaged."""

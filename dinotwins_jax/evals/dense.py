@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD
+from dinotwins_jax.data.bands import as_colours
 from dinotwins_jax.evals.attention import attention_grid
 from dinotwins_jax.evals.features import View
 from dinotwins_jax.evals.localisation import (
@@ -32,7 +32,7 @@ class ImageSet(NamedTuple):
     source: object
     view: View  # a square of whole patches
     indices: np.ndarray  # i64[M], readable records
-    pixels: np.ndarray  # u8[M, side, side, 3]
+    pixels: np.ndarray  # u8[M, side, side, 3], to look at
     masks: list | None  # bool[n, side, side] of each image; None where the source has none
     boxes: bool = False  # whether these are boxes of the objects, filled
 
@@ -43,19 +43,19 @@ class ImageSet(NamedTuple):
 
 def image_set(source, view: View, indices, objects: str = "masks") -> ImageSet:
     """Loads the readable records among `indices` of a source, and their "masks" or "boxes" if any."""
-    pixels, indices = view.map(_pixels, source, indices)
+    pixels, indices = view.map(partial(_pixels, view.mean, view.std), source, indices)
     masks = None
     if hasattr(source, objects):
         options = {"resize": view.resize, "crop": view.crop, "objects": objects}
         masks = [view_masks(source, int(i), **options)[0] for i in indices]
-    return ImageSet(source, view, indices, pixels, masks, objects == "boxes")
+    return ImageSet(source, view, indices, as_colours(pixels), masks, objects == "boxes")
 
 
-@jax.jit
-def _pixels(views):
+@partial(jax.jit, static_argnums=(0, 1))
+def _pixels(mean, std, views):
     """Converts normalised views to u8."""
-    colours = views * jnp.array(IMAGENET_STD) + jnp.array(IMAGENET_MEAN)
-    return jnp.clip(jnp.round(colours * 255), 0, 255).astype(jnp.uint8)
+    pixels = views * jnp.array(std) + jnp.array(mean)
+    return jnp.clip(jnp.round(pixels * 255), 0, 255).astype(jnp.uint8)
 
 
 @partial(jax.jit, static_argnames="backbone")

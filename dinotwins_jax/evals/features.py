@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinotwins_jax.augment.multi_crop import center_view
+from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD, center_view
 from dinotwins_jax.data.pipeline import BadImageLog, eval_batches
 from dinotwins_jax.devices.agreement import agree
 from dinotwins_jax.evals.content import update_with_labels
@@ -44,18 +44,22 @@ class View(NamedTuple):
     canvas_size: int  # pixels
     batch_size: int  # images
     put: Callable[[np.ndarray], jax.Array] = jnp.asarray  # a batch's array -> this process' devices
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of each of the C channels
+    std: tuple[float, ...] = IMAGENET_STD
     report: Callable[[int, int], None] = silent  # called with (images done, of) after each batch
 
     def batches(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
-        """Yields (views f32[B, h, w, 3], indices i64[B], valid bool[B]) of all records or `indices`.
+        """Yields (views f32[B, h, w, C], indices i64[B], valid bool[B]) of all records or `indices`.
 
         All batches are full; an invalid row is a repeat or was unreadable. Raises ValueError if more
         than 1% are unreadable.
         """
         # A loop over images sharded over devices would gather all of them on every device.
         one_by_one = False if jax.local_device_count() > 1 else None
-        log, view = BadImageLog(source), _compiled_view(self.resize, self.crop, one_by_one)
-        done, total = 0, len(source if indices is None else indices)
+        moments = self.mean, self.std
+        view = _compiled_view(self.resize, self.crop, one_by_one, *moments)
+        log, done = BadImageLog(source), 0
+        total = len(source if indices is None else indices)
         for batch in eval_batches(
             source, batch_size=self.batch_size, canvas_size=self.canvas_size, indices=indices
         ):
@@ -66,7 +70,7 @@ class View(NamedTuple):
             self.report(done, total)
 
     def of(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray]]:
-        """Yields (views f32[b, h, w, 3], indices i64[b]) of the readable records only."""
+        """Yields (views f32[b, h, w, C], indices i64[b]) of the readable records only."""
         for views, index, valid in self.batches(source, indices):
             yield (views if valid.all() else views[valid]), index[valid]
 
@@ -118,14 +122,17 @@ def _of_all_processes(tree, rows: int):
 
 
 @functools.cache
-def _compiled_view(resize: int, crop: int | tuple[int, int], one_by_one: bool | None) -> Callable:
-    return jax.jit(partial(center_view, resize=resize, crop=crop, one_by_one=one_by_one))
+def _compiled_view(
+    resize: int, crop: int | tuple[int, int], one_by_one: bool | None, mean: tuple, std: tuple
+) -> Callable:
+    options = {"resize": resize, "crop": crop, "one_by_one": one_by_one, "mean": mean, "std": std}
+    return jax.jit(partial(center_view, **options))
 
 
 class Embed(NamedTuple):
     """Frozen features of images.
 
-    apply: views f32[B, h, w, 3] -> f32[B, D].
+    apply: views f32[B, h, w, C] -> f32[B, D].
     sets: name -> columns of D, the feature sets of the bank of probes.
     linear, knn: the feature set of the official linear probe and of k-NN.
     identity: cache key of the features, such as a checksum of the weights.
@@ -148,7 +155,7 @@ def check_last_blocks(backbone: VisionTransformer, n_last_blocks: int) -> None:
 
 
 def backbone_features(backbone: VisionTransformer, n_last_blocks: int) -> Callable:
-    """Builds the jitted function (params, views f32[B, h, w, 3]) -> f32[B, (n + 1) * E].
+    """Builds the jitted function (params, views f32[B, h, w, C]) -> f32[B, (n + 1) * E].
 
     The class tokens of the last n blocks, the last one at the end, each after the final LayerNorm;
     then the mean patch token of the last block.
@@ -202,7 +209,8 @@ def pixel_embed() -> Embed:
     @jax.jit
     def features(views):
         height, width = (min(side, PIXELS) for side in views.shape[1:3])
-        small = jax.image.resize(views, (len(views), height, width, 3), "linear")
+        shape = len(views), height, width, views.shape[-1]
+        small = jax.image.resize(views, shape, "linear")
         return small.reshape(len(views), -1)
 
     return Embed(features, {"pixels": slice(None)}, "pixels", "pixels", f"{PIXELS} pixels")
@@ -260,7 +268,10 @@ def _cache_file(cache: Path | None, embed: Embed, view: View, data: str) -> Path
     if cache is None:
         return None
     # The batch size changes only the last bits.
-    key = json.dumps([VERSION, embed.identity, view.resize, view.crop, view.canvas_size, data])
+    parts = [VERSION, embed.identity, view.resize, view.crop, view.canvas_size, data]
+    moments = [list(view.mean), list(view.std)]
+    parts += [] if moments == [list(IMAGENET_MEAN), list(IMAGENET_STD)] else moments
+    key = json.dumps(parts)
     return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
 
 

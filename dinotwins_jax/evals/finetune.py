@@ -143,7 +143,7 @@ def fine_tune(
 
     Args:
       params: of the backbone; never modified.
-      train_views, test_views: indices i64[m] -> batches (f32[b, h, w, 3] normalised images of one
+      train_views, test_views: indices i64[m] -> batches (f32[b, h, w, C] normalised images of one
         size, i64[b] their indices), in any order; unreadable images may be missing.
       train_labels, test_labels: i32[M] and i32[N], -1 = none; or bool[M, C] and bool[N, C].
       num_classes: C.

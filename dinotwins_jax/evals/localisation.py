@@ -76,7 +76,7 @@ def attention_maps(
     """The last block's class-token attention and the rollout, compiled once per shape of views.
 
     Args:
-      backbone: of the parameters; views: f32[B, H, W, 3], from `center_view`.
+      backbone: of the parameters; views: f32[B, H, W, C], from `center_view`.
     Returns:
       f32[B, heads, h, w] and f32[B, h, w].
     """

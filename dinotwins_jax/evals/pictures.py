@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dinotwins_jax.data.bands import as_colours
+from dinotwins_jax.data.base import read_image
 from dinotwins_jax.files import replacing
 
 CELL, GAP, MARGIN, HEADER, ROW_TITLE = 1.5, 0.06, 0.12, 0.26, 0.24  # inches
@@ -16,6 +18,11 @@ OUTLINE = "#ffd400"
 SHADE = 0.62  # of black over what a mask leaves out
 
 Panel = Callable
+
+
+def picture_of(source, i: int) -> np.ndarray:
+    """u8[H, W, 3] of image i of a source, to look at."""
+    return as_colours(read_image(source, i))
 
 
 def mask_edges(mask: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:

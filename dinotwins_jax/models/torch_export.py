@@ -30,10 +30,8 @@ def exported(vit: VisionTransformer, params, target: str) -> tuple[dict[str, np.
 def described(vit: VisionTransformer) -> dict:
     """What an export's config.json says of the model under "dinotwins_jax"."""
     fields = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio")
-    fields += ("num_register_tokens", "layer_scale_init", "ffn", "positions", "norm_eps")
-    return {name: getattr(vit, name) for name in fields} | {
-        "in_channels": getattr(vit, "in_channels", 3)
-    }
+    fields += ("in_channels", "num_register_tokens", "layer_scale_init", "ffn", "positions")
+    return {name: getattr(vit, name) for name in (*fields, "norm_eps")}
 
 
 def _hidden(vit) -> int:
@@ -78,14 +76,16 @@ def _timm(vit, weights) -> tuple[dict, dict]:
             "mlp_ratio": ratio_of(hidden, vit.embed_dim),
             "init_values": vit.layer_scale_init,
             "reg_tokens": vit.num_register_tokens,
+            "in_chans": vit.in_channels,
             "dynamic_img_size": True,
         },
         "pretrained_cfg": {
-            "input_size": [3, *as_pair(vit.image_size)],
+            "input_size": [vit.in_channels, *as_pair(vit.image_size)],
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "num_classes": 0,
-            "first_conv": "patch_embed.proj",
+            # timm would convert a first layer of 3 channels to in_chans; this one has them.
+            "first_conv": "patch_embed.proj" if vit.in_channels == 3 else None,
             "classifier": "head",
         },
     }
@@ -107,6 +107,7 @@ def _dino(vit, weights) -> tuple[dict, dict]:
     arguments = {
         "img_size": side,
         "patch_size": vit.patch_size,
+        "in_chans": vit.in_channels,
         "embed_dim": vit.embed_dim,
         "depth": vit.depth,
         "num_heads": vit.num_heads,
@@ -141,7 +142,7 @@ def _hf(vit, weights) -> tuple[dict, dict]:
         "num_attention_heads": vit.num_heads,
         "image_size": _side(vit),
         "patch_size": vit.patch_size,
-        "num_channels": 3,
+        "num_channels": vit.in_channels,
         "hidden_act": "gelu",
         "layer_norm_eps": vit.norm_eps,
         "dtype": "float32",

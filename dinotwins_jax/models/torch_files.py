@@ -65,7 +65,8 @@ def _check_shapes(vit: VisionTransformer, params: dict) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
-    images = jax.ShapeDtypeStruct((1, vit.image_size, vit.image_size, 3), jnp.float32)
+    shape = (1, vit.image_size, vit.image_size, vit.in_channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
     wanted = shapes(jax.eval_shape(vit.init, jax.random.key(0), images)["params"])
     found = shapes(params)
     for name in sorted(wanted.keys() | found.keys()):
@@ -129,7 +130,7 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
             )
     kernel = weights["patch_embed.proj.weight"].shape
     if len(kernel) != 4:
-        raise ValueError(f"patch_embed.proj.weight {kernel}: not a convolution [D, 3, p, p]")
+        raise ValueError(f"patch_embed.proj.weight {kernel}: not a convolution [D, C, p, p]")
     D, patch_size, hidden = kernel[0], kernel[2], weights[first].shape[0]
     if ffn == "swiglu":
         if hidden % 16:
@@ -141,6 +142,7 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "depth": len(blocks_of(weights)),
         "num_heads": 0 if D % 64 else D // 64,
         "patch_size": patch_size,
+        "in_channels": kernel[1],
         "image_size": 14 * patch_size,  # arbitrary for rotary positions
         "mlp_ratio": ratio_of(hidden, D),
         "num_register_tokens": registers.shape[1],

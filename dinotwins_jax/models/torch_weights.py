@@ -63,7 +63,7 @@ def vit_from_torch(state_dict) -> dict:
       ValueError: a tensor is missing, has the wrong shape, or belongs to another architecture.
     """
     weights = common(state_dict)
-    conv = _take(weights, "patch_embed.proj.weight")  # [D, 3, p, p]
+    conv = _take(weights, "patch_embed.proj.weight")  # [D, C, p, p]
     D = conv.shape[0]
     params = {
         "cls_token": _take(weights, "cls_token", (1, 1, D)),

@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
       remat (recompute each block in the backward pass instead of storing its activations),
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they
-      are not sharded).
+      are not sharded), in_channels (C of the images).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
     in dinov3.
     """
@@ -90,6 +90,7 @@ class VisionTransformer(nn.Module):
     remat: bool = False
     plain_gradients: bool = False
     gather: Callable | None = None
+    in_channels: int = 3
 
     def setup(self):
         if self.embed_dim % self.num_heads:
@@ -169,6 +170,10 @@ class VisionTransformer(nn.Module):
         """Token sequence [B, T, D] that enters the first block; hidden: bool[B, N], patches replaced by
         the mask token."""
         stored, grid = self.grid(as_pair(self.image_size)), self.grid(images.shape[1:3])
+        if images.shape[3] != self.in_channels:
+            raise ValueError(
+                f"images have {images.shape[3]} channels, the model in_channels={self.in_channels}"
+            )
         x = self.patch_embed(images)  # [B, N, D]
         if hidden is not None:
             x = jnp.where(hidden[..., None], self.hidden.astype(self.dtype), x)
@@ -221,7 +226,7 @@ class VisionTransformer(nn.Module):
         """Features of a batch.
 
         Args:
-          images: [B, H, W, 3], normalised; H and W multiples of patch_size, not necessarily equal.
+          images: [B, H, W, C], normalised; H and W multiples of patch_size, not necessarily equal.
           train: apply drop path, and the augmentation of rotary positions.
           return_attention: also return the last block's attention.
           sample_ids: i32[B] identity of each sample for drop path (default 0..B-1).

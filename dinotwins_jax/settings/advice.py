@@ -47,6 +47,11 @@ def _run(s: Setting, c) -> Iterator[str]:
         yield f"match_gradients_to is '{target}', the only term: no effect"
     elif target and _weightless(c.loss[target]):
         yield f"match_gradients_to is '{target}', of weight 0: every other term is scaled to nothing"
+    channels = c.model.get("in_channels", 3)
+    if channels != 3 and (keys := _of_colours(c.views)):
+        yield (
+            f"model.in_channels is {channels}: {' and '.join(keys)} need three channels and are off"
+        )
     smallest = c.views.global_scale[0]
     if c.views.num_local == 0 and smallest > 0.3:
         yield (
@@ -206,6 +211,13 @@ def _log(s: Setting, c) -> Iterator[str]:
             f"evals.monitor_every_epochs is {c.evals.monitor_every_epochs:g} of {c.total_epochs:g}: the "
             "monitor runs at checkpoints only"
         )
+
+
+def _of_colours(views) -> list[str]:
+    """The operations on colours that are on."""
+    jitter = ("views.saturation", "views.hue") if views.jitter_prob else ()
+    keys = (*jitter, "views.grayscale_prob")
+    return [key for key in keys if views[key.removeprefix("views.")]]
 
 
 def _weightless(term) -> bool:

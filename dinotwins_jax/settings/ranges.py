@@ -16,12 +16,21 @@ RANGES = {
     **dict.fromkeys(("seed", "total_steps", "mesh.data"), NOT_NEGATIVE),
     **{
         f"model.{k}": POSITIVE
-        for k in ("embed_dim", "depth", "num_heads", "patch_size", "init_std", "norm_eps")
+        for k in (
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "patch_size",
+            "in_channels",
+            "init_std",
+            "norm_eps",
+        )
     },
     **{"model.drop_path_rate": "[0, 1)", "model.num_register_tokens": NOT_NEGATIVE},
     **{"model.rope_shift": POSITIVE, "model.rope_jitter": "[1, inf)"},
     **{"model.rope_rescale": "[1, inf)"},
     **{"data.num_workers": NOT_NEGATIVE, "data.max_pixels": NOT_NEGATIVE},
+    **{"data.std": POSITIVE, "data.window.percentiles": "[0, 100]"},
     **{
         f"data.{probe}{k}": interval
         for probe in ("", "probe.")
@@ -81,6 +90,7 @@ CHOICES = {  # for every element of a tuple
     "model.attention": ("xla", "cudnn"),
     "model.ffn": ("mlp", "swiglu"),
     "model.positions": ("learned", "rope"),
+    "data.window.mode": ("", "fixed", "picture", "set"),
     "optim.name": ("adamw", "lars"),
     "optim.clip_mode": ("per_parameter", "global"),
     "log.writers": ("jsonl", "tensorboard", "wandb", "mlflow"),
@@ -89,6 +99,7 @@ CHOICES = {  # for every element of a tuple
 }
 PAIRS = (
     "loss.ibot.mask_ratio",
+    "data.window.percentiles",
     "views.global_scale",
     "views.local_scale",
     "views.ratio",

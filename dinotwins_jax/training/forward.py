@@ -47,7 +47,7 @@ def forward(
     """Computes the features of a batch.
 
     Args:
-      make_crops: batch -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}; what it
+      make_crops: batch -> {"global_crops": [B, 2, h, w, C], "local_crops": [B, n, h, w, C]}; what it
         returns for an image must not depend on the other images.
       params, teacher_params: of the backbone.
       ids: i32[B], position of each image in the global batch, for drop path.

@@ -68,7 +68,7 @@ def create_state(
 
 def init_backbone(backbone: VisionTransformer, key: jax.Array) -> PyTree:
     """Initial parameters of the backbone, the same as in `create_state` with this key."""
-    image = jnp.zeros((1, *as_pair(backbone.image_size), 3))
+    image = jnp.zeros((1, *as_pair(backbone.image_size), backbone.in_channels))
     return jax.jit(backbone.init)(jax.random.fold_in(key, 0), image)["params"]
 
 

@@ -39,7 +39,7 @@ def make_train_step(
 
     Args:
       backbone: student and teacher are this module with two sets of parameters.
-      make_crops: batch -> {"global_crops": [B, 2, h, w, 3], "local_crops": [B, n, h, w, 3]}.
+      make_crops: batch -> {"global_crops": [B, 2, h, w, C], "local_crops": [B, n, h, w, C]}.
       tx: update(grads, opt_state, params, lr=…, weight_decay=…, keep=…), see optim.py.
       schedules: lr, weight_decay, teacher_momentum, teacher_temp: step -> f32[].
       seed: of drop path and masks, which depend on (seed, step, image in the batch).

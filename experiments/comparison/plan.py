@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN
 from dinotwins_jax.build import build
 from dinotwins_jax.damage import paths
 from dinotwins_jax.evals.features import checksum
@@ -24,7 +23,6 @@ METHODS = (
     *("dino", "barlow_twins", "hybrid"),
     *("byol", "simclr", "vicreg", "dinov2", "dinov3", "hybrid_dinov2"),
 )
-CHANNELS = len(IMAGENET_MEAN)
 _ABSENT = object()
 # Keys that change neither weights nor scores.
 _FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "data.probe.dir", "evals.tasks",
@@ -128,7 +126,7 @@ def flops_per_step(config: ConfigDict) -> float:
     views = config.views
 
     def crops(number, size):
-        shape = (config.batch_size, number, *as_pair(size), CHANNELS)
+        shape = (config.batch_size, number, *as_pair(size), run.backbone.in_channels)
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     batch = {
@@ -182,7 +180,10 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
     except (OSError, ValueError):
         return False
     ours = _deciding(json.loads(json.dumps(config.to_dict())))  # tuples become lists, as on disk
-    compared = (theirs.keys() & ours.keys()) - set(open_keys(config.to_dict()))
+    automatic = {*open_keys(config.to_dict())}
+    if config.data.window.mode == "set" and not len(config.data.window.range):
+        automatic.add("data.window.range")
+    compared = (theirs.keys() & ours.keys()) - automatic
     if any(theirs[key] != ours[key] for key in compared) or report.get("failed"):
         return False
     done = report.get("seconds", {})
