@@ -22,7 +22,7 @@ def provenance() -> dict:
     The commit ends in "+changes" where tracked files differ from it.
     """
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": " ".join(map(_quoted, ["python", *sys.orig_argv[1:]])),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "dinotwins_jax": __version__,
@@ -37,6 +37,12 @@ def provenance() -> dict:
             "processes": jax.process_count(),
         },
     }
+
+
+def _quoted(argument: str) -> str:
+    """As shlex.quote, but tuples of strings stay readable: "--config.evals.tasks=('knn',)"."""
+    plain = "'" in argument and not set(argument) & set('"$`\\!')
+    return f'"{argument}"' if plain else shlex.quote(argument)
 
 
 def commit(checkout: Path) -> str | None:

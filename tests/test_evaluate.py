@@ -64,6 +64,44 @@ def test_every_result_names_its_protocol(evaluated):
             assert all(part["protocol"] for part in parts), task
 
 
+def test_scores_by_class_are_of_two_predictions(evaluated):
+    """The bank with the most labels, and the k-NN of the table; of the teacher, beside the scores."""
+    workdir, scores = evaluated
+    report = json.loads((workdir / "scores.json").read_text())
+    assert {task: list(parts) for task, parts in report["classes"].items()} == {
+        "linear": ["ridge 50%"],
+        "knn": ["k5"],
+    }
+    test = build(shrunk()).probe_sources[1]
+    for task, name in (("linear", "ridge 50%"), ("knn", "k5")):
+        rows = report["classes"][task][name]
+        assert [row["class"] for row in rows] == list(test.class_names)
+        assert [row["support"] for row in rows] == np.bincount(test.labels, minlength=10).tolist()
+        recalls = [row["recall"] for row in rows if row["support"]]
+        found = scores["teacher"][task][name]
+        assert found.get("balanced", found.get("balanced_mean")) == pytest.approx(np.mean(recalls))
+        right = sum(row["recall"] * row["support"] for row in rows if row["support"]) / 20
+        assert found.get("top1", found.get("top1_mean")) == pytest.approx(right)
+    for row in scores.values():
+        assert "classes" not in row["linear"]["ridge 50%"] if "linear" in row else True
+    page = (workdir / "report.html").read_text()
+    assert "<h2>Scores by class</h2>" in page and "<h3>ridge, 50% of the labels</h3>" in page
+
+
+def test_evaluating_again_keeps_the_scores_and_says_where_they_come_from(evaluated):
+    workdir, scores = evaluated
+    before = json.loads((workdir / "scores.json").read_text())
+    config = shrunk(evals__tasks=(), evals__pictures=0)
+    assert evaluate_run(workdir, config, ["fewshot"]) == scores
+    after = json.loads((workdir / "scores.json").read_text())
+    assert after["scores"] == before["scores"] and after["classes"] == before["classes"]
+    for report in (before, after):
+        assert report["provenance"].keys() == {"command", "date", "versions", "commit", "devices"}
+    assert after["provenance"]["date"] >= before["provenance"]["date"]
+    page = (workdir / "report.html").read_text()
+    assert f"Evaluated {after['provenance']['date']} by: python " in page
+
+
 def test_pictures_and_report_are_there(evaluated):
     workdir, _ = evaluated
     for name in ("attention", "segmentation", "pca", "neighbours"):

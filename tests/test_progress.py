@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dinotwins_jax.logs.progress import Progress, sparkline
+from dinotwins_jax.logs.tasks import TaskProgress
 
 ROOT = Path(__file__).parent.parent
 MEANS = {
@@ -51,12 +52,27 @@ print("after")
 """
 
 
-def in_terminal(wait_at=0, send=None, **environment):
-    """What RUN wrote to a terminal of 100 columns, and its exit code; `send` is a signal at `wait_at`."""
+TASKS = """
+import time
+from dinotwins_jax.logs.tasks import TaskProgress
+with TaskProgress(["linear", "knn", "a task with a name of its own"]) as progress:
+    for name in ("linear", "knn", "a task with a name of its own"):
+        with progress.task(name):
+            for part in progress.parts(["teacher", "random weights"]):
+                for done in range(0, 100001, 20000):
+                    progress.images(done, 100000)
+                    time.sleep(0.12)
+            print("printed in", name)
+print("after", sorted(progress.seconds))
+"""
+
+
+def in_terminal(wait_at=0, send=None, run=RUN, columns=100, **environment):
+    """What the code wrote to a terminal, and its exit code; `send` is a signal at `wait_at`."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     run = subprocess.Popen(
-        [sys.executable, "-c", RUN.replace("WAIT", str(wait_at))],
+        [sys.executable, "-c", run.replace("WAIT", str(wait_at))],
         cwd=ROOT,
         env=os.environ | {"TERM": "xterm-256color", "PYTHONUTF8": "1"} | environment,
         stdin=theirs,
@@ -139,6 +155,46 @@ def test_the_time_left_knows_nothing_of_the_compilation(capsys, monkeypatch):
             progress.advance(step)
         progress.show(910, MEANS)
     assert capsys.readouterr().out.endswith("left 0:03:00\n")
+
+
+def test_tasks_in_a_terminal_have_a_live_line_and_a_line_each():
+    output, code = in_terminal(run=TASKS, columns=80)
+    assert code == 0 and cursor(output)
+    text = plain(output)
+    assert "evaluation: linear, knn, a task with a name of its own" in text
+    assert re.search(r"1/3 linear, teacher +\S+ [2468]0,000/100,000 img 0:00:0\d", text)
+    assert "2/3 knn, random weights" in text
+    for name in ("linear", "knn"):
+        assert text.count(f"printed in {name}") == 1
+        assert len(re.findall(rf"^  {name} +\d+\.\d s\r?$", text, re.M)) == 1
+    assert max(len(line) for line in re.split(r"[\r\n]+", text)) <= 80
+    assert text.rstrip().endswith("after ['a task with a name of its own', 'knn', 'linear']")
+
+
+def test_tasks_in_a_pipe_are_a_line_each(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    with TaskProgress(["linear", "knn"]) as progress:
+        with progress.task("linear"):
+            for _ in progress.parts(["teacher", "raw pixels"]):
+                for done in range(0, 50, 10):
+                    now += 9.0
+                    progress.images(done, 40)
+                now += 0.25
+        with pytest.raises(ValueError), progress.task("knn"):
+            now += 2.0
+            raise ValueError
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluation: linear, knn",
+        "  linear, teacher: 30 of 40 images",  # after 36 s; no line in the first 30 s
+        "  linear, raw pixels: 20 of 40 images",
+        "  linear            90.5 s",
+        "  knn                2.0 s",
+    ]
+    assert progress.seconds == {"linear": 90.5, "knn": 2.0}
+    with TaskProgress([]):
+        pass
+    assert capsys.readouterr().out == ""
 
 
 def test_a_sparkline_spans_lowest_to_highest():

@@ -35,6 +35,19 @@ def test_command_date_versions_and_devices():
     assert found["date"] in lines and f"jax {jax.__version__}" in lines and "8 x cpu" in lines
 
 
+def test_a_command_can_be_pasted(monkeypatch):
+    arguments = ["-m", "m", "--a=('knn', 'pca')", "--dir=a b", "$HOME's", 'say "x"', "it's"]
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", *arguments])
+    command = provenance()["command"]
+    assert command.startswith("""python -m m "--a=('knn', 'pca')" '--dir=a b' """)
+    assert shlex.split(command) == ["python", *arguments]
+    echoed = subprocess.run(
+        ["bash", "-c", f"python() {{ printf '%s\\n' \"$@\"; }}; {command}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert echoed.stdout.splitlines() == arguments
+
+
 def test_the_commit_of_a_checkout_and_of_no_other(tmp_path):
     """A package installed inside another project's checkout has no commit."""
     assert commit(tmp_path) is None

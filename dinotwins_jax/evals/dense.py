@@ -25,6 +25,8 @@ from dinotwins_jax.evals.pictures import pca_grid, segmentation_grid
 from dinotwins_jax.evals.segmentation import normalised_cut, segmentation_scores
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
+_BOX_PROTOCOLS = {"attention": "attention-box-v1", "segmentation": "ncut-box-v1"}
+
 
 class ImageSet(NamedTuple):
     """Images of a source in one view, with their masks."""
@@ -89,7 +91,7 @@ def _named(task: str, scores: dict, images: ImageSet) -> dict[str, dict]:
     """
     if not images.boxes:
         return {task: scores}
-    kept = {"protocol": f"{task}-box-v1", "images": scores["images"]}
+    kept = {"protocol": _BOX_PROTOCOLS[task], "images": scores["images"]}
     names = ("pointing", "pointing_sem", "corloc", "corloc_sem")
     return {f"{task} boxes": kept | {name: scores[name] for name in names if name in scores}}
 

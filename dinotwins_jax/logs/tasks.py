@@ -36,7 +36,7 @@ class TaskProgress:
                 refresh_per_second=2,
                 transient=True,
             )
-            self._shown = self._bar.add_task("", total=None, images="")
+            self._shown = self._bar.add_task("", visible=False, total=None, images="")
 
     def __enter__(self) -> "TaskProgress":
         if self._names:
@@ -55,9 +55,9 @@ class TaskProgress:
         """Times the block as task `name`, also where it raises."""
         self._name, self._part, start = name, "", time.perf_counter()
         self._said = start
-        if self._bar:
-            self._bar.reset(self._shown)
         self._show(None)
+        if self._bar:
+            self._bar.reset(self._shown)  # of its time
         try:
             yield
         finally:
@@ -90,6 +90,7 @@ class TaskProgress:
         self._bar.update(
             self._shown,
             description=f"{number}/{len(self._names)} {self._title()}",
+            visible=True,
             completed=done,
             images=f"{done:,}/{total:,} img" if images else "",
         )
