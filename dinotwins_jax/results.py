@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from dinotwins_jax.data import open_source
+from dinotwins_jax.data import data_section, open_source, probe_section
 from dinotwins_jax.evals.content import content_checksum
 
 
@@ -30,7 +30,7 @@ def results_folder(
     if own is None and not name:
         return workdir
     content = content_checksum(sources, data["source"])
-    same = own is not None and _is_own(workdir, own["data"], data, content)
+    same = own is not None and _is_own(workdir, probe_section(data_section(own)), data, content)
     if same and not weights and not name:
         return workdir
     parts = [_plain(Path(weights).stem)] if weights else []

@@ -29,6 +29,7 @@ RANGES = {
     **{"model.drop_path_rate": "[0, 1)", "model.num_register_tokens": NOT_NEGATIVE},
     **{"model.rope_shift": POSITIVE, "model.rope_jitter": "[1, inf)"},
     **{"model.rope_rescale": "[1, inf)"},
+<<<<<<< HEAD
     **{"data.num_workers": NOT_NEGATIVE, "data.max_pixels": NOT_NEGATIVE},
     **{"data.std": POSITIVE, "data.window.percentiles": "[0, 100]"},
     **{
@@ -40,6 +41,12 @@ RANGES = {
             "canvas_size": NOT_NEGATIVE,
         }.items()
     },
+=======
+    **{"data.canvas_size": NOT_NEGATIVE, "data.num_workers": NOT_NEGATIVE},
+    **{"data.max_pixels": NOT_NEGATIVE},
+    **{f"data.scenes.{k}": POSITIVE for k in ("num_train", "num_test", "size")},
+    **{"data.scenes.seed": NOT_NEGATIVE, "data.folder.test_fraction": "(0, 1)"},
+>>>>>>> wishes
     **{
         "views.global_size": POSITIVE,
         "views.local_size": POSITIVE,
@@ -83,6 +90,12 @@ RANGES = {
     **{"evals.split_seeds": NOT_NEGATIVE, "evals.monitor_every_epochs": NOT_NEGATIVE},
     **{"evals.mask_images": NOT_NEGATIVE, "evals.pictures": NOT_NEGATIVE},
     **{f"evals.{k}": "(0, 1]" for k in ("label_fractions", "finetune_fraction", "attention_keep")},
+}
+# The same hold for the data of the probes.
+RANGES |= {
+    key.replace("data.", "data.probe."): interval
+    for key, interval in RANGES.items()
+    if key.startswith(("data.canvas_size", "data.scenes.", "data.folder."))
 }
 CHOICES = {  # for every element of a tuple
     "parallel": ("jit", "pmap"),
