@@ -29,24 +29,11 @@ RANGES = {
     **{"model.drop_path_rate": "[0, 1)", "model.num_register_tokens": NOT_NEGATIVE},
     **{"model.rope_shift": POSITIVE, "model.rope_jitter": "[1, inf)"},
     **{"model.rope_rescale": "[1, inf)"},
-<<<<<<< HEAD
-    **{"data.num_workers": NOT_NEGATIVE, "data.max_pixels": NOT_NEGATIVE},
-    **{"data.std": POSITIVE, "data.window.percentiles": "[0, 100]"},
-    **{
-        f"data.{probe}{k}": interval
-        for probe in ("", "probe.")
-        for k, interval in {
-            **dict.fromkeys(("scenes.num_train", "scenes.num_test", "scenes.size"), POSITIVE),
-            **{"scenes.seed": NOT_NEGATIVE, "folder.test_fraction": "(0, 1)"},
-            "canvas_size": NOT_NEGATIVE,
-        }.items()
-    },
-=======
     **{"data.canvas_size": NOT_NEGATIVE, "data.num_workers": NOT_NEGATIVE},
-    **{"data.max_pixels": NOT_NEGATIVE},
+    **{"data.max_pixels": NOT_NEGATIVE, "data.std": POSITIVE},
+    **{"data.window.percentiles": "[0, 100]"},
     **{f"data.scenes.{k}": POSITIVE for k in ("num_train", "num_test", "size")},
     **{"data.scenes.seed": NOT_NEGATIVE, "data.folder.test_fraction": "(0, 1)"},
->>>>>>> wishes
     **{
         "views.global_size": POSITIVE,
         "views.local_size": POSITIVE,

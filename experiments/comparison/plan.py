@@ -180,16 +180,11 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
     except (OSError, ValueError):
         return False
     ours = _deciding(json.loads(json.dumps(config.to_dict())))  # tuples become lists, as on disk
-<<<<<<< HEAD
     automatic = {*open_keys(config.to_dict())}
     if config.data.window.mode == "set" and not len(config.data.window.range):
         automatic.add("data.window.range")
     compared = (theirs.keys() & ours.keys()) - automatic
-    if any(theirs[key] != ours[key] for key in compared) or report.get("failed"):
-=======
-    compared = (theirs.keys() & ours.keys()) - set(open_keys(config.to_dict()))
     if any(theirs[key] != ours[key] for key in compared):
->>>>>>> wishes
         return False
     done = report.get("seconds", {})
     asked = [task for task in config.evals.tasks if task not in report.get("left_out", ())]
