@@ -26,7 +26,7 @@ FOLDERS = {
 FLOORS = (
     (("schedules", "durations", "streams", "files", "stopping"), ()),
     (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
-    (("checkpoint", "cli"), ("devices", "training")),
+    (("checkpoint", "cli"), ("devices", "settings", "training")),
     (("run_config",), ("settings",)),
     (
         ("pretrained", "crop_sheet", "inputs"),
