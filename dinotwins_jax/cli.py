@@ -1,13 +1,15 @@
 """Shared code of the commands: start-up, the flag --config and one-line errors."""
 
 import contextlib
+import copy
 import difflib
 import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import WARNING
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -74,14 +76,18 @@ def _quiet_libraries() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     flags.FLAGS.mark_as_parsed()  # absl warns of its first line before that
-    logging.get_absl_logger().addFilter(_is_no_orbax_warning)
+    quiet_orbax()
     # XLA logs "Very slow compile?" as an error, level 2. What ends a program is fatal, level 3, or an
     # exception. Read when jax is imported, which is later.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def quiet_orbax() -> None:
+    """Leaves out Orbax's warnings, such as of each option that read_only implies."""
+    logging.get_absl_logger().addFilter(_is_no_orbax_warning)
+
+
 def _is_no_orbax_warning(record) -> bool:
-    """Orbax warns through absl, such as of each option that read_only implies."""
     return record.levelno > WARNING or "orbax" not in Path(record.pathname).parts
 
 
@@ -192,19 +198,43 @@ def _unknown_key(argv: list[str], config_file: str | None, error: Exception) -> 
         return f"--config: {error}"
     config = load_config(config_file)
     for key in given:
-        node, parent = config, "config"
-        for part in key.split("."):
-            if not hasattr(node, "keys") or part not in node:
-                known = sorted(node.keys()) if hasattr(node, "keys") else []
-                near = difflib.get_close_matches(part, known, n=1)
-                hint = (
-                    f"did you mean '{near[0]}'?"
-                    if near
-                    else f"it has {', '.join(known) or 'no parts'}"
-                )
-                return f"--config.{key}: {parent} has no key '{part}'; {hint}"
-            node, parent = node[part], f"{parent}.{part}"
+        if missing := _missing_key(config, key):
+            return f"--config.{missing}"
     return f"--config: {error}"
+
+
+def _missing_key(config: ConfigDict, key: str) -> str:
+    """Says which part of a key "a.b" the config lacks, and the nearest that it has; "" if it has it."""
+    node, parent = config, "config"
+    for part in key.split("."):
+        if not hasattr(node, "keys") or part not in node:
+            known = sorted(node.keys()) if hasattr(node, "keys") else []
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = (
+                f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known) or 'no parts'}"
+            )
+            return f"{key}: {parent} has no key '{part}'; {hint}"
+        node, parent = node[part], f"{parent}.{part}"
+    return ""
+
+
+def named_config(config: ConfigDict | str, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config, or of a shipped one or a file by its name, with the values of some keys.
+
+    Raises:
+      UsageError: no such config or key, or a value of another type.
+    """
+    if isinstance(config, str | os.PathLike):
+        config = load_config(config_path(os.fspath(config)))
+    config = copy.deepcopy(config)
+    for key, value in overrides.items():
+        if missing := _missing_key(config, key):
+            raise UsageError(missing)
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{key} is {value!r}: {' '.join(str(error).split())}") from None
+    return config
 
 
 def _help(program: str, description: str, values: flags.FlagValues) -> str:

@@ -45,30 +45,32 @@ def export_run(
 
     from dinotwins_jax.augment.multi_crop import IMAGENET_MEAN, IMAGENET_STD
     from dinotwins_jax.build import make_backbone
-    from dinotwins_jax.checkpoint import Checkpoints, chosen_step
     from dinotwins_jax.models.torch_export import exported
+    from dinotwins_jax.models.vit import as_pair
+    from dinotwins_jax.weights import teacher_of
 
     _check_out(out, workdir, overwrite)
     config = copy.deepcopy(config)
     config.model.dtype, config.model.attention = "float32", "xla"  # of any machine
     try:
         backbone = make_backbone(config)
-        best = config.checkpoint.best_metric, config.checkpoint.best_mode
     except (
         AttributeError,
         KeyError,
         TypeError,
     ) as error:  # a key that is not there, or of another type
         raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"no checkpoints in {workdir}: none has been saved yet")
-    with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:
-        if checkpoints.latest() is None:
-            raise ValueError(f"{checkpoints.path} is empty: no checkpoint has been saved yet")
-        teacher, step = checkpoints.restore_teacher(chosen_step(checkpoints, checkpoint))
+    teacher, step = teacher_of(workdir, config, checkpoint)
     tensors, described = exported(backbone, teacher, target)
     described["dinotwins_jax"] |= {"run": workdir.resolve().name, "step": step}
     described["dinotwins_jax"] |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    crop = config.views.global_size
+    resize = max(config.evals.resize, *as_pair(crop))
+    described["dinotwins_jax"] |= {
+        "resize": resize,
+        "crop": crop,
+        "canvas": config.data.canvas_size,
+    }
     if target == "timm":
         described["pretrained_cfg"] |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -10,9 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from dinotwins_jax.build import Run, build
+from dinotwins_jax.callable_module import call_as_function
 from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.cli import COMPILED, named_config, quiet_orbax
 from dinotwins_jax.data.describe import describe
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
+from dinotwins_jax.devices.compilation import remember_compilations
 from dinotwins_jax.devices.processes import only_first_writes, warn
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.outputs import EVALUATION, TRAINING, listing, pictures
@@ -31,6 +35,26 @@ from dinotwins_jax.stopping import Stopped, StopSignals
 from dinotwins_jax.training.state import TrainState
 from dinotwins_jax.weights import EvalWeights
 from dinotwins_jax.workdir import claim_workdir, has_checkpoints
+
+
+def api(
+    config: ConfigDict | str, workdir: str | os.PathLike, *, resume: str = "auto", **overrides
+) -> dict:
+    """Trains and evaluates a run: `dinotwins_jax.train`.
+
+    Args:
+      config: "hybrid:demo", a shipped config with presets; the path of one; or a ConfigDict.
+      workdir, resume: as of `train`.
+      overrides: values of config keys, as **{"optim.lr": 1e-3}.
+    Returns:
+      the scores, as of `train`.
+    Raises:
+      ValueError, OSError: as `train`; no such config or key, or a value of another type.
+    """
+    quiet_orbax()
+    workdir = Path(workdir).expanduser()
+    remember_compilations(workdir.parent / COMPILED)
+    return train(named_config(config, overrides), workdir, resume=resume)
 
 
 def train(
@@ -261,3 +285,6 @@ def _monitor(run: Run, config):
     return make_monitor(
         run.backbone, source, eval_view(run, config), images=config.evals.monitor_images
     )
+
+
+call_as_function(__name__)

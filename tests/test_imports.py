@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dinotwins_jax"
-ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export")
+ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed")
 
 # Folder -> the folders and files that it may import beside itself.
 FOLDERS = {
@@ -24,13 +24,15 @@ FOLDERS = {
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
-    (("schedules", "durations", "streams", "files", "stopping"), ()),
+    (("schedules", "durations", "streams", "files", "stopping", "callable_module"), ()),
     (("damage", "failures", "lock", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
     (("build",), tuple(FOLDERS)),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
-    (("evaluation",), ("devices", "evals", "models", "training")),
+    (("evaluation", "model"), ("data", "devices", "evals", "models", "training")),
+    (("loading", "feature_files"), ("data", "devices", "evals", "models")),
+    (("embedding",), ("data", "evals", "models")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
 )

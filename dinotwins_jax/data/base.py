@@ -188,7 +188,7 @@ def decode_image(
         if (pixels := _plain_jpeg(data, max_side, canvas)) is not None:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
-            return _to_rgb(image, max_side)
+            return rgb_of(image, max_side)
     except MemoryError:
         raise
     except Image.DecompressionBombError as err:
@@ -278,7 +278,7 @@ def _is_rotated(data: bytes, exif: bytes, too_large: bool) -> bool:
     return False  # a broken EXIF block is ignored
 
 
-def _to_rgb(image: Image.Image, max_side: int | None) -> np.ndarray:
+def rgb_of(image: Image.Image, max_side: int | None) -> np.ndarray:
     width, height = image.size
     longer = max(width, height)
     if max_side is not None and longer >= 2 * max_side:

@@ -183,6 +183,8 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
         return False
     ours = _deciding(json.loads(json.dumps(config.to_dict())))  # tuples become lists, as on disk
     compared = (theirs.keys() & ours.keys()) - set(open_keys(config.to_dict()))
+    if not ours["data.canvas_size"]:  # 0: the data's choice, a number in theirs
+        compared -= {"data.canvas_size"}
     if any(theirs[key] != ours[key] for key in compared):
         return False
     done = report.get("seconds", {})
