@@ -134,13 +134,13 @@ def test_an_exported_folder_loads_too(run, model, pictures, target, tmp_path):
     np.testing.assert_allclose(there(paths).cls, model(paths).cls, atol=1e-5)
 
 
-def test_a_file_alone_gets_the_official_preprocessing_and_a_warning(pictures, tmp_path, caplog):
+def test_a_file_alone_gets_the_official_preprocessing_and_a_warning(pictures, tmp_path, capfd):
     vit = VisionTransformer(embed_dim=64, depth=1, num_heads=1, patch_size=8, image_size=16)
     params = vit.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
     np.savez(tmp_path / "weights.npz", **vit_to_torch(params))
     found = dt.load(tmp_path / "weights.npz")
     assert found.view[:2] == (18, 16) and found.config is None
-    assert "does not state its preprocessing: short side to 18 pixels" in caplog.text
+    assert "does not state its preprocessing: short side to 18 pixels" in capfd.readouterr().err
     output = vit.apply({"params": params}, found.preprocess(readable(pictures)[0])[None])
     np.testing.assert_allclose(found(readable(pictures)[0]).cls, output.cls, atol=1e-5)
     with pytest.raises(ValueError, match="is not a run: it has no data"):
