@@ -1,9 +1,10 @@
 """Files of features: shards joined into one .npz or .parquet without holding them all, and read back."""
 
+import contextlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,20 @@ def read_features(path: Path) -> dict[str, np.ndarray]:
     return _checked(path, _read_npz(path))
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def check_damage(path: Path, what: str) -> Iterator[None]:
+    """Context manager that turns the errors of a damaged .npz into one ValueError."""
+    kinds = (ValueError, OSError, EOFError, AttributeError, KeyError, TypeError, zlib.error)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or holds no features: {error}") from None
+        yield
+    except (*kinds, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged or holds no {what}: {reason}") from None
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with check_damage(path, "features"), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _checked(path: Path, arrays: dict) -> dict[str, np.ndarray]:
