@@ -5,19 +5,19 @@ Letters: M images, D features, C classes.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import scipy.special
 
-from dinotwins_jax.data.labels import read_labels
 from dinotwins_jax.evals.bank import HOLDOUT_FRACTION, REGULARISATIONS
 from dinotwins_jax.evals.scores import single_label_scores
 from dinotwins_jax.evals.solvers import logistic, ridge, standardise, targets_of
 from dinotwins_jax.evals.splits import holdout
-from dinotwins_jax.feature_files import check_damage, read_features
+from dinotwins_jax.feature_files import check_damage
+from dinotwins_jax.labelled_features import arrays_of, columns_of, labels_of
 
 KINDS = ("ridge", "logistic", "mean")
 FORMAT = "dinotwins_jax classifier"
@@ -71,8 +71,8 @@ class Classifier(NamedTuple):
 
         Args: as of `probe`; a label that the classifier does not know is a miss.
         """
-        arrays, x = _arrays(features), self._columns(features)
-        given, names = _labels(arrays, labels)
+        arrays, x = arrays_of(features), self._columns(features)
+        given, names = labels_of(arrays, labels)
         place = {name: k for k, name in enumerate(self.class_names)}
         known = np.flatnonzero(given >= 0)
         more = [name for name in names if name not in place]  # columns that are never the highest
@@ -80,6 +80,13 @@ class Classifier(NamedTuple):
         mine = np.array([place[names[label]] for label in given[known]], np.int32)
         logits = np.pad(self.logits(x[known]), ((0, 0), (0, len(more))), constant_values=-np.inf)
         return single_label_scores(logits, mine, {"top1": 1}) | {"images": len(known)}
+
+    def check_model(self, model: str) -> None:
+        """Raises ValueError if features are those of another model; "" is unknown."""
+        if model and self.model and model != self.model:
+            raise ValueError(
+                f"features of another model ({model[:12]}) than the classifier's ({self.model[:12]})"
+            )
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the classifier, an .npz of a few kilobytes a class."""
@@ -95,13 +102,9 @@ class Classifier(NamedTuple):
         temporary.replace(path)
 
     def _columns(self, features) -> np.ndarray:
-        arrays = _arrays(features)
-        model = str(arrays.get("model", ""))
-        if model and self.model and model != self.model:
-            raise ValueError(
-                f"features of another model ({model[:12]}) than the classifier's ({self.model[:12]})"
-            )
-        x = _columns(arrays, self.tokens)
+        arrays = arrays_of(features)
+        self.check_model(str(arrays.get("model", "")))
+        x = columns_of(arrays, self.tokens)
         if x.shape[1] != len(self.mean):
             raise ValueError(
                 f"features of {x.shape[1]} columns: the classifier takes {len(self.mean)}"
@@ -159,10 +162,10 @@ def probe(
     """
     if kind not in KINDS:
         raise ValueError(f"kind is '{kind}': choose {', '.join(KINDS)}")
-    arrays = _arrays(features)
+    arrays = arrays_of(features)
     tokens = (tokens,) if isinstance(tokens, str) else tuple(tokens)
-    x = _columns(arrays, tokens)
-    given, names = _labels(arrays, labels)
+    x = columns_of(arrays, tokens)
+    given, names = labels_of(arrays, labels)
     known = np.flatnonzero(given >= 0)
     present = np.unique(given[known])
     if len(present) < 2:
@@ -232,79 +235,3 @@ def _temperature(logits: np.ndarray, y: np.ndarray) -> float:
     rows = np.arange(len(y))
     losses = [-scipy.special.log_softmax(logits / t, axis=1)[rows, y].mean() for t in _TEMPERATURES]
     return float(_TEMPERATURES[int(np.argmin(losses))])
-
-
-def _arrays(features) -> Mapping[str, np.ndarray]:
-    if isinstance(features, str | os.PathLike):
-        return read_features(Path(features).expanduser())
-    if isinstance(features, Mapping):
-        return features
-    if hasattr(features, "_asdict"):  # Features of a model
-        return features._asdict()
-    return {"cls": np.asarray(features)}
-
-
-def _columns(arrays: Mapping[str, np.ndarray], tokens: tuple[str, ...]) -> np.ndarray:
-    """f32[M, D] of the tokens, side by side."""
-    for name in tokens:
-        if name not in arrays or arrays[name].ndim != 2:
-            there = ", ".join(k for k, v in arrays.items() if getattr(v, "ndim", 0) == 2)
-            raise ValueError(
-                f"the features have no '{name}' of one vector an image; they have {there}"
-            )
-    return np.concatenate([np.asarray(arrays[name], np.float32) for name in tokens], axis=1)
-
-
-def _labels(arrays: Mapping[str, np.ndarray], labels) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(i32[M] with -1 for none, names of the classes)."""
-    if labels is None:
-        if "labels" not in arrays:
-            raise ValueError("the features hold no labels: give some")
-        return np.asarray(arrays["labels"], np.int32), tuple(arrays["class_names"].tolist())
-    if isinstance(labels, str | os.PathLike):
-        labels = _of_table(Path(labels).expanduser())
-    if isinstance(labels, Mapping):
-        labels = _matched(_names(arrays), labels)
-    labels, images = np.asarray(labels), len(next(iter(arrays.values())))
-    if labels.shape != (images,):
-        raise ValueError(
-            f"labels {list(labels.shape)} for {images} images: one each, -1 or '' for none"
-        )
-    if labels.dtype.kind in "iu":
-        return labels.astype(np.int32), tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
-    if labels.dtype.kind not in "UO":
-        raise ValueError(f"labels are {labels.dtype}: integers or strings")
-    names = tuple(sorted({str(label) for label in labels if label}))
-    place = {name: k for k, name in enumerate(names)} | {"": -1}
-    return np.array([place[str(label or "")] for label in labels], np.int32), names
-
-
-def _names(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    if "names" not in arrays:
-        raise ValueError(
-            "the features have no names, by which labels could be found: give them in order"
-        )
-    return arrays["names"].tolist()
-
-
-def _of_table(path: Path) -> dict[str, str]:
-    """{name: label} of a file of labels."""
-    table = read_labels(path)
-    several = next((row for row in table.rows if len(row.labels) > 1), None)
-    if several:
-        raise ValueError(
-            f"{path}, line {several.line}: {len(several.labels)} labels: a probe takes one"
-        )
-    return {row.path.replace("\\", "/"): row.labels[0] for row in table.rows if row.labels}
-
-
-def _matched(names: list[str], labels: Mapping[str, str]) -> list[str]:
-    """The label of each image: of its name, or of the longest end of its path that has one."""
-    found = []
-    for name in names:
-        parts = name.split("/")
-        ends = ("/".join(parts[k:]) for k in range(len(parts)))
-        found.append(next((labels[end] for end in ends if end in labels), ""))
-    if not any(found):
-        raise ValueError(f"none of {len(labels)} labels fits an image, such as {names[0]}")
-    return found

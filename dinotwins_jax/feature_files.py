@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-_ONCE = ("class_names", "model")  # the same in every shard
+_ONCE = ("class_names", "predicted_names", "model", "source")  # the same in every shard
 _PER_IMAGE_LAST = ("left_out",)  # per shard, but not one a row
 
 
@@ -134,7 +134,7 @@ def _parquet(shards: list[Path], out: Path, about: dict) -> None:
                 writer = pq.ParquetWriter(out, table.schema)
             writer.write_table(table)
         shapes = {name: list(_head(shards[0], name)[0][1:]) for name in columns}
-        about = {key: about[key] for key in ("model", "source", "class_names")}
+        about = {key: about[key] for key in ("model", "source", "class_names", "predicted")}
         about |= {"shapes": shapes, "left_out": left_out}
         writer.add_key_value_metadata({"dinotwins_jax": json.dumps(about)})
     finally:
@@ -169,10 +169,11 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
         plain = values.to_numpy(zero_copy_only=False)
         plain = plain.astype(np.str_) if plain.dtype == object else plain
         arrays[name] = plain.reshape(-1, *about["shapes"][name])
-    if about["class_names"]:
-        arrays["class_names"] = np.array(about["class_names"], np.str_)
-    left_out = np.array(about["left_out"], np.str_)
-    return arrays | {"model": np.array(about["model"]), "left_out": left_out}
+    for name, key in (("class_names", "class_names"), ("predicted_names", "predicted")):
+        if about[key]:
+            arrays[name] = np.array(about[key], np.str_)
+    once = {name: np.array(about[name]) for name in ("model", "source")}
+    return arrays | once | {"left_out": np.array(about["left_out"], np.str_)}
 
 
 KINDS: dict[str, Callable] = {".npz": _npz, ".parquet": _parquet}

@@ -1,8 +1,8 @@
-"""Fits a classifier: python -m dinotwins_jax.probe --features=features.npz --labels=labels.csv --out=classifier.npz
+"""Fits a classifier: python -m dinotwins_jax.probe --features=features.npz --labels=labels.csv --out=a.npz
 
 --labels is a table with the columns path and label; without it the labels in the features are taken, as
 embed --split writes them. Prints the accuracies on held-out labels, and those on --test. Then
-python -m dinotwins_jax.embed --classifier=classifier.npz predicts.
+python -m dinotwins_jax.embed --classifier=a.npz predicts.
 """
 
 import sys

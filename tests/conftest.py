@@ -45,6 +45,7 @@ _QUICKLY_COMPILED = {
     "test_layers",
     "test_memory",
     "test_nonfinite",
+    "test_orientation",
     "test_plain_gradients",
     "test_processes",
     "test_auto",

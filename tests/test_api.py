@@ -235,6 +235,29 @@ def test_labels_of_the_run_s_own_data(run, model):
     assert tuple(found["class_names"]) == source.class_names
 
 
+@pytest.mark.parametrize("name", [None, "predicted.npz", "predicted.parquet"])
+def test_a_probe_of_the_run_s_labels_predicts(run, model, pictures, tmp_path, name):
+    file = tmp_path / "probe.npz"
+    train, test = (
+        dt.embed(model, split=s, tokens=("cls", "mean_patch")) for s in ("train", "test")
+    )
+    classifier = dt.probe(train, tokens=("cls", "mean_patch"), out=file)
+    assert classifier.model == model.identity and classifier.score(test)["images"] == 20
+    paths = readable(pictures)
+    found = model.predict(paths, file)
+    assert found.probabilities.shape == (11, len(classifier.class_names))
+    options = {"tokens": ("cls", "mean_patch"), "classifier": file}
+    written = dt.embed(model, pictures, name and tmp_path / name, **options)
+    np.testing.assert_array_equal(written["prediction"], found.labels)
+    np.testing.assert_allclose(written["probabilities"], found.probabilities, atol=1e-5)
+    assert tuple(written["predicted_names"]) == classifier.class_names
+    with pytest.raises(ValueError, match="takes mean_patch: add it to tokens"):
+        dt.embed(model, pictures, classifier=file)
+    other = classifier._replace(model="0" * 64)
+    with pytest.raises(ValueError, match="features of another model"):
+        model.predict(paths, other)
+
+
 @pytest.mark.slow
 def test_train_by_name(tmp_path):
     changes = SHRUNK | {

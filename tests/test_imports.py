@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dinotwins_jax"
-ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed")
+ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed", "probe")
 
 # Folder -> the folders and files that it may import beside itself.
 FOLDERS = {
@@ -30,8 +30,11 @@ FLOORS = (
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
     (("build",), tuple(FOLDERS)),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
-    (("evaluation", "model"), ("data", "devices", "evals", "models", "training")),
-    (("loading", "feature_files"), ("data", "devices", "evals", "models")),
+    (("evaluation", "feature_files"), ("data", "devices", "evals", "models", "training")),
+    (("labelled_features",), ("data",)),
+    (("classifier",), ("evals",)),
+    (("model",), ("data", "evals", "models")),
+    (("loading",), ("data", "devices", "evals", "models")),
     (("embedding",), ("data", "evals", "models")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
