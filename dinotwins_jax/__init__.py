@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 # Name -> the module that has it. JAX is imported with the first name used, not with the package.
 _API = {"load": "loading", "Features": "model", "Model": "model"}
-_API |= {"load_classifier": "classifier", "Classifier": "classifier"}
+_API |= {"load_classifier": "classifier", "Classifier": "classifier"}  # of features/
 _CALLED = ("train", "embed", "probe")  # modules that are called as the function of their name
 
 
@@ -25,7 +25,7 @@ def __getattr__(name: str):
     if name in _CALLED:
         return importlib.import_module(f"dinotwins_jax.{name}")
     if name in _API:
-        return getattr(importlib.import_module(f"dinotwins_jax.{_API[name]}"), name)
+        return getattr(importlib.import_module(f"dinotwins_jax.features.{_API[name]}"), name)
     raise AttributeError(f"module 'dinotwins_jax' has no attribute '{name}'")
 
 

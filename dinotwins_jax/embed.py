@@ -49,11 +49,11 @@ def api(
     Raises:
       ValueError, OSError: see `write_features`.
     """
-    from dinotwins_jax.classifier import load_classifier
-    from dinotwins_jax.embedding import features_of, write_features
-    from dinotwins_jax.feature_files import read_features
-    from dinotwins_jax.loading import load
-    from dinotwins_jax.model import Model
+    from dinotwins_jax.features.classifier import load_classifier
+    from dinotwins_jax.features.embedding import features_of, write_features
+    from dinotwins_jax.features.files import read_features
+    from dinotwins_jax.features.loading import load
+    from dinotwins_jax.features.model import Model
 
     model = source if isinstance(source, Model) else load(source, checkpoint)
     pictures = _pictures(model, images, split)
@@ -126,10 +126,10 @@ def _embed(values: flags.FlagValues) -> int:
         )
 
     def work():
-        from dinotwins_jax.classifier import load_classifier
         from dinotwins_jax.devices.compilation import remember_compilations
-        from dinotwins_jax.embedding import check_out, check_tokens, write_features
-        from dinotwins_jax.loading import load
+        from dinotwins_jax.features.classifier import load_classifier
+        from dinotwins_jax.features.embedding import check_out, check_tokens, write_features
+        from dinotwins_jax.features.loading import load
         from dinotwins_jax.logs.counting import Count
 
         out = Path(values.out).expanduser()

@@ -15,7 +15,7 @@ from dinotwins_jax.cli import command, exit_code, fail
 
 def api(features, labels=None, **options):
     """See `classifier.probe`."""
-    from dinotwins_jax.classifier import probe
+    from dinotwins_jax.features.classifier import probe
 
     return probe(features, labels, **options)
 
@@ -39,7 +39,7 @@ def _probe(values: flags.FlagValues) -> int:
         )
 
     def work():
-        from dinotwins_jax.classifier import probe
+        from dinotwins_jax.features.classifier import probe
 
         choice = {"kind": values.kind, "tokens": tuple(values.tokens), "balanced": values.balanced}
         found = probe(values.features, values.labels, **choice, out=values.out)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from dinotwins_jax.classifier import load_classifier, probe
 from dinotwins_jax.evals.solvers import logistic, ridge, targets_of
+from dinotwins_jax.features.classifier import load_classifier, probe
 from dinotwins_jax.probe import run as command
 
 NAMES = ("cat", "dog", "owl")

@@ -21,6 +21,7 @@ FOLDERS = {
     "logs": ("devices", "files", "settings"),
     "data": ("files", "logs"),
     "evals": ("models", "augment", "data", "files"),
+    "features": ("build", "cli", "data", "devices", "evals", "files", "models", "weights"),
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
@@ -28,16 +29,14 @@ FLOORS = (
     (("damage", "failures", "lock", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
-    (("build",), tuple(FOLDERS)),
+    (("build",), tuple(name for name in FOLDERS if name != "features")),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
-    (("evaluation", "feature_files"), ("data", "devices", "evals", "models", "training")),
-    (("labelled_features",), ("data",)),
-    (("classifier",), ("evals",)),
-    (("model",), ("data", "evals", "models")),
-    (("loading",), ("data", "devices", "evals", "models")),
-    (("embedding",), ("data", "evals", "models")),
+    (("evaluation",), ("devices", "evals", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
-    (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
+    (
+        ENTRY_POINTS,
+        ("augment", "data", "devices", "evals", "features", "logs", "models", "training"),
+    ),
 )
 ALIASES = {"augment_presets": ("augment",), "__init__": ()}  # augment_presets: for one release
 

@@ -18,12 +18,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinotwins_jax.classifier import Classifier
 from dinotwins_jax.data.base import Source, printable
 from dinotwins_jax.evals.features import checksum, source_checksum
-from dinotwins_jax.feature_files import KINDS, join
+from dinotwins_jax.features.classifier import Classifier
+from dinotwins_jax.features.files import KINDS, join
+from dinotwins_jax.features.model import Model
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.model import Model
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 TOKENS = ("cls", "mean_patch", "patches")

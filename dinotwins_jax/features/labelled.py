@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dinotwins_jax.data.labels import read_labels
-from dinotwins_jax.feature_files import read_features
+from dinotwins_jax.features.files import read_features
 
 
 def arrays_of(features) -> Mapping[str, np.ndarray]:

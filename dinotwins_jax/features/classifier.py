@@ -16,8 +16,8 @@ from dinotwins_jax.evals.bank import HOLDOUT_FRACTION, REGULARISATIONS
 from dinotwins_jax.evals.scores import single_label_scores
 from dinotwins_jax.evals.solvers import logistic, ridge, standardise, targets_of
 from dinotwins_jax.evals.splits import holdout
-from dinotwins_jax.feature_files import check_damage
-from dinotwins_jax.labelled_features import arrays_of, columns_of, labels_of
+from dinotwins_jax.features.files import check_damage
+from dinotwins_jax.features.labelled import arrays_of, columns_of, labels_of
 
 KINDS = ("ridge", "logistic", "mean")
 FORMAT = "dinotwins_jax classifier"

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dinotwins_jax.classifier import Classifier, Predictions, load_classifier
 from dinotwins_jax.data.pictures import Picture, Pictures, listed
 from dinotwins_jax.evals.attention import cls_attention
 from dinotwins_jax.evals.features import View, checksum
+from dinotwins_jax.features.classifier import Classifier, Predictions, load_classifier
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 # Below so many operations a short batch is filled up: compiled once, and equal to a long one to the bit.
