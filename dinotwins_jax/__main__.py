@@ -13,6 +13,8 @@ COMMANDS = {
     "evaluate": ("evaluate", "score the teacher of a run"),
     "prepare": ("prepare", "convert images to shards for training"),
     "export": ("export", "write the weights of a run for other code"),
+    "embed": ("embed", "write the features of pictures"),
+    "probe": ("probe", "fit a classifier to labels of embedded pictures"),
 }
 
 

@@ -120,6 +120,7 @@ def build(
     base = _without_losses(config, devices)
     source, placement = base.source, base.placement
     config, recipe = _resolved(base.config, len(source))
+    config.data.canvas_size = base.canvas_size  # for who loads the run without its data
     num_steps = total_steps(config, len(source))
     steps = durations(config, num_steps)
     loss = make_loss(_terms(config, num_steps))
@@ -192,7 +193,7 @@ def for_evaluation(config: ConfigDict) -> ConfigDict:
 
 def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
     """Returns the config with its open keys filled in, and the recipe as lines."""
-    keys = auto.open_keys(config.to_dict())
+    keys, config = auto.open_keys(config.to_dict()), copy.deepcopy(config)
     if not keys:
         return config, []
     facts = auto.Facts(
@@ -204,7 +205,7 @@ def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
         optimizer=config.optim.name,
         has_weights=bool(config.init_from),
     )
-    chosen, config = auto.resolve(keys, facts), copy.deepcopy(config)
+    chosen = auto.resolve(keys, facts)
     config.update_from_flattened_dict({key: choice.value for key, choice in chosen.items()})
     return config, auto.table(config.to_dict(), chosen, facts)
 

@@ -1,20 +1,20 @@
 """Shared code of the commands: start-up, the flag --config and one-line errors."""
 
 import contextlib
+import copy
 import difflib
 import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from logging import CRITICAL, getLogger
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dinotwins_jax.files import read_config
+from dinotwins_jax.quiet import quiet_libraries
 from dinotwins_jax.settings.keys import value_at
 from dinotwins_jax.stopping import Halt
 
@@ -69,38 +69,10 @@ def command(
         _parse(values, [program, *arguments], config_required)
     except UsageError as error:
         return fail(str(error))
-    _quiet_libraries()
+    quiet_libraries()
     with contextlib.suppress(AttributeError, ValueError):  # not a text file, as in a notebook
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return work(values)
-
-
-def _quiet_libraries() -> None:
-    """Shows the warnings of this package, and none of absl, Orbax and XLA."""
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    flags.FLAGS.mark_as_parsed()  # absl warns of its first line before that
-    if not os.environ.get(
-        "DINOTWINS_DEBUG"
-    ):  # what fails there is raised too, and becomes one line
-        logging.get_absl_logger().addFilter(_is_not_of_orbax)
-        getLogger("asyncio").setLevel(CRITICAL)  # used by Orbax only
-        sys.unraisablehook = partial(_unless_a_save_ended, sys.unraisablehook)
-    # XLA logs "Very slow compile?" as an error, level 2. What ends a program is fatal, level 3, or an
-    # exception. Read when jax is imported, which is later.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def _is_not_of_orbax(record) -> bool:
-    """Orbax warns through absl, such as of each option that read_only implies."""
-    return "orbax" not in Path(record.pathname).parts
-
-
-def _unless_a_save_ended(show, unraisable) -> None:
-    """sys.unraisablehook without what the writing threads of a failed checkpoint report, one traceback
-    an array, to an event loop that has ended."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        show(unraisable)
 
 
 class UsageError(ValueError):
@@ -234,19 +206,43 @@ def _unknown_key(argv: list[str], config_file: str | None, error: Exception) -> 
         return f"--config: {error}"
     config = load_config(config_file)
     for key in given:
-        node, parent = config, "config"
-        for part in key.split("."):
-            if not hasattr(node, "keys") or part not in node:
-                known = sorted(node.keys()) if hasattr(node, "keys") else []
-                near = difflib.get_close_matches(part, known, n=1)
-                hint = (
-                    f"did you mean '{near[0]}'?"
-                    if near
-                    else f"it has {', '.join(known) or 'no parts'}"
-                )
-                return f"--config.{key}: {parent} has no key '{part}'; {hint}"
-            node, parent = node[part], f"{parent}.{part}"
+        if missing := _missing_key(config, key):
+            return missing
     return f"--config: {error}"
+
+
+def _missing_key(config: ConfigDict, key: str) -> str:
+    """Says which part of a key "a.b" the config lacks, and the nearest that it has; "" if it has it."""
+    node, parent = config, "config"
+    for part in key.split("."):
+        if not hasattr(node, "keys") or part not in node:
+            known = sorted(node.keys()) if hasattr(node, "keys") else []
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = (
+                f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known) or 'no parts'}"
+            )
+            return f"--config.{key}: {parent} has no key '{part}'; {hint}"
+        node, parent = node[part], f"{parent}.{part}"
+    return ""
+
+
+def named_config(config: ConfigDict | str, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config, or of a shipped one or a file by its name, with the values of some keys.
+
+    Raises:
+      UsageError: no such config or key, or a value of another type.
+    """
+    if isinstance(config, str | os.PathLike):
+        config = load_config(config_path(os.fspath(config)))
+    config = copy.deepcopy(config)
+    for key, value in overrides.items():
+        if missing := _missing_key(config, key):
+            raise UsageError(missing.removeprefix("--"))
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"config.{key} is {value!r}: {' '.join(str(error).split())}") from None
+    return config
 
 
 def _help(program: str, description: str, values: flags.FlagValues) -> str:

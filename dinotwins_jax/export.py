@@ -51,26 +51,21 @@ def export_run(
       ValueError, OSError: no such run, or a model that the target cannot hold; nothing is written.
     """
     from dinotwins_jax.build import make_backbone
-    from dinotwins_jax.checkpoint import Checkpoints, chosen_step
     from dinotwins_jax.model_card import model_card
     from dinotwins_jax.preprocessing import preprocessing_of
     from dinotwins_jax.targets import files_of
+    from dinotwins_jax.weights import teacher_of
 
     _check_out(out, workdir, overwrite)
     config = copy.deepcopy(config)
     config.model.dtype, config.model.attention = "float32", "xla"  # of any machine
     with _of_this_version(workdir / "config.json"):
         backbone, pre = make_backbone(config), preprocessing_of(config)
-        best = config.checkpoint.best_metric, config.checkpoint.best_mode
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"no checkpoints in {workdir}: none has been saved yet")
-    with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:
-        if checkpoints.latest() is None:
-            raise ValueError(f"{checkpoints.path} is empty: no checkpoint has been saved yet")
-        teacher, step = checkpoints.restore_teacher(chosen_step(checkpoints, checkpoint))
+    teacher, step = teacher_of(workdir, config, checkpoint)
     export = files_of(target, backbone, teacher, pre, image_sizes)
     weights = _weights(workdir, teacher, step)
     export.config["dinotwins_jax"] |= {"run": weights.run, "step": step, **pre._asdict()}
+    export.config["dinotwins_jax"]["canvas"] = config.data.canvas_size
     described = json.dumps(export.config, indent=2) + "\n"
     with _of_this_version(workdir / "config.json"):
         card = model_card(target, backbone, config, pre, export, weights)

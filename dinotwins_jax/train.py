@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -10,10 +11,13 @@ import jax
 from ml_collections import ConfigDict
 
 from dinotwins_jax.build import Run, build
+from dinotwins_jax.callable_module import call_as_function
 from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.cli import COMPILED, named_config
 from dinotwins_jax.data import has_probe_data
 from dinotwins_jax.data.describe import describe_run
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches
+from dinotwins_jax.devices.compilation import remember_compilations
 from dinotwins_jax.devices.processes import only_first_writes, warn
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.outputs import EVALUATION, TRAINING, listing, pictures
@@ -28,10 +32,31 @@ from dinotwins_jax.logs.timing import Phases
 from dinotwins_jax.logs.writers import Log, check_writers
 from dinotwins_jax.nonfinite import check_finite, check_row, debugging_nans
 from dinotwins_jax.pretrained import start_from
+from dinotwins_jax.quiet import quiet_orbax
 from dinotwins_jax.stopping import Stopped, StopSignals
 from dinotwins_jax.training.state import TrainState
 from dinotwins_jax.weights import EvalWeights
 from dinotwins_jax.workdir import claim_workdir, has_checkpoints, with_known_window
+
+
+def api(
+    config: ConfigDict | str, workdir: str | os.PathLike, *, resume: str = "auto", **overrides
+) -> dict:
+    """Trains and evaluates a run: `dinotwins_jax.train`.
+
+    Args:
+      config: "hybrid:demo", a shipped config with presets; the path of one; or a ConfigDict.
+      workdir, resume: as of `train`.
+      overrides: values of config keys, as **{"optim.lr": 1e-3}.
+    Returns:
+      the scores, as of `train`.
+    Raises:
+      ValueError, OSError: as `train`; no such config or key, or a value of another type.
+    """
+    quiet_orbax()
+    workdir = Path(workdir).expanduser()
+    remember_compilations(workdir.parent / COMPILED)
+    return train(named_config(config, overrides), workdir, resume=resume)
 
 
 def train(
@@ -259,3 +284,6 @@ def _monitor(run: Run, config):
     return make_monitor(
         run.backbone, source, eval_view(run, config), images=config.evals.monitor_images
     )
+
+
+call_as_function(__name__)

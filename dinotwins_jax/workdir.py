@@ -25,6 +25,7 @@ _ADDED = {
     "data.window.per_band": False,
 }
 _ABSENT = object()
+_OPEN = {"data.canvas_size": 0}  # values that stand for the one that the data give
 
 
 def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
@@ -85,6 +86,7 @@ def _differences(theirs: dict, ours: dict) -> str:
     differ = [
         f"{key} ({theirs.get(key, 'not there')} -> {ours.get(key, 'not there')})"
         for key in sorted(theirs.keys() | ours.keys())
-        if (theirs.get(key, _ABSENT) != ours.get(key, _ABSENT)) and not key.startswith(_FREE)
+        if theirs.get(key, _ABSENT) not in (ours.get(key, _ABSENT), _OPEN.get(key, _ABSENT))
+        and not key.startswith(_FREE)
     ]
     return ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")

@@ -32,6 +32,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Modules that compare runs with runs, or commands with their promises. Compiling is what takes their time,
 # so LLVM does not optimise there; XLA's own passes run all the same. Golden numbers are met as shipped.
 _QUICKLY_COMPILED = {
+    "test_api",
     "test_augment_loop",
     "test_balance",
     "test_benchmark",

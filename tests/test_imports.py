@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dinotwins_jax"
-ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export")
+ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed", "probe")
 
 # Folder -> the folders and files that it may import beside itself.
 FOLDERS = {
@@ -21,10 +21,14 @@ FOLDERS = {
     "logs": ("devices", "files", "settings"),
     "data": ("files", "logs"),
     "evals": ("models", "augment", "data", "devices", "files"),
+    "features": (
+        *("augment", "build", "cli", "data", "devices", "evals", "files", "models"),
+        *("preprocessing", "quiet", "run_config", "weights"),
+    ),
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
-    (("schedules", "durations", "streams", "files", "stopping"), ()),
+    (("schedules", "durations", "streams", "files", "stopping", "quiet", "callable_module"), ()),
     (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "settings", "training")),
     (("run_config",), ("settings",)),
@@ -33,12 +37,15 @@ FLOORS = (
         ("devices", "training", "models", "augment", "data"),
     ),
     (("preprocessing",), ("models",)),
-    (("build",), tuple(FOLDERS)),
+    (("build",), tuple(name for name in FOLDERS if name != "features")),
     (("memory", "nonfinite", "targets", "usage", "weights"), ("evals", "models", "training")),
     (("drawing", "model_card"), ("evals", "models")),
     (("evaluation", "results"), ("data", "devices", "evals", "logs", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
-    (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
+    (
+        ENTRY_POINTS,
+        ("augment", "data", "devices", "evals", "features", "logs", "models", "training"),
+    ),
 )
 ALIASES = {"augment_presets": ("augment",), "__init__": ()}  # augment_presets: for one release
 

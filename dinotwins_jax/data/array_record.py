@@ -37,12 +37,13 @@ class ArrayRecord(EncodedImages):
     Args:
       split: "pretrain", "train" or "test".
       dir: the prepared directory.
+      whole: all stored images instead of the split's, without labels and masks.
     Raises:
       FileNotFoundError: no such directory, not finished, or a shard is missing.
       ValueError: not prepared data, another version, or a shard of the wrong length.
     """
 
-    def __init__(self, split: str, *, dir: str = ""):
+    def __init__(self, split: str, *, dir: str = "", whole: bool = False):
         check_split(split)
         root = check_dir("array_record", dir)
         manifest = _read_manifest(root)
@@ -63,6 +64,9 @@ class ArrayRecord(EncodedImages):
         arrays = _read_arrays(root / ARRAYS)
         self._rows = arrays[f"{split}_rows"]
         self._names, self._name_offsets = arrays["names"], arrays["name_offsets"]
+        if whole:
+            self._rows, self._masks = np.arange(len(arrays["sizes"])), None
+            self.class_names, split = (), ""
         self._longer_side = float(np.quantile(arrays["sizes"].max(axis=1), 0.95))
         self.labels: np.ndarray | None = arrays.get(f"{split}_labels")
         self.multi_hot: np.ndarray | None = None

@@ -62,7 +62,7 @@ class Folder(ImageFiles):
         check_split(split)
         if not 0 < test_fraction < 1:
             raise ValueError(f"test_fraction is {test_fraction}: it must lie between 0 and 1")
-        root, pattern = _split_pattern(dir)
+        root, pattern = split_pattern(dir)
         root = root if pattern else check_dir("folder", dir)
         listing = list_images(root, pattern, split)
         if not listing.names:
@@ -143,7 +143,7 @@ def _given_splits(root: Path, listing: Listing, train_folder: str, test_folder: 
     return train, test._replace(names=labelled, classes=train.classes), notes
 
 
-def _split_pattern(dir: str | os.PathLike) -> tuple[Path, str]:
+def split_pattern(dir: str | os.PathLike) -> tuple[Path, str]:
     """Splits a pattern before its first part with a wildcard; the rest is "" without wildcards.
 
     An existing folder with a wildcard character in its name is not a wildcard.

@@ -59,6 +59,13 @@ def decode_image(
         return pixels
 
 
+def opened_image(image: Image.Image, *, name: str, reading: Reading = RGB) -> np.ndarray:
+    """u8[H, W, C] of an image that a caller opened with Pillow, as `decode_image` of its file."""
+    with _named(name):
+        samples = _of_type(_pillow_samples(image, None, reading.channels), None)
+        return eight_bit_channels(samples, reading)
+
+
 def read_samples(file: str | os.PathLike | bytes, *, name: str = "") -> Samples:
     """All samples of a file as they are, those of 16-bit colour too. Raises BadImage."""
     with _named(name or "image"):

@@ -48,17 +48,19 @@ class View(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
     report: Callable[[int, int], None] = silent  # called with (images done, of) after each batch
 
-    def batches(self, source, indices=None) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
+    def batches(
+        self, source, indices=None, bad_limit: float = 0.01
+    ) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
         """Yields (views f32[B, h, w, C], indices i64[B], valid bool[B]) of all records or `indices`.
 
         All batches are full; an invalid row is a repeat or was unreadable. Raises ValueError if more
-        than 1% are unreadable.
+        than a share bad_limit of the source is unreadable.
         """
         # A loop over images sharded over devices would gather all of them on every device.
         one_by_one = False if jax.local_device_count() > 1 else None
         moments = self.mean, self.std
         view = _compiled_view(self.resize, self.crop, one_by_one, *moments)
-        log, done = BadImageLog(source), 0
+        log, done = BadImageLog(source, bad_limit), 0
         total = len(source if indices is None else indices)
         for batch in eval_batches(
             source, batch_size=self.batch_size, canvas_size=self.canvas_size, indices=indices
@@ -74,7 +76,9 @@ class View(NamedTuple):
         for views, index, valid in self.batches(source, indices):
             yield (views if valid.all() else views[valid]), index[valid]
 
-    def map(self, function: Callable, source, indices=None) -> tuple[Any, np.ndarray]:
+    def map(
+        self, function: Callable, source, indices=None, bad_limit: float = 0.01
+    ) -> tuple[Any, np.ndarray]:
         """Applies function(views) -> pytree of [B, …] to all readable records; results on the host.
 
         With several processes, each computes an equal share of the records, and all get all results,
@@ -90,7 +94,8 @@ class View(NamedTuple):
         rows, found, error = [], [], None
         try:
             # A process without records runs one anyway, to know the shapes, and drops the result.
-            for views, index, valid in self.batches(source, share if share.size else indices[:1]):
+            share_or_one = share if share.size else indices[:1]
+            for views, index, valid in self.batches(source, share_or_one, bad_limit):
                 valid = valid & bool(share.size)
                 kept = jax.tree.map(lambda x, valid=valid: np.asarray(x)[valid], function(views))
                 rows.append(kept)

@@ -183,6 +183,8 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
     automatic = {*open_keys(config.to_dict())}
     if config.data.window.mode == "set" and not len(config.data.window.range):
         automatic.add("data.window.range")
+    if not config.data.canvas_size:
+        automatic.add("data.canvas_size")
     compared = (theirs.keys() & ours.keys()) - automatic
     if any(theirs[key] != ours[key] for key in compared):
         return False
