@@ -12,7 +12,7 @@ from dinotwins_jax.durations import steps_per_epoch, total_steps
 from dinotwins_jax.evals import check_tasks, dense
 from dinotwins_jax.evals.classes import class_rows, take_classes
 from dinotwins_jax.evals.content import content_checksum
-from dinotwins_jax.evals.features import View, checksum, silent, source_checksum
+from dinotwins_jax.evals.features import checksum, source_checksum
 from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
 from dinotwins_jax.evals.needs import Served, served
@@ -20,6 +20,7 @@ from dinotwins_jax.evals.outputs import PICTURES, pictures
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
 from dinotwins_jax.evals.scores import is_unbalanced
 from dinotwins_jax.evals.splits import spread_over_classes
+from dinotwins_jax.evals.view import View, silent
 from dinotwins_jax.failures import Evaluated, failing_alone
 from dinotwins_jax.files import read_json_lines, replace_text
 from dinotwins_jax.inputs import moments_of

@@ -20,7 +20,7 @@ from dinotwins_jax.devices.processes import join
 me = int(sys.argv[1])
 join("on", sys.argv[2], 2, me)
 from dinotwins_jax.data.base import BadImage
-from dinotwins_jax.evals.features import View
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.failures import failing_alone
 
 class Greys:

@@ -27,7 +27,8 @@ from dinotwins_jax.data.base import read_image
 from dinotwins_jax.data.store import Settings, union
 from dinotwins_jax.data.window import window_keys
 from dinotwins_jax.evals.dense import image_set
-from dinotwins_jax.evals.features import View, pixel_embed
+from dinotwins_jax.evals.features import pixel_embed
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.inputs import moments_of
 from dinotwins_jax.memory import abstract_batch
 from dinotwins_jax.models.channels import converted

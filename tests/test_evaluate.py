@@ -18,6 +18,7 @@ from dinotwins_jax.evals.knn import knn_classify
 from dinotwins_jax.evals.monitor import make_monitor
 from dinotwins_jax.evals.scores import top_k_accuracy
 from dinotwins_jax.evals.splits import holdout, stratified_indices
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.evaluate import evaluate_run
 from dinotwins_jax.evaluation import eval_view
 from dinotwins_jax.models.torch_weights import vit_to_torch
@@ -119,7 +120,7 @@ def test_features_are_computed_once_and_other_tasks_stay(evaluated, monkeypatch)
     def never(*_):
         raise AssertionError("features are computed again")
 
-    monkeypatch.setattr(features.View, "map", never)
+    monkeypatch.setattr(View, "map", never)
     config = shrunk(evals__tasks=(), evals__pictures=0)
     again = evaluate_run(workdir, config, ["knn", "fewshot"])
     assert again == scores

@@ -13,7 +13,6 @@ import numpy as np
 
 from dinotwins_jax.data.bands import as_colours
 from dinotwins_jax.evals.attention import attention_grid
-from dinotwins_jax.evals.features import View
 from dinotwins_jax.evals.localisation import (
     attention_maps,
     attention_scores,
@@ -23,6 +22,7 @@ from dinotwins_jax.evals.localisation import (
 from dinotwins_jax.evals.pca import patch_pca
 from dinotwins_jax.evals.pictures import pca_grid, segmentation_grid
 from dinotwins_jax.evals.segmentation import normalised_cut, segmentation_scores
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 _BOX_PROTOCOLS = {"attention": "attention-box-v1", "segmentation": "ncut-box-v1"}

@@ -6,10 +6,11 @@ from functools import partial
 import numpy as np
 
 from dinotwins_jax.evals.bank import ridge_holdout_score
-from dinotwins_jax.evals.features import View, backbone_features
+from dinotwins_jax.evals.features import backbone_features
 from dinotwins_jax.evals.knn import knn_classify
 from dinotwins_jax.evals.scores import top_k_accuracy
 from dinotwins_jax.evals.splits import holdout, stratified_indices
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.models.vit import VisionTransformer
 
 HELD_OUT = 1 / 3  # of the images

@@ -16,7 +16,6 @@ from dinotwins_jax.evals.bank import bank_probe_splits
 from dinotwins_jax.evals.features import (
     VERSION,
     Embed,
-    View,
     backbone_embed,
     backbone_features,
     extract,
@@ -26,6 +25,7 @@ from dinotwins_jax.evals.fewshot import few_shot
 from dinotwins_jax.evals.knn import knn_scores
 from dinotwins_jax.evals.linear import linear_probe_splits
 from dinotwins_jax.evals.names import NEIGHBOURS, closest
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.models.vit import VisionTransformer
 

@@ -13,7 +13,7 @@ from dinotwins_jax.data.reading import Reading
 from dinotwins_jax.data.window import window_of
 from dinotwins_jax.devices.placement import make_placement
 from dinotwins_jax.devices.processes import warn
-from dinotwins_jax.evals.features import View
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.features.model import Model
 from dinotwins_jax.features.stated import stated_preprocessing
 from dinotwins_jax.models.torch_files import load_vit

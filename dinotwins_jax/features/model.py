@@ -14,7 +14,8 @@ import numpy as np
 from dinotwins_jax.data.pictures import Picture, Pictures, listed
 from dinotwins_jax.data.reading import RGB, Reading
 from dinotwins_jax.evals.attention import cls_attention
-from dinotwins_jax.evals.features import View, checksum
+from dinotwins_jax.evals.features import checksum
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.features.classifier import Classifier, Predictions, load_classifier
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 

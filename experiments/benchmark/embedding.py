@@ -24,7 +24,7 @@ from absl import app, flags
 from dinotwins_jax.data.base import ImageFiles, canvas_for_photos
 from dinotwins_jax.data.pictures import pictures_in
 from dinotwins_jax.devices.placement import make_placement
-from dinotwins_jax.evals.features import View
+from dinotwins_jax.evals.view import View
 from dinotwins_jax.features.embedding import write_features
 from dinotwins_jax.features.model import Model, tokens
 from dinotwins_jax.models import create_vit
