@@ -30,7 +30,7 @@ FLOORS = (
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
     (("build",), tuple(FOLDERS)),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
-    (("evaluation",), ("devices", "evals", "models", "training")),
+    (("evaluation",), ("data", "devices", "evals", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
 )
