@@ -15,7 +15,6 @@ from ml_collections import ConfigDict, config_flags
 
 from dinotwins_jax.files import read_config
 from dinotwins_jax.quiet import quiet_libraries
-from dinotwins_jax.settings.keys import value_at
 from dinotwins_jax.stopping import Halt
 
 COMPILED = ".compiled"  # directory beside the workdirs: the compiled programs of all their runs
@@ -271,14 +270,20 @@ def config_of(workdir: Path, without: str = "", *, opens_data: bool = False) -> 
     if not path.is_file():
         raise FileNotFoundError(f"no run in {workdir}: it has no config.json{without}")
     config = read_config(path)
-    for key in ("source", "probe.source") if opens_data else ():
-        source = value_at(config["data"], key, "")
+    for key, source in _sources(config["data"]) if opens_data else ():
         if not isinstance(source, str) or ":" in source:
             raise ValueError(
                 f"{path} names code as its data source, '{source}', which is run only if the command line "
                 f"names it: give the run's --config=… with --config.data.{key}={source}"
             )
     return ConfigDict(config)
+
+
+def _sources(data: dict) -> list[tuple[str, object]]:
+    """(key in config.data, data source) of the run's data and of its probes' own."""
+    probe = data.get("probe")
+    own = probe.get("source", "") if isinstance(probe, dict) else ""
+    return [("source", data.get("source")), ("probe.source", own)]
 
 
 def load_config(config_file: str) -> ConfigDict:

@@ -152,7 +152,7 @@ def test_a_file_alone_gets_the_official_preprocessing_and_a_warning(pictures, tm
 def test_what_is_no_model_is_said_in_a_line(run, tmp_path):
     for source, message in (
         (tmp_path / "none", "no run, folder or file of weights"),
-        (tmp_path, "is not a run .* holds no weights"),
+        (tmp_path, "no run with checkpoints, and no weights in"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
             dt.load(source)

@@ -66,6 +66,8 @@ def _from_run(workdir: Path, checkpoint: str) -> Model:
 
 
 def _from_weights(path: Path) -> Model:
+    if not path.exists():
+        raise FileNotFoundError(f"no run, folder or file of weights: {path}")
     try:
         file = weights_file(path)
     except FileNotFoundError as error:
