@@ -47,6 +47,7 @@ _QUICKLY_COMPILED = {
     "test_plain_gradients",
     "test_processes",
     "test_auto",
+    "test_served_runs",
     "test_shared_objects",
     "test_pretrained",
     "test_sweep",
