@@ -56,6 +56,7 @@ _QUICKLY_COMPILED = {
     "test_probe_data",
     "test_processes",
     "test_auto",
+    "test_served_runs",
     "test_shared_objects",
     "test_pretrained",
     "test_sweep",
