@@ -3,10 +3,12 @@
 import importlib.util
 import io
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from wide_files import files, random_pixels, reading, tiff, wide_png
 
 from dinotwins_jax.data import make_source, open_source
@@ -218,6 +220,33 @@ def test_16_bit_pngs_are_read_whole(bands):
     np.testing.assert_array_equal(pixels, wide.clip(0, 255))
     halved = decode_image(wide_png(wide), reading=reading(bands)).astype(int)
     assert np.abs(halved - wide / 257).max() <= 1
+
+
+def test_16_bit_colours_that_pillow_halves_are_refused_with_a_window():
+    window = reading(3, mode="fixed", range=(0, 4095))
+    ppm = b"P6 # made by hand\n3 2\n4095\n" + bytes(36)
+    with pytest.raises(UnfitImage, match=r"a\.ppm: has colours of 16 bits"):
+        decode_image(ppm, name="a.ppm", reading=window)
+    assert decode_image(ppm).shape == (2, 3, 3)
+    eight = encoded(RGB8, "PPM")
+    np.testing.assert_array_equal(decode_image(eight, reading=window), RGB8)
+    if features.check("jpg_2000"):
+        eight = encoded(RGB8, "JPEG2000")
+        np.testing.assert_array_equal(decode_image(eight, reading=window), decode_image(eight))
+
+
+def test_a_rotated_16_bit_png_is_upright():
+    exif = Image.Exif()
+    exif[274] = 6
+    plain = wide_png(random_pixels((20, 30, 3), np.uint16))
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    turned = plain[:33] + chunk + plain[33:]
+    for window in ({}, {"mode": "fixed", "range": (0, 65535)}):
+        upright = decode_image(plain, reading=reading(3, **window))
+        np.testing.assert_array_equal(
+            decode_image(turned, reading=reading(3, **window)), np.rot90(upright, -1)
+        )
 
 
 # Downstream

@@ -10,6 +10,16 @@ from dinotwins_jax.data.window import eight_bits
 
 LUMA = (19595, 38470, 7471)  # of 65,536: ITU-R 601, Pillow's convert("L")
 
+_UPRIGHT = {  # by the tag Orientation of EXIF and TIFF
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
 
 class Samples(NamedTuple):
     """A picture as its file has it.
@@ -61,6 +71,11 @@ def eight_bit_channels(samples: Samples, reading: Reading) -> np.ndarray:
     if pixels.shape[-1] != reading.channels:
         return np.repeat(pixels, reading.channels, axis=-1)
     return np.ascontiguousarray(pixels)
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture [H, W, C] turned as its orientation states, 1 to 8."""
+    return _UPRIGHT.get(orientation, lambda a: a)(pixels)
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:

@@ -3,17 +3,19 @@
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from dinotwins_jax.data.bands import Samples, eight_bit_channels
+from dinotwins_jax.data.bands import Samples, eight_bit_channels, upright
 from dinotwins_jax.data.jpeg import plain_jpeg
 from dinotwins_jax.data.reading import RGB, BadImage, Reading, Unfit, UnfitImage
 from dinotwins_jax.data.tiff import TiffHeader, read_tiff, tiff_header
 
 _LARGER = "To read it, set config.data.max_pixels to its pixels, or make it smaller."
+_PNM = re.compile(rb"P6(?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d+)")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # PNG's colour types of 16 bits a sample that Pillow halves -> (its raw modes of the upper and lower bytes)
 _WIDE_PNG = {2: ("RGB;16B", "RGB;16L"), 6: ("RGBA;16B", "RGBA;16L")}
@@ -55,6 +57,8 @@ def decode_image(
         if pixels is None:
             wide = reading.window is not None or reading.channels not in (1, 3)
             samples = _samples(data, max_side, reading.channels, wide)
+            if reading.window is not None and samples.pixels.dtype == np.uint8:
+                _check_not_halved(data)
             pixels = eight_bit_channels(samples, reading)
         return pixels
 
@@ -92,9 +96,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         try:
             with Image.open(path) as image:
                 width, height = image.size
-                turned = 1
-                with contextlib.suppress(Exception):  # a broken EXIF block is ignored
-                    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+                turned = _orientation(image)
         except Image.UnidentifiedImageError:
             if header := tiff_header(Path(path).read_bytes()):
                 return header.size
@@ -147,6 +149,14 @@ def _samples(
     return _of_type(pixels, header)
 
 
+def _check_not_halved(data: bytes) -> None:
+    """Raises Unfit for colours of 16 bits that Pillow has read as 8, to which no window applies."""
+    at = data.find(b"\xff\x51")  # of JPEG 2000: the marker SIZ
+    pnm = _PNM.match(data)
+    if (pnm and int(pnm[1]) > 255) or (data[4:8] == b"jP  " and at > 0 and data[at + 40] & 127 > 7):
+        raise Unfit("has colours of 16 bits, of which Pillow reads 8; convert it to PNG or TIFF")
+
+
 def _pillow_samples(image: Image.Image, max_side: int | None, channels: int | None) -> Samples:
     width, height = image.size
     longer = max(width, height)
@@ -186,6 +196,13 @@ def _of_type(samples: Samples, header: TiffHeader | None) -> Samples:
     return samples._replace(pixels=np.clip(pixels, 0, 65535).astype(np.uint16))
 
 
+def _orientation(image: Image.Image) -> int:
+    """The orientation that its EXIF block states; 1, upright, without a readable one."""
+    with contextlib.suppress(Exception):
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
+
+
 def _wide_png(data: bytes, image: Image.Image) -> Samples:
     """A PNG of 16-bit colours or grey with alpha, whole.
 
@@ -201,7 +218,9 @@ def _wide_png(data: bytes, image: Image.Image) -> Samples:
             return np.asarray(part)
 
     if data[25] == 4:
-        found = loaded("RGBA").astype(np.uint16)
-        return Samples(found[..., ::2] << 8 | found[..., 1::2], alpha=True)
-    upper, lower = (loaded(rawmode) for rawmode in _WIDE_PNG[data[25]])
-    return Samples(upper.astype(np.uint16) << 8 | lower, alpha=data[25] == 6)
+        both = loaded("RGBA")
+        upper, lower = both[..., ::2], both[..., 1::2]
+    else:
+        upper, lower = (loaded(rawmode) for rawmode in _WIDE_PNG[data[25]])
+    turned = upright(upper.astype(np.uint16) << 8 | lower, _orientation(image))
+    return Samples(turned, alpha=data[25] != 2)

@@ -8,22 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dinotwins_jax.data.bands import Samples, bands_kept
+from dinotwins_jax.data.bands import Samples, bands_kept, upright
 from dinotwins_jax.data.reading import Unfit
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY, _COLOUR, _CMYK, _ALPHA = (0, 1), 2, 5, (1, 2)  # values of TIFF's tags
 _UNPACKED = (1, 8, 32773, 32946, 34925)  # none, Deflate, PackBits, Deflate, LZMA: by tifffile alone
 _ANY_COLOUR = (3, 6, 8)  # palette, YCbCr, Lab: one picture in colour whatever its samples
-_UPRIGHT = {  # by the tag Orientation
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
 
 
 class TiffHeader(NamedTuple):
@@ -136,4 +127,4 @@ def _upright(page) -> np.ndarray:
     pixels = pixels.reshape(*shape, page.samplesperpixel)
     if page.photometric == 0 and pixels.dtype.kind == "u":  # white is 0
         pixels = np.iinfo(pixels.dtype).max - pixels
-    return _UPRIGHT.get(page.tags.valueof(274, 1), lambda a: a)(pixels)
+    return upright(pixels, page.tags.valueof(274, 1))
