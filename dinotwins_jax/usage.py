@@ -98,6 +98,10 @@ _STABLEHLO = """model = export.deserialize(bytearray(Path("$file").read_bytes())
 features = model.call(images)
 cls, patches = features["cls"], features["patches"]  # [1, $D], [1, $N, $D]
 """
+_OURS = """import dinotwins_jax as dt
+
+cls, patches = dt.load(".")("picture.jpg")  # [1, $D], [1, $N, $D]
+"""
 _PACKAGES = {
     "timm": "`pip install timm torchvision`",
     "hf": "`pip install transformers torch torchvision`",
@@ -144,11 +148,11 @@ def _blocks(target: str, pre: Preprocessing, config: dict) -> list[str]:
         # timm has no short side for a crop that is not square: preprocessing.timm_transform.
         square = pre.crop[0] == pre.crop[1]
         parts = ("", _TIMMS) if square else ("from torchvision import transforms\n", _TRANSFORM)
-        return [_TIMM.replace("$imports", parts[0]).replace("$transform", parts[1])]
+        return [_TIMM.replace("$imports", parts[0]).replace("$transform", parts[1]), _OURS]
     if target == "hf":
-        return [_HF, *([_PIPELINE] if pre.channels == 3 else [])]
+        return [_HF, *([_PIPELINE] if pre.channels == 3 else []), _OURS]
     if target == "dino":
-        return [_dino(config)]
+        return [_dino(config), _OURS]
     imports, use = {
         "onnx": (_ONNX_IMPORTS, _ONNX),
         "stablehlo": (_STABLEHLO_IMPORTS, _STABLEHLO),

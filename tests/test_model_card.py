@@ -167,6 +167,24 @@ def test_the_code_of_the_card_gives_the_features_of_evaluation(
             assert relative_error(np.asarray(found["patches"]), expected.patches) < 0.02
 
 
+def test_an_export_loads_with_this_package_by_its_card(teacher_run, tmp_path, monkeypatch):
+    """The features of evaluation, whose pixels are not rounded after the resize."""
+    config = shrunk(**CONFIG)
+    export_run(teacher_run[0], config, "dino", tmp_path)
+    y, x, c = np.mgrid[:48, :64, :3]
+    picture = np.uint8(128 + 90 * np.sin(y / 5 + c) * np.cos(x / 7 - c))
+    Image.fromarray(picture).save(tmp_path / "picture.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(blocks((tmp_path / "README.md").read_text())[-1], found)
+    pre = preprocessing_of(config)
+    canvas, size = fit_canvas(np.asarray(Image.open("picture.jpg")), 64)
+    view = center_view(canvas[None], size[None], resize=pre.resize, crop=pre.crop)
+    vit = VisionTransformer(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=16)
+    expected = vit.apply({"params": teacher_run[1]}, view)
+    assert relative_error(np.asarray(found["patches"]), expected.patches) < 0.02
+
+
 def test_transformers_pixels_are_ours(teacher_run, tmp_path):
     pytest.importorskip("torch")
     hf, config = pytest.importorskip("transformers"), shrunk(**CONFIG)

@@ -1,14 +1,17 @@
 """PyTorch weight files, read without PyTorch. The golden ones were written by torch.save 2.13."""
 
+import json
 import pickle
 import struct
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import GOLDEN, load
 
+from dinotwins_jax.models.torch_export import exported
 from dinotwins_jax.models.torch_files import load_vit, read_state_dict, vit_fields
 from dinotwins_jax.models.torch_weights import vit_to_torch
 from dinotwins_jax.models.vit import VisionTransformer
@@ -151,8 +154,9 @@ def test_other_architectures_are_named(tmp_path):
     without = {name: w for name, w in weights.items() if "fc1" not in name}
     with pytest.raises(ValueError, match=r"no tensor 'blocks\.0\.mlp\.fc1\.weight'"):
         vit_fields(without)
+    np.savez(tmp_path / "flat.npz", **weights | {"pos_embed": np.zeros((1, 9, 64))})
     with pytest.raises(ValueError, match=r"pos_embed \(1, 9, 64\): not a class token and a square"):
-        vit_fields(weights | {"pos_embed": np.zeros((1, 9, 64))})
+        load_vit(tmp_path / "flat.npz")
     np.savez(tmp_path / "more.npz", **weights, fc_extra=np.zeros(3))
     with pytest.raises(ValueError, match=r"more\.npz: not a tensor of this ViT: fc_extra"):
         load_vit(tmp_path / "more.npz")
@@ -183,3 +187,15 @@ def test_heads_and_shapes_are_never_guessed(tmp_path):
     np.savez(tmp_path / "other.npz", **other)
     with pytest.raises(ValueError, match=r"other\.npz: params.*fc2.*shape \(96, 64\)"):
         load_vit(tmp_path / "other.npz")
+
+
+def test_the_sides_of_an_export_that_is_not_square_come_from_its_config(tmp_path):
+    vit = VisionTransformer(embed_dim=48, depth=1, num_heads=3, patch_size=8, image_size=(16, 32))
+    params = vit.init(jax.random.key(0), jnp.zeros((1, 16, 32, 3)))["params"]
+    tensors, config = exported(vit, params, "timm")
+    np.savez(tmp_path / "model.npz", **tensors)
+    with pytest.raises(ValueError, match="not a class token and a square grid"):
+        load_vit(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found, _ = load_vit(tmp_path)
+    assert found.image_size == (16, 32) and found.num_heads == 3

@@ -17,7 +17,7 @@ from dinotwins_jax.models.torch_folder import weights_file
 from dinotwins_jax.models.torch_names import PERIODS, blocks_of, common
 from dinotwins_jax.models.torch_pickle import Refused, read_torch
 from dinotwins_jax.models.torch_weights import vit_from_torch
-from dinotwins_jax.models.vit import VisionTransformer
+from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 # Nested keys of checkpoints: the teacher is the model that DINO evaluates.
 _NESTS = ("teacher", "state_dict", "model")
@@ -49,6 +49,9 @@ def load_vit(
         if like is not None and like.embed_dim == width and "positions" not in fields:
             fields["num_heads"] = like.num_heads
         fields |= stated
+        if not fields["image_size"]:
+            shape = params["pos_embed"].shape
+            raise ValueError(f"pos_embed {shape}: not a class token and a square grid")
         if not fields["num_heads"]:
             raise ValueError(f"width {width} is not a multiple of 64, the width of a head")
         vit = VisionTransformer(**fields)
@@ -65,7 +68,7 @@ def _check_shapes(vit: VisionTransformer, params: dict) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
-    shape = (1, vit.image_size, vit.image_size, vit.in_channels)
+    shape = (1, *as_pair(vit.image_size), vit.in_channels)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     wanted = shapes(jax.eval_shape(vit.init, jax.random.key(0), images)["params"])
     found = shapes(params)
@@ -117,7 +120,8 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """The fields of a VisionTransformer, inferred from the shapes of its weights.
 
     num_heads is for heads 64 wide (0: impossible), or from DINOv3's periods; norm_eps is that of the
-    official models. Raises ValueError for another architecture.
+    official models; image_size is 0 if the grid of positions is not square. Raises ValueError for another
+    architecture.
     """
     weights = common(weights)
     ffn = "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp"
@@ -155,18 +159,16 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
             fields["num_heads"] = D // (4 * len(weights[PERIODS]))
     else:
         grid = math.isqrt(weights["pos_embed"].shape[1] - 1)
-        if grid * grid + 1 != weights["pos_embed"].shape[1]:
-            raise ValueError(
-                f"pos_embed {weights['pos_embed'].shape}: not a class token and a square grid"
-            )
-        fields["image_size"] = grid * patch_size
+        square = grid * grid + 1 == weights["pos_embed"].shape[1]
+        fields["image_size"] = grid * patch_size if square else 0
     if "blocks.0.ls1.gamma" in weights:
         fields["layer_scale_init"] = 1.0  # creates the parameter; the weights replace it
     return fields
 
 
 def stated_beside(path: Path, embed_dim: int) -> dict[str, Any]:
-    """num_heads and norm_eps from the config.json beside a file; {} without one of this width."""
+    """num_heads and norm_eps from the config.json beside a file, and of our exports image_size; {} without
+    one of this width."""
     file = path.with_name("config.json")
     try:
         config = json.loads(file.read_text()) if file.is_file() else {}
@@ -176,7 +178,11 @@ def stated_beside(path: Path, embed_dim: int) -> dict[str, Any]:
         raise ValueError(f"{file.name} beside it is broken: {error}") from None
     ours = config.get("dinotwins_jax")
     if isinstance(ours, dict) and ours.get("embed_dim") == embed_dim:
-        return {name: ours[name] for name in ("num_heads", "norm_eps") if name in ours}
+        found = {name: ours[name] for name in ("num_heads", "norm_eps") if name in ours}
+        side = ours.get("image_size", 0)
+        return found | (
+            {"image_size": side if isinstance(side, int) else tuple(side)} if side else {}
+        )
     if config.get("hidden_size") != embed_dim:
         return {}
     if config.get("rope_theta", ROPE_BASE) != ROPE_BASE:
