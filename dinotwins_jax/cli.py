@@ -6,15 +6,14 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
-from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dinotwins_jax.files import read_config
+from dinotwins_jax.files import SECTIONS, read_config
+from dinotwins_jax.quiet import quiet_libraries
 from dinotwins_jax.stopping import Halt
 
 COMPILED = ".compiled"  # directory beside the workdirs: the compiled programs of all their runs
@@ -68,38 +67,10 @@ def command(
         _parse(values, [program, *arguments], config_required)
     except UsageError as error:
         return fail(str(error))
-    _quiet_libraries()
+    quiet_libraries()
     with contextlib.suppress(AttributeError, ValueError):  # not a text file, as in a notebook
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return work(values)
-
-
-def _quiet_libraries() -> None:
-    """Shows the warnings of this package, and none of absl, Orbax and XLA."""
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    flags.FLAGS.mark_as_parsed()  # absl warns of its first line before that
-    if not os.environ.get(
-        "DINOTWINS_DEBUG"
-    ):  # what fails there is raised too, and becomes one line
-        logging.get_absl_logger().addFilter(_is_not_of_orbax)
-        getLogger("asyncio").setLevel(CRITICAL)  # used by Orbax only
-        sys.unraisablehook = partial(_unless_a_save_ended, sys.unraisablehook)
-    # XLA logs "Very slow compile?" as an error, level 2. What ends a program is fatal, level 3, or an
-    # exception. Read when jax is imported, which is later.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def _is_not_of_orbax(record) -> bool:
-    """Orbax warns through absl, such as of each option that read_only implies."""
-    return "orbax" not in Path(record.pathname).parts
-
-
-def _unless_a_save_ended(show, unraisable) -> None:
-    """sys.unraisablehook without what the writing threads of a failed checkpoint report, one traceback
-    an array, to an event loop that has ended."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        show(unraisable)
 
 
 class UsageError(ValueError):
@@ -146,6 +117,11 @@ def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> 
         raise UsageError(_unknown_key(argv, given, error)) from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"--config: {error}") from None
+    except Exception as error:  # a config file is code: a SyntaxError, an import that fails, …
+        if os.environ.get("DINOTWINS_DEBUG"):
+            raise
+        raise UsageError(f"{given or '--config'}: {type(error).__name__}: {error}") from None
+    _check_config(values["config"].value, given)
     if rest[1:]:
         raise UsageError(f"unknown argument '{rest[1]}': options start with --")
     if values["config"].value is None and config_required:
@@ -153,11 +129,32 @@ def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> 
             f"no config given: --config=hybrid:demo, or another of {', '.join(_shipped())}"
         )
     for name in ("workdir", "out"):
-        if name in values and "://" in (values[name].value or ""):
+        place = (values[name].value or "") if name in values else ""
+        if "://" in place:
             raise UsageError(
-                f"--{name} is '{values[name].value}': it must be a directory of this machine, such as a "
-                "mount of that storage"
+                f"--{name} is '{place}': it must be a directory of this machine, such as a mount of that "
+                "storage"
             )
+        if Path(place).is_file():
+            raise UsageError(f"--{name} is '{place}', a file: give a directory")
+
+
+def _check_config(config: object, file: str | None) -> None:
+    """Raises UsageError for what is no config of a run."""
+    if config is None:
+        return
+    if not isinstance(config, ConfigDict):
+        try:
+            getattr(config, "model", None)  # ml_collections' stand-in after an OSError raises it
+        except OSError as error:
+            raise UsageError(f"{file}: {error}") from None
+        kind = type(config).__name__
+        raise UsageError(f"{file}: get_config() gives a value of type {kind}, not a ConfigDict")
+    missing = [name for name in SECTIONS if not isinstance(config.get(name), ConfigDict)]
+    if missing:
+        raise UsageError(
+            f"{file}: its config has no section '{missing[0]}': start from dinotwins_jax.configs.base"
+        )
 
 
 def _with_config_path(arguments: list[str]) -> list[str]:
@@ -228,6 +225,8 @@ def _shipped() -> list[str]:
 
 def _unknown_key(argv: list[str], config_file: str | None, error: Exception) -> str:
     """Names the --config.… key that does not exist, and its neighbours."""
+    if "has no attribute 'get_config'" in str(error):
+        return f"{config_file}: it has no function get_config()"
     given = [a.removeprefix("--config.").partition("=")[0] for a in argv if "--config." in a[:9]]
     if config_file is None or not given:
         return f"--config: {error}"

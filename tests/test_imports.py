@@ -24,7 +24,7 @@ FOLDERS = {
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
-    (("schedules", "durations", "streams", "files", "stopping"), ()),
+    (("schedules", "durations", "streams", "files", "stopping", "quiet"), ()),
     (("damage", "failures", "lock", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
     (("run_config",), ("settings",)),
