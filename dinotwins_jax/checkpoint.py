@@ -163,6 +163,8 @@ class Checkpoints:
         for candidate in reversed(self.steps()) if step is None else [step]:
             with damage() as found:
                 metadata = self._manager.item_metadata(candidate)
+                if metadata["state"] is None:
+                    raise ValueError("its state is missing")
                 there = metadata["state"]["teacher_params"]["backbone"]
                 part = {"teacher_params": {"backbone": there}}
                 how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
@@ -265,7 +267,7 @@ def chosen_step(checkpoints: Checkpoints, which: str) -> int | None:
     """Parses --checkpoint; None means the latest intact one."""
     if which == "latest":
         return None
-    step = checkpoints.best() if which == "best" else int(which) if which.isdigit() else None
+    step = checkpoints.best() if which == "best" else int(which) if which.isdecimal() else None
     if step not in checkpoints.steps():
         raise ValueError(
             f"--checkpoint is '{which}': choose latest, best (of those with the metric "

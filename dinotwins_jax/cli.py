@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dinotwins_jax.files import read_config
+from dinotwins_jax.files import SECTIONS, read_config
 from dinotwins_jax.quiet import quiet_libraries
 from dinotwins_jax.stopping import Halt
 
@@ -118,6 +118,11 @@ def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> 
         raise UsageError(_unknown_key(argv, given, error)) from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"--config: {error}") from None
+    except Exception as error:  # a config file is code: a SyntaxError, an import that fails, …
+        if os.environ.get("DINOTWINS_DEBUG"):
+            raise
+        raise UsageError(f"{given or '--config'}: {type(error).__name__}: {error}") from None
+    _check_config(values["config"].value, given)
     if rest[1:]:
         raise UsageError(f"unknown argument '{rest[1]}': options start with --")
     if values["config"].value is None and config_required:
@@ -125,11 +130,32 @@ def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> 
             f"no config given: --config=hybrid:demo, or another of {', '.join(_shipped())}"
         )
     for name in ("workdir", "out"):
-        if name in values and "://" in (values[name].value or ""):
+        place = (values[name].value or "") if name in values else ""
+        if "://" in place:
             raise UsageError(
-                f"--{name} is '{values[name].value}': it must be a directory of this machine, such as a "
-                "mount of that storage"
+                f"--{name} is '{place}': it must be a directory of this machine, such as a mount of that "
+                "storage"
             )
+        if Path(place).is_file():
+            raise UsageError(f"--{name} is '{place}', a file: give a directory")
+
+
+def _check_config(config: object, file: str | None) -> None:
+    """Raises UsageError for what is no config of a run."""
+    if config is None:
+        return
+    if not isinstance(config, ConfigDict):
+        try:
+            getattr(config, "model", None)  # ml_collections' stand-in after an OSError raises it
+        except OSError as error:
+            raise UsageError(f"{file}: {error}") from None
+        kind = type(config).__name__
+        raise UsageError(f"{file}: get_config() gives a value of type {kind}, not a ConfigDict")
+    missing = [name for name in SECTIONS if not isinstance(config.get(name), ConfigDict)]
+    if missing:
+        raise UsageError(
+            f"{file}: its config has no section '{missing[0]}': start from dinotwins_jax.configs.base"
+        )
 
 
 def _with_config_path(arguments: list[str]) -> list[str]:
@@ -200,6 +226,8 @@ def _shipped() -> list[str]:
 
 def _unknown_key(argv: list[str], config_file: str | None, error: Exception) -> str:
     """Names the --config.… key that does not exist, and its neighbours."""
+    if "has no attribute 'get_config'" in str(error):
+        return f"{config_file}: it has no function get_config()"
     given = [a.removeprefix("--config.").partition("=")[0] for a in argv if "--config." in a[:9]]
     if config_file is None or not given:
         return f"--config: {error}"

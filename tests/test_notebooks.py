@@ -1,6 +1,9 @@
 """The notebooks run from top to bottom, each in its own kernel."""
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import nbclient
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.notebooks.execute import small
 from experiments.notebooks.tidy import tidy
 
 ROOT = Path(__file__).parent.parent
@@ -64,9 +68,42 @@ def execute(name, folder, monkeypatch, until=None, **switches):
     return "".join(texts), [of["image/png"] for of in data if "image/png" in of]
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_are_committed_without_outputs(path):
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_committed_in_one_form(path):
     assert path.read_text() == tidy(path.read_text()), "run: python -m experiments.notebooks.tidy"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_show_what_they_print_and_no_place_or_time(path):
+    """A reader sees text and pictures without running anything; no path of the machine that made them."""
+    text = path.read_text()
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not any(output["output_type"] == "error" for output in outputs)
+    said = "".join("".join(output.get("text", "")) for output in outputs)
+    shown = [output["data"] for output in outputs if "data" in output]
+    assert "step " in said and any("text/markdown" in data for data in shown)
+    assert any("image/png" in data for data in shown)
+    said += "".join("".join(data.get("text/markdown", "")) for data in shown)
+    assert not re.search(r"(?<![\w.:/])/(?!\w+ |\d)[a-z][\w.-]+/[\w.-]+", said)
+    assert not re.search(r"\d\d\d\d-\d\d-\d\d|\d\d:\d\d:\d\d,", said)
+    assert len(text) < 300_000
+
+
+def test_outputs_are_made_small_and_lose_the_machine(tmp_path):
+    picture = tmp_path / "big.png"
+    Image.fromarray(np.zeros((2000, 1800, 3), np.uint8)).save(picture)
+    encoded = base64.b64encode(picture.read_bytes()).decode()
+    shown = {"output_type": "display_data", "metadata": {}, "data": {"image/png": encoded}}
+    made = Image.open(io.BytesIO(base64.b64decode(small(shown, {})["data"]["image/png"])))
+    assert made.size == (900, 1000)
+    stream = {"output_type": "stream", "name": "stdout", "text": "in /x/y/z: \x1b[1mdone\x1b[0m"}
+    assert small(stream, {"/x/y/z": "here"})["text"] == "in here: done"
+    page = {"text/html": "<p>" * 10_000, "text/plain": "<HTML>"}
+    assert small(shown | {"data": page}, {}) is None
 
 
 @pytest.mark.slow

@@ -91,6 +91,26 @@ def test_a_source_that_is_code_is_refused_unless_the_command_line_names_it(recei
     assert mark.exists()
 
 
+def test_a_resume_takes_code_from_the_given_config_alone(received):
+    workdir, _, mark = received
+    with pytest.raises(
+        ValueError, match=r"run with another config.*loss\.evil\.fn \(received_code"
+    ):
+        claim_workdir(workdir, shrunk(evals__pictures=0).to_dict())
+    assert not mark.exists() and "received_code" not in sys.modules
+
+
+def test_keys_on_the_command_line_do_not_run_a_received_source(received):
+    workdir, config, mark = received
+    config["data"]["source"] = "received_code:source"
+    write(workdir, config)
+    with pytest.raises(ValueError, match="names code as its data source"):
+        evaluate_run(workdir, overrides={"data.dir": "/elsewhere"})
+    assert not mark.exists()
+    assert evaluate_run(workdir, tasks=["attention"], overrides={"data.source": "scenes"})
+    assert not mark.exists()
+
+
 def test_init_from_a_received_workdir_runs_nothing(received):
     workdir, config, mark = received
     config["data"]["source"] = "received_code:source"

@@ -8,12 +8,15 @@ from ml_collections import ConfigDict
 from dinotwins_jax.settings.keys import LOSSES, kind_of, value_at
 
 POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
+SEED = "[0, 4294967295]"  # of numpy's generators
+LARGEST = 2**31 - 1  # of whole numbers without a range of their own: those of JAX
 
 # Key -> interval, which every element of a tuple must lie in. loss.<kind> stands for every term of that
 # kind, see `kind_of`. Keys that a config lacks are ignored.
 RANGES = {
-    **dict.fromkeys(("batch_size", "micro_batches", "total_epochs", "mesh.fsdp"), POSITIVE),
-    **dict.fromkeys(("seed", "total_steps", "mesh.data"), NOT_NEGATIVE),
+    **dict.fromkeys(("micro_batches", "total_epochs", "mesh.fsdp"), POSITIVE),
+    **dict.fromkeys(("total_steps", "mesh.data"), NOT_NEGATIVE),
+    **{"seed": SEED, "batch_size": "[1, 1000000]"},
     **{
         f"model.{k}": POSITIVE
         for k in (
@@ -30,10 +33,10 @@ RANGES = {
     **{"model.rope_shift": POSITIVE, "model.rope_jitter": "[1, inf)"},
     **{"model.rope_rescale": "[1, inf)"},
     **{"data.canvas_size": NOT_NEGATIVE, "data.num_workers": NOT_NEGATIVE},
-    **{"data.max_pixels": NOT_NEGATIVE, "data.std": POSITIVE},
-    **{"data.window.percentiles": "[0, 100]"},
+    **{"data.max_pixels": "[0, 1000000000000]", "model.mlp_ratio": POSITIVE},
+    **{"data.std": POSITIVE, "data.window.percentiles": "[0, 100]"},
     **{f"data.scenes.{k}": POSITIVE for k in ("num_train", "num_test", "size")},
-    **{"data.scenes.seed": NOT_NEGATIVE, "data.folder.test_fraction": "(0, 1)"},
+    **{"data.scenes.seed": SEED, "data.folder.test_fraction": "(0, 1)"},
     **{
         "views.global_size": POSITIVE,
         "views.local_size": POSITIVE,
@@ -74,7 +77,7 @@ RANGES = {
         )
     },
     **{"evals.finetune_blocks": POSITIVE, "evals.finetune_epochs": POSITIVE},
-    **{"evals.split_seeds": NOT_NEGATIVE, "evals.monitor_every_epochs": NOT_NEGATIVE},
+    **{"evals.split_seeds": SEED, "evals.monitor_every_epochs": NOT_NEGATIVE},
     **{"evals.mask_images": NOT_NEGATIVE, "evals.pictures": NOT_NEGATIVE},
     **{f"evals.{k}": "(0, 1]" for k in ("label_fractions", "finetune_fraction", "attention_keep")},
 }
@@ -123,7 +126,7 @@ def check_ranges(config: ConfigDict) -> None:
     for key, interval in _present(config, RANGES | weights).items():
         for value, verb in _each(value_at(config, key)):
             if not _inside(value, interval):
-                raise ValueError(f"config.{key} {verb} {value}: it must {_words(interval)}")
+                raise ValueError(f"config.{key} {verb} {value}: it must {_words(value, interval)}")
     for key, choices in _present(config, CHOICES).items():
         for value, verb in _each(value_at(config, key)):
             if value not in choices:
@@ -166,11 +169,20 @@ def _inside(value, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     return (
-        math.isfinite(value) and above and (value <= high if interval[-1] == "]" else value < high)
+        _usable(value, high) and above and (value <= high if interval[-1] == "]" else value < high)
     )
 
 
-def _words(interval: str) -> str:
+def _usable(value, high: float) -> bool:
+    """Whether a number is finite, and a whole one with no limit of its own at most LARGEST."""
+    if isinstance(value, int):
+        return value <= LARGEST or math.isfinite(high)
+    return math.isfinite(value)
+
+
+def _words(value, interval: str) -> str:
+    if not _usable(value, float(interval[1:-1].split(",")[1])):
+        return f"be at most {LARGEST:,}" if isinstance(value, int) else "be a finite number"
     return {POSITIVE: "be positive", NOT_NEGATIVE: "not be negative"}.get(
         interval, f"lie in {interval}"
     )
