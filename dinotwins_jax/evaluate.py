@@ -17,16 +17,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import (
-    COMPILED,
-    SHIPPED,
-    command,
-    config_of,
-    exit_code,
-    fail,
-    load_config,
-    overrides_of_run,
-)
+from dinotwins_jax.cli import COMPILED, command, exit_code, fail, overrides_of_run
+from dinotwins_jax.configuration import SHIPPED, config_of, load_config
 
 
 def evaluate_run(

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from absl import flags
 
-from dinotwins_jax.cli import command, config_of, exit_code, fail
+from dinotwins_jax.cli import command, exit_code, fail
+from dinotwins_jax.configuration import config_of
 from dinotwins_jax.files import writing
 
 # Names of files that exports write.

@@ -10,13 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dinotwins_jax.cli import (
-    COMPILED,
-    INTERRUPTED,
-    USAGE_ERROR,
-    command,
-    exit_code,
-)
+from dinotwins_jax.cli import COMPILED, INTERRUPTED, USAGE_ERROR, command, exit_code
 from dinotwins_jax.devices.huge_pages import restart_with_huge_pages
 from dinotwins_jax.logs.timing import Phases
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from dinotwins_jax.cli import command, config_name, exit_code, fail
+from dinotwins_jax.cli import command, exit_code, fail
+from dinotwins_jax.configuration import config_name
 from dinotwins_jax.data import (
     data_section,
     has_probe_data,

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dinotwins_jax.cli import SHIPPED, config_of, load_config
+from dinotwins_jax.configuration import SHIPPED, config_of, load_config
 from dinotwins_jax.settings.keys import value_at
 
 

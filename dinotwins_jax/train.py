@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from dinotwins_jax.build import Run, build
 from dinotwins_jax.callable_module import call_as_function
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.cli import COMPILED, named_config
+from dinotwins_jax.cli import COMPILED
+from dinotwins_jax.configuration import named_config
 from dinotwins_jax.data import has_probe_data
 from dinotwins_jax.data.describe import describe_run
 from dinotwins_jax.data.pipeline import BadImageLog, train_batches

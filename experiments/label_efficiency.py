@@ -14,7 +14,8 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import config_of, exit_code, fail
+from dinotwins_jax.cli import exit_code, fail
+from dinotwins_jax.configuration import config_of
 from dinotwins_jax.data import probe_section
 from dinotwins_jax.files import replace_text
 from experiments.comparison.plan import METHODS

@@ -22,13 +22,14 @@ FOLDERS = {
     "data": ("files", "logs"),
     "evals": ("models", "augment", "data", "devices", "files"),
     "features": (
-        *("augment", "build", "cli", "data", "devices", "evals", "files", "models"),
+        *("augment", "build", "configuration", "data", "devices", "evals", "files", "models"),
         *("preprocessing", "quiet", "run_config", "weights"),
     ),
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
     (("schedules", "durations", "streams", "files", "stopping", "quiet", "callable_module"), ()),
+    (("configuration",), ()),
     (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "settings", "training")),
     (("run_config",), ("settings",)),
@@ -97,7 +98,7 @@ def test_outside_imports_stay_in_their_room(path):
     top = {name.split(".")[0] for name in imported(path)}
     here = room(path)
     assert not top & {"tensorflow", "torch", "configs", "experiments"}
-    if here not in {"build", "settings", "train", "evaluate", "cli", "run_config"}:
+    if here not in {"build", "settings", "train", "evaluate", "configuration", "cli", "run_config"}:
         assert "ml_collections" not in top, "only build, train and the commands see the config"
     if "DEFINE_" in path.read_text():
         assert here in {*ENTRY_POINTS, "cli"}, "only entry points read flags"
@@ -107,7 +108,7 @@ def test_outside_imports_stay_in_their_room(path):
                        "math", "onnx", "pathlib", "pickle", "safetensors", "zipfile"}  # fmt: skip
 
 
-NO_JAX = ("data", "data.workers", "settings.auto", "settings.advice", "settings.ranges", "logs.terminal",
+NO_JAX = ("configuration", "data", "data.workers", "settings.auto", "settings.advice", "settings.ranges", "logs.terminal",
           "augment.presets", "configs.hybrid", "cli", "prepare")  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from shrunk import shrunk
 
 from dinotwins_jax.build import build_for_evaluation
-from dinotwins_jax.cli import config_of
+from dinotwins_jax.configuration import config_of
 from dinotwins_jax.data import has_probe_data, probe_section
 from dinotwins_jax.data.describe import describe_run
 from dinotwins_jax.evaluate import evaluate_run

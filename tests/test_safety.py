@@ -13,7 +13,8 @@ from shrunk import shrunk
 
 from dinotwins_jax.build import build, build_for_evaluation
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.cli import INTERRUPTED, command, config_of, exit_code
+from dinotwins_jax.cli import INTERRUPTED, command, exit_code
+from dinotwins_jax.configuration import config_of
 from dinotwins_jax.evaluate import evaluate_run
 from dinotwins_jax.export import export_run
 from dinotwins_jax.failures import Evaluated, failing_alone

@@ -7,7 +7,7 @@ import jax
 
 from dinotwins_jax.augment.multi_crop import channel_moments
 from dinotwins_jax.build import make_backbone
-from dinotwins_jax.cli import config_of
+from dinotwins_jax.configuration import config_of
 from dinotwins_jax.data.base import canvas_for_photos
 from dinotwins_jax.data.reading import Reading
 from dinotwins_jax.data.window import window_of
