@@ -42,7 +42,7 @@ def api(
       overwrite: replace what is at `out`.
     Returns:
       names str[M]; cls f32[M, E], mean_patch f32[M, E], patches f16[M, N, E]; labels i32[M] and class_names
-      with split; model; left_out, the names of pictures that cannot be read.
+      with split; model, source and place, texts; left_out, the names of pictures that cannot be read.
     Raises:
       ValueError, OSError: see `write_features`.
     """
@@ -52,13 +52,13 @@ def api(
     from dinotwins_jax.model import Model
 
     model = source if isinstance(source, Model) else load(source, checkpoint)
-    pictures = _pictures(model, images, split)
+    pictures, place = _pictures(model, images, split), _place(images, split)
     tokens = (tokens,) if isinstance(tokens, str) else tuple(tokens)
     if out is None:
-        return features_of(model, pictures, tokens, batch_size)
+        return features_of(model, pictures, tokens, batch_size, place)
     out = Path(out).expanduser()
-    options = {"tokens": tokens, "batch_size": batch_size, "overwrite": overwrite}
-    write_features(model, pictures, out, **options)
+    options = {"tokens": tokens, "batch_size": batch_size, "place": place}
+    write_features(model, pictures, out, overwrite=overwrite, **options)
     return read_features(out)
 
 
@@ -73,6 +73,13 @@ def _pictures(model, images, split: str | None):
     if isinstance(images, str | os.PathLike):
         return pictures_in(images)
     return Pictures(listed(images), max_side=model.view.canvas_size)
+
+
+def _place(images, split: str | None) -> str:
+    """What a features file says of where its pictures are."""
+    if split is not None:
+        return f"split {split}"
+    return os.path.abspath(images) if isinstance(images, str | os.PathLike) else ""
 
 
 def _own_pictures(model, split: str):
@@ -137,6 +144,7 @@ def _embed(values: flags.FlagValues) -> int:
                 out,
                 tokens=tuple(values.tokens),
                 batch_size=values.batch_size,
+                place=_place(values.images, values.split),
                 overwrite=values.overwrite,
                 advance=count.advance,
             )

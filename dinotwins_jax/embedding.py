@@ -8,6 +8,7 @@ computes every n-th shard. Letters: M images, N patches, E width of a token.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from dinotwins_jax.data.base import Source, printable
 from dinotwins_jax.evals.features import source_checksum
-from dinotwins_jax.feature_files import KINDS, join
+from dinotwins_jax.feature_files import ABOUT, KINDS, join
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.model import Model
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
@@ -45,17 +46,19 @@ def write_features(
     *,
     tokens: tuple[str, ...] = ("cls",),
     batch_size: int | None = None,
+    place: str = "",
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Written:
     """Writes the features of all readable pictures of a source.
 
     Arrays: names str[M]; of `tokens`: cls f32[M, E], mean_patch f32[M, E], patches f16[M, N, E]; labels
-    i32[M] and class_names where the source has them; model, its identity; left_out, names of the
-    pictures that cannot be read.
+    i32[M] and class_names where the source has them; model, its identity, and source, where it was
+    loaded from; place; left_out, names of the pictures that cannot be read.
 
     Args:
       out: a file .npz or .parquet, or a folder.
+      place: of the pictures, for those who look at the features: a folder, or "split test".
       overwrite: replace what an earlier start left there.
       advance: called with the number of images of each batch.
     Raises:
@@ -65,7 +68,7 @@ def write_features(
     check_out(out, overwrite)
     single = out.suffix in KINDS
     folder = out.with_name(f"{out.name}.parts") if single else out
-    plan = _plan(model, pictures, tokens, batch_size)
+    plan = _plan(model, pictures, tokens, batch_size, place)
     first = jax.process_index() == 0
     if first:
         _begin(folder, plan, overwrite)
@@ -92,10 +95,12 @@ def write_features(
     return Written(images, left_out)
 
 
-def features_of(model: Model, pictures: Source, tokens, batch_size=None) -> dict[str, np.ndarray]:
+def features_of(
+    model: Model, pictures: Source, tokens, batch_size: int | None = None, place: str = ""
+) -> dict[str, np.ndarray]:
     """The arrays that `write_features` writes, in memory."""
     check_tokens(tokens)
-    plan = _plan(model, pictures, tokens, batch_size)
+    plan = _plan(model, pictures, tokens, batch_size, place)
     arrays = _arrays(model, pictures, range(len(pictures)), plan, lambda images: None)
     if not len(arrays["names"]):
         raise ValueError(f"none of {len(pictures)} images can be read")
@@ -127,7 +132,7 @@ def check_out(out: Path, overwrite: bool) -> None:
             )
 
 
-def _plan(model: Model, pictures: Source, tokens, batch_size: int | None) -> dict:
+def _plan(model: Model, pictures: Source, tokens, batch_size: int | None, place: str) -> dict:
     """What decides the bytes of the shards."""
     batch = batch_size or model.view.batch_size
     patches = int(np.prod(model.module.grid(as_pair(model.view.crop))))
@@ -136,7 +141,8 @@ def _plan(model: Model, pictures: Source, tokens, batch_size: int | None) -> dic
     return {
         "format": FORMAT,
         "model": model.identity,
-        "source": model.source,
+        "source": os.path.abspath(model.source) if model.source else "",
+        "place": place,
         "images": source_checksum(pictures, {}),
         "count": len(pictures),
         "tokens": list(tokens),
@@ -201,7 +207,8 @@ def _arrays(model: Model, pictures: Source, rows: range, plan: dict, advance) ->
     if pictures.labels is not None:
         arrays["labels"] = np.asarray(pictures.labels, np.int32)[indices]
         arrays["class_names"] = np.array(plan["class_names"], np.str_)
-    return arrays | {"model": np.array(plan["model"]), "left_out": left_out}
+    about = {name: np.array(plan[name], np.str_) for name in ABOUT}
+    return arrays | about | {"left_out": left_out}
 
 
 def _batches(model: Model, pictures: Source, rows: range, plan: dict) -> Iterator[tuple]:
