@@ -1,4 +1,4 @@
-"""Groups pictures by k-means: python -m dinotwins_jax.clusters --features=features.npz --k=10 --out=clusters.png
+"""Groups pictures by k-means: python -m dinotwins_jax.clusters --features=features.npz --out=clusters.png
 
 FEATURES is what embed wrote. Prints each cluster with its most typical pictures; where the features have
 labels, also how the clusters agree with the classes.
@@ -86,8 +86,8 @@ def _print(clusters, gallery) -> None:
     if gallery.labels is not None and (gallery.labels >= 0).any():
         scores = agreement(clusters.cluster, gallery.labels)
         print(
-            f"clusters and classes: normalised mutual information {scores['nmi']:.1f}%, adjusted Rand index "
-            f"{scores['ari']:.1f}%, accuracy {scores['accuracy']:.1f}% with a cluster matched to each class"
+            f"clusters and classes: normalised mutual information {scores['nmi']:.1f}%, adjusted Rand "
+            f"index {scores['ari']:.1f}%, accuracy of clusters matched to classes {scores['accuracy']:.1f}%"
         )
 
 

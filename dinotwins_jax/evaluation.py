@@ -13,9 +13,10 @@ from dinotwins_jax.durations import steps_per_epoch, total_steps
 from dinotwins_jax.evals import LABEL_TASKS, MASK_TASKS, TASKS, check_tasks, dense
 from dinotwins_jax.evals.features import View, checksum, source_checksum
 from dinotwins_jax.evals.finetune import fine_tune
+from dinotwins_jax.evals.flat_map import draw_map
 from dinotwins_jax.evals.html import write_report
 from dinotwins_jax.evals.neighbours import nearest_neighbours, neighbours_grid
-from dinotwins_jax.evals.outputs import PICTURES, pictures
+from dinotwins_jax.evals.outputs import MAP, PICTURES, pictures
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
 from dinotwins_jax.evals.splits import spread_over_classes
 from dinotwins_jax.failures import Evaluated, failing_alone
@@ -228,7 +229,8 @@ def _draw(
     features: FrozenFeatures,
     failed: dict,
 ) -> None:
-    """The pictures of the tasks: WORKDIR/attention.png, segmentation.png, pca.png, neighbours.png."""
+    """The pictures of the tasks: WORKDIR/attention.png, segmentation.png, pca.png, neighbours.png,
+    map.html."""
     test, neighbours = run.probe_sources[1], partial(_draw_neighbours, run, config, features)
     draw = {
         "attention": dense.draw_attention,
@@ -244,6 +246,9 @@ def _draw(
     if "knn" in tasks and test.labels is not None:
         with failing_alone("neighbours.png", "neighbours.png", failed):
             neighbours(workdir / "neighbours.png")
+    if "map" in tasks:
+        with failing_alone(MAP, MAP, failed):
+            draw_map(workdir / MAP, test, features.split(1)["teacher"], features.embeds["teacher"])
 
 
 def _draw_neighbours(run: Run, config, features: FrozenFeatures, path: Path) -> None:
@@ -279,5 +284,6 @@ def _write_html(workdir: Path, run: Run, config, report: dict) -> None:
         log=read_json_lines(workdir / "metrics.jsonl", warn),
         scores=report["scores"],
         pictures={PICTURES[name].capitalize(): file for name, file in pictures(workdir).items()},
+        map_file=workdir / MAP,
         notes=[f"Weights after {report['step']} steps, sha256 {report['weights'][:16]}."],
     )

@@ -1,4 +1,4 @@
-"""Finds the pictures most similar to others: python -m dinotwins_jax.search --features=features.npz --query=cat.jpg
+"""Finds similar pictures: python -m dinotwins_jax.search --features=features.npz --query=picture.jpg
 
 FEATURES is what embed wrote. The queries go through the model that made it, and are compared by the cosine
 of the class tokens. Prints rank, cosine and name; --out=search.png draws them.

@@ -117,11 +117,12 @@ def cluster_scores(features: np.ndarray, labels: np.ndarray, seeds: tuple[int, .
       ValueError: no labelled image.
     """
     known = labels >= 0
+    if not known.any():
+        raise ValueError(f"no labelled images: all {len(labels)} labels are -1")
     features, labels = features[known], labels[known]
     k = len(np.unique(labels))
     splits = [
-        {"seed": seed, **agreement(k_means(features, max(k, 1), seed).cluster, labels)}
-        for seed in seeds
+        {"seed": seed, **agreement(k_means(features, k, seed).cluster, labels)} for seed in seeds
     ]
     scores = {}
     for metric in METRICS:

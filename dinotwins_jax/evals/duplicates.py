@@ -56,7 +56,7 @@ def near_pairs(features: np.ndarray, threshold: float, against: np.ndarray | Non
             count += len(a)
             if count > MOST_PAIRS:
                 raise ValueError(
-                    f"more than {MOST_PAIRS:,} pairs have a cosine of {threshold} or more: raise the threshold"
+                    f"more than {MOST_PAIRS:,} pairs have a cosine of {threshold} or more: raise it"
                 )
     a, b, cosine = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.lexsort((b, a, -cosine))

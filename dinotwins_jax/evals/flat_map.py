@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from dinotwins_jax.data.base import BadImage, printable
 from dinotwins_jax.evals.clusters import check_finite
 from dinotwins_jax.evals.neighbours import unit
 from dinotwins_jax.files import replace_text
@@ -105,6 +106,29 @@ def write_map(
     return len(shown)
 
 
+def draw_map(path: Path, source, images, embed) -> None:
+    """A map of the images of a source, coloured by class; none of fewer than 5.
+
+    Args:
+      path: file to write.
+      source: of the images; images: Labelled, their features; embed: Embed, their columns.
+    """
+
+    if len(images.features) < LEAST:
+        print(f"{len(images.features)} test images are too few for a map: left out", flush=True)
+        return
+
+    def picture(i: int) -> np.ndarray | None:
+        try:
+            return source[int(images.indices[i])]
+        except BadImage:
+            return None
+
+    features = images.features[:, embed.sets[embed.knn]]
+    names = [printable(source.name(int(i))) for i in images.indices]
+    write_map(path, features, images.labels, source.class_names, names, picture)
+
+
 def read_map(path: Path) -> str:
     """What `write_map` wrote, to be put into another page."""
     text = path.read_text(encoding="utf-8")
@@ -142,6 +166,7 @@ def _figure(
 ) -> str:
     """The map as HTML: coloured points that say their names, and a script that shows pictures."""
     xy = np.rint(places * (PLANE - 40) + 20).astype(int)
+    top, height = int(xy[:, 1].min()) - 20, int(np.ptp(xy[:, 1])) + 40
     layers, legend = [], []
     for group in sorted(set(groups.tolist()), key=lambda g: (g < 0, g)):
         members = np.flatnonzero(groups == group)
@@ -164,7 +189,7 @@ def _figure(
     return (
         f'<style>{_STYLE}</style><figure class="map" style="{size}" data-columns="{columns}">'
         f'<div class="keys">{"".join(legend)}</div>'
-        f'<svg viewBox="0 0 {PLANE} {PLANE}" tabindex="0" role="img" aria-label="map of {len(names)} '
+        f'<svg viewBox="0 {top} {PLANE} {height}" tabindex="0" role="img" aria-label="map of {len(names)} '
         f'pictures">{"".join(layers)}</svg>'
         '<div class="shown" hidden><div></div><span></span></div>'
         f"<figcaption>{_CAPTION}</figcaption></figure><script>{_SCRIPT}</script>"
@@ -180,8 +205,8 @@ def _colour(group: int) -> str:
 
 
 _CAPTION = (
-    "t-SNE of the class tokens: pictures close to each other have similar features; distances between "
-    "groups mean nothing. Point at a picture, or use the arrow keys; point at a name to see its group alone."
+    "t-SNE of the features: pictures close to each other have similar features; distances between "
+    "groups mean nothing. Point at a picture, or use the arrow keys; point at a name to see its group."
 )
 _PAGE = """:root { color-scheme: light dark; } body { margin: 0 auto; max-width: 900px; padding: 1rem;
   font: 15px/1.5 system-ui, sans-serif; }"""
@@ -196,8 +221,8 @@ _STYLE = f"""
 .map i {{ display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .35em; }}
 .map small {{ opacity: .65; }}
 .map .shown {{ position: absolute; width: {SHOWN}px; padding: 4px; background: #ffffff; color: #1f2328;
-  border: 1px solid #8c959f; border-radius: 6px; font-size: 11px; line-height: 1.25; overflow-wrap: anywhere;
-  pointer-events: none; }}
+  border: 1px solid #8c959f; border-radius: 6px; font-size: 11px; line-height: 1.25;
+  overflow-wrap: anywhere; pointer-events: none; }}
 .map .shown div {{ width: {SHOWN}px; height: {SHOWN}px; background-image: var(--sheet);
   background-size: var(--size) auto; }}
 @media print {{ .map .shown {{ display: none; }} }}

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from dinotwins_jax.evals.curves import curve_sections, draw_curves, svg_text
+from dinotwins_jax.evals.flat_map import read_map
 from dinotwins_jax.evals.names import task_title, term_title
 from dinotwins_jax.evals.table import headline_rows, score_rows
 from dinotwins_jax.files import replace_text
@@ -54,6 +55,7 @@ def write_report(
     log: list[dict],
     scores: dict[str, dict],
     pictures: dict[str, Path],
+    map_file: Path | None = None,
     notes: tuple[str, ...] | list[str] = (),
 ) -> None:
     """Writes the page; sections without anything in them are left out.
@@ -66,9 +68,11 @@ def write_report(
       log: lines of its metrics.jsonl.
       scores: {row: {task: scores}}, as in scores.json.
       pictures: caption -> PNG file.
+      map_file: a page of `write_map`; left out where there is none.
       notes: lines under the title.
     Raises:
       FileNotFoundError: a picture is not there.
+      ValueError: the map is damaged.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -77,6 +81,7 @@ def write_report(
         _key_numbers(scores),
         *_curves(title, log),
         *_scores(scores),
+        *_map(map_file),
         *_pictures(pictures),
         "<h2>Config</h2><details><summary>every key</summary><pre>"
         f"{escape(json.dumps(config, indent=2, default=str))}</pre></details>",
@@ -159,6 +164,10 @@ def _table(columns: list[str], rows: dict[str, list[str]]) -> str:
         for row, cells in rows.items()
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _map(file: Path | None) -> list[str]:
+    return [f"<h2>Map of the test images</h2>{read_map(file)}"] if file and file.is_file() else []
 
 
 def _pictures(pictures: dict[str, Path]) -> list[str]:

@@ -18,6 +18,7 @@ _TASKS = {
     "fewshot": "Few-shot: nearest class mean",
     "finetune": "Fine-tuning",
     "attention": "Attention of the last block and object masks",
+    "clusters": "Clusters: k-means without labels",
     "segmentation": "Normalised cut and object masks",
 }
 _KEYS = {
@@ -29,6 +30,9 @@ _KEYS = {
     "map": "mAP",
     "f1_macro": "F1, mean of the classes",
     "f1_micro": "F1, all labels pooled",
+    "nmi": "normalised mutual information",
+    "ari": "adjusted Rand index",
+    "accuracy": "accuracy, a cluster matched to each class",
     "images": "number of images",
     "objects": "number of objects",
     "pointing": "pointing game",

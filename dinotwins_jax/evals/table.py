@@ -20,6 +20,7 @@ _SINGLE = [
     ("5 images a class", ("fewshot", "shots5"), "top1"),
     ("fine-tuned", ("finetune",), "top1"),
     ("multi-label k-NN, mAP", ("knn multilabel", "k20"), "map"),
+    ("clusters, accuracy", ("clusters",), "accuracy"),
     ("attention, Jaccard", ("attention",), "jaccard_mean_map"),
     ("with fitted share", ("attention",), "jaccard_fitted"),
     ("its best head", ("attention",), "jaccard_best_head"),
@@ -29,7 +30,7 @@ _SINGLE = [
 _LEAD = ("multilabel sgd 10%", "multi-label k-NN", "sgd 10%")  # what the first titles begin with
 _LINEAR = re.compile(r"(multilabel )?(sgd|ridge|logistic) ")  # these come last, but for the lead
 _PIPED = 100  # columns where no terminal tells
-_SETTINGS = ("fraction", "keep", "recipe", "num_test", "temperature")  # no scores
+_SETTINGS = ("fraction", "keep", "recipe", "num_test", "num_clusters", "temperature")  # no scores
 _SPREADS = ("_std", "_sem")
 
 
