@@ -66,6 +66,8 @@ def _duplicates(values: flags.FlagValues) -> int:
         write_lists(files, ("group", "cosine", "name", "other"), rows)
         if ".png" in files and found:
             _draw(files[".png"], gallery, other, pairs, found)
+        elif ".png" in files:
+            print(f"no pairs, so {files['.png']} is not written: try a lower --threshold")
 
     return exit_code(work)
 

@@ -55,7 +55,7 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 def _json(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
     lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows]
-    return "[\n" + ",\n".join(lines) + "\n]\n"
+    return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
 _WRITERS = {".csv": _csv, ".json": _json}

@@ -81,6 +81,9 @@ def _queries(values: flags.FlagValues, gallery) -> tuple[list[str], np.ndarray]:
     from dinotwins_jax.loading import load
 
     sources = [pictures_in(query) for query in values.query]
+    for source in sources:
+        if len(source) == 1:
+            source[0]  # raises BadImage, with the reason
     where = values.workdir or gallery.source
     if not where:
         raise ValueError(f"{gallery.path} does not say which model made it: give --workdir")
@@ -95,8 +98,6 @@ def _queries(values: flags.FlagValues, gallery) -> tuple[list[str], np.ndarray]:
         )
     names, features = [], []
     for source in sources:
-        if len(source) == 1:
-            source[0]  # raises BadImage, with the reason
         few = max(jax.local_device_count(), 1 << (len(source) - 1).bit_length())
         batch = min(model.view.batch_size, few)
         found = features_of(model, source, (values.tokens,), batch)
@@ -139,7 +140,7 @@ def _draw(path: Path, gallery, names: list[str], near: np.ndarray, cosines: np.n
 
     rows = [
         [
-            Tile(partial(image, name), name=name, caption="query"),
+            Tile(partial(image, name), name=name),
             *(
                 gallery.tile(int(i), f"{cosine:.3f}")
                 for i, cosine in zip(indices, found, strict=True)

@@ -43,6 +43,7 @@ _QUICKLY_COMPILED = {
     "test_family_step",
     "test_invariance",
     "test_layers",
+    "test_look",
     "test_memory",
     "test_nonfinite",
     "test_plain_gradients",

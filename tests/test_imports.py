@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dinotwins_jax"
-ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed")
+LOOK = ("search", "duplicates", "clusters")
+ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed", *LOOK)
 
 # Folder -> the folders and files that it may import beside itself.
 FOLDERS = {
@@ -25,14 +26,14 @@ FOLDERS = {
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
     (("schedules", "durations", "streams", "files", "stopping", "callable_module"), ()),
-    (("damage", "failures", "lock", "workdir"), ("devices", "settings")),
+    (("damage", "failures", "lock", "workdir", "outputs"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
     (("build",), tuple(FOLDERS)),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
     (("evaluation", "model"), ("data", "devices", "evals", "models", "training")),
     (("loading", "feature_files"), ("data", "devices", "evals", "models")),
-    (("embedding",), ("data", "evals", "models")),
+    (("embedding", "gallery"), ("data", "devices", "evals", "models")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
 )
@@ -97,7 +98,7 @@ def test_outside_imports_stay_in_their_room(path):
 
 
 NO_JAX = ("data", "data.workers", "settings.auto", "settings.advice", "settings.ranges", "logs.terminal",
-          "augment.presets", "configs.hybrid", "cli", "prepare")  # fmt: skip
+          "augment.presets", "configs.hybrid", "cli", "prepare", *LOOK)  # fmt: skip
 
 
 def loaded_by(*modules: str) -> set[str]:

@@ -43,15 +43,15 @@ def k_means(features: np.ndarray, k: int, seed: int = 0, starts: int = 1) -> Clu
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
+    if not 1 <= k <= len(features):
+        raise ValueError(f"k={k} must be from 1 to {len(features)}, the number of pictures")
+    check_finite(features)
     rows = unit(features)
-    if not 1 <= k <= len(rows):
-        raise ValueError(f"k={k} must be from 1 to {len(rows)}, the number of pictures")
-    check_finite(rows)
     options = {"n_clusters": k, "random_state": seed, "n_init": starts}
-    large = len(rows) >= LARGE
-    model = MiniBatchKMeans(batch_size=4096, **options) if large else KMeans(**options)
+    few = len(rows) < LARGE
+    model = KMeans(**options) if few else MiniBatchKMeans(batch_size=4096, **options)
     # Threads wait for each other at every step, which on a busy machine takes many times the work.
-    with threadpool_limits(None if large else 1), warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different images than k
         found = model.fit_predict(rows)
     names, inverse, counts = np.unique(found, return_inverse=True, return_counts=True)

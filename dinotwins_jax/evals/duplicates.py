@@ -64,10 +64,10 @@ def near_pairs(features: np.ndarray, threshold: float, against: np.ndarray | Non
 
 
 def _finite_unit(features: np.ndarray, start: int) -> np.ndarray:
-    rows = unit(features[start : start + BLOCK])
+    rows = features[start : start + BLOCK]
     if not np.isfinite(rows).all():
         raise ValueError(f"features of images {start} to {start + len(rows) - 1}: not finite")
-    return rows
+    return unit(rows)
 
 
 def groups(pairs: Pairs, second: int = 0) -> list[np.ndarray]:

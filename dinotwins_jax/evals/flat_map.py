@@ -41,22 +41,25 @@ def flat_map(features: np.ndarray, seed: int = 0) -> np.ndarray:
     Raises:
       ValueError: fewer than 5 images, or features that are not finite.
     """
-    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
+    if len(features) < LEAST:
+        raise ValueError(f"a map needs at least {LEAST} pictures, not {len(features)}")
+    check_finite(features)
     rows = unit(features)
-    if len(rows) < LEAST:
-        raise ValueError(f"a map needs at least {LEAST} pictures, not {len(rows)}")
-    check_finite(rows)
-    count = min(COMPONENTS, *rows.shape)
     # Threads wait for each other at every step, which on a busy machine takes many times the work.
     with threadpool_limits(1):
-        rows = PCA(count, random_state=seed, svd_solver="full").fit_transform(rows)
-        rows /= max(float(rows[:, 0].std()), 1e-12)  # PCA as a start divides by it, too
+        u, sizes, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+        components = (u * sizes)[:, :COMPONENTS]
+        start = np.random.default_rng(seed).normal(scale=1e-6, size=(len(rows), 2))
+        # Noise, since scikit-learn crashes on images that all start in one place, as of a collapsed model.
+        start[:, : components.shape[1]] += (
+            1e-4 * components[:, :2] / max(components[:, 0].std(), 1e-6)
+        )
         perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
-        tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
-        places = tsne.fit_transform(rows)
+        tsne = TSNE(init=start.astype(np.float32), perplexity=perplexity, random_state=seed)
+        places = tsne.fit_transform(components)
     low, high = places.min(axis=0), places.max(axis=0)
     middle, side = (low + high) / 2, max(float((high - low).max()), 1e-12)
     return ((places - middle) / side + 0.5).astype(np.float32)
@@ -149,7 +152,7 @@ def _sprite(pictures: list[np.ndarray | None]) -> str:
             small = ImageOps.fit(Image.fromarray(picture), (THUMBNAIL, THUMBNAIL))
             sheet.paste(small, (k % columns * THUMBNAIL, k // columns * THUMBNAIL))
     data = io.BytesIO()
-    sheet.save(data, "JPEG", quality=70, optimize=True)
+    sheet.save(data, "JPEG", quality=60, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 

@@ -140,8 +140,8 @@ def _scores(scores: dict[str, dict]) -> list[str]:
     tasks = list(dict.fromkeys(task for row in scores.values() for task in row))
     if not tasks:
         return []
-    parts = ["<h2>Scores</h2><p>In %. ± is the standard deviation over draws of the labels, or "
-             "the standard error over images.</p>"]  # fmt: skip
+    parts = ["<h2>Scores</h2><p>In %. ± is the standard deviation over draws of the labels (of "
+             "clusters over seeds), or the standard error over images.</p>"]  # fmt: skip
     for task in tasks:
         features, rows, protocols = score_rows(scores, task)
         named = f"Protocol{'s' if len(protocols) > 1 else ''}: {', '.join(protocols)}"
