@@ -183,8 +183,8 @@ def get_config() -> ConfigDict:
 
     c.evals = ConfigDict()  # on the frozen teacher; evaluate.py takes them from the run's config
     # Tasks after training; evaluate.py --tasks=… adds others: linear, knn, fewshot, finetune, attention,
-    # segmentation, pca. Tasks whose labels or masks the data lacks are left out.
-    c.evals.tasks = ("linear", "knn", "fewshot", "attention", "segmentation", "pca")
+    # segmentation, pca, clusters, map. Tasks whose labels or masks the data lacks are left out.
+    c.evals.tasks = ("linear", "knn", "fewshot", "attention", "segmentation", "pca", "map")
     # k-NN and ridge probe of the teacher during training, on so many training images, a third of them
     # held out; 0: never.
     c.evals.monitor_every_epochs = 1.0

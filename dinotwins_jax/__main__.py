@@ -1,4 +1,4 @@
-"""The console command: dinotwins train | evaluate | prepare | export, or python -m dinotwins_jax …"""
+"""The console command: dinotwins train | evaluate | embed | …, or python -m dinotwins_jax …"""
 
 import importlib
 import os
@@ -15,6 +15,9 @@ COMMANDS = {
     "export": ("export", "write the weights of a run for other code"),
     "embed": ("embed", "write the features of pictures"),
     "probe": ("probe", "fit a classifier to labels of embedded pictures"),
+    "search": ("search", "find the pictures most similar to others"),
+    "duplicates": ("duplicates", "find near-duplicates"),
+    "clusters": ("clusters", "group pictures, draw a map of them"),
 }
 
 

@@ -1,11 +1,14 @@
-"""The pictures of a run: attention, cuts, principal components, nearest neighbours."""
+"""The pictures of a run: attention, cuts, principal components, nearest neighbours, and its map."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dinotwins_jax.build import EvalRun, Run
 from dinotwins_jax.evals import dense
+from dinotwins_jax.evals.flat_map import draw_map
 from dinotwins_jax.evals.neighbours import nearest_neighbours, neighbours_grid
+from dinotwins_jax.evals.outputs import MAP
+from dinotwins_jax.evals.pictures import picture_of
 from dinotwins_jax.evals.probes import FrozenFeatures
 from dinotwins_jax.evals.splits import spread_over_classes
 from dinotwins_jax.failures import failing_alone
@@ -33,15 +36,19 @@ def draw(
     """Draws pictures; one that fails costs only itself.
 
     Args:
-      names: those of WORKDIR/attention.png, segmentation.png, pca.png, neighbours.png to draw.
+      names: of attention, segmentation, pca and neighbours, which become WORKDIR/<name>.png, and map,
+        WORKDIR/map.html.
       failed: gets the reason of a picture that fails.
       images: number -> test images to draw; count: of images in a picture.
     """
     shown = None
     for name in names:
-        file = f"{name}.png"
+        file = MAP if name == "map" else f"{name}.png"
         with failing_alone(file, file, failed):
-            if name == "neighbours":
+            if name == "map":
+                test, embed = features.split(1)["teacher"], features.embeds["teacher"]
+                draw_map(workdir / file, run.probe_sources[1], test, embed)
+            elif name == "neighbours":
                 _draw_neighbours(run, features, workdir / file, count)
             else:
                 shown = shown or images(count)
@@ -57,7 +64,7 @@ def _draw_neighbours(run: Run | EvalRun, features: FrozenFeatures, path: Path, c
     near = nearest_neighbours(test.features[:, columns], queries, min(NEIGHBOURS, rows - 1))
     neighbours_grid(
         path,
-        lambda i: source[int(test.indices[i])],
+        lambda i: picture_of(source, int(test.indices[i])),
         queries,
         near,
         titles=[_class_name(source, test.labels[i]) for i in queries],

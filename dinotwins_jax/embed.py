@@ -45,7 +45,7 @@ def api(
       overwrite: replace what is at `out`.
     Returns:
       names str[M]; cls f32[M, E], mean_patch f32[M, E], patches f16[M, N, E]; labels i32[M] and class_names
-      with split; model and source, what made them; left_out, names of pictures that cannot be read.
+      with split; model, source and place, texts; left_out, names of pictures that cannot be read.
     Raises:
       ValueError, OSError: see `write_features`.
     """
@@ -56,11 +56,12 @@ def api(
     from dinotwins_jax.features.model import Model
 
     model = source if isinstance(source, Model) else load(source, checkpoint)
-    pictures = _pictures(model, images, split)
+    pictures, place = _pictures(model, images, split), _place(images, split)
     tokens = (tokens,) if isinstance(tokens, str) else tuple(tokens)
     if isinstance(classifier, str | os.PathLike):
         classifier = load_classifier(classifier)
     options = {"tokens": tokens, "batch_size": batch_size, "classifier": classifier}
+    options["place"] = place
     if out is None:
         return features_of(model, pictures, **options)
     out = Path(out).expanduser()
@@ -79,6 +80,13 @@ def _pictures(model, images, split: str | None):
     if isinstance(images, str | os.PathLike):
         return pictures_in(images, model.reading)
     return Pictures(listed(images), model.view.canvas_size, model.reading)
+
+
+def _place(images, split: str | None) -> str:
+    """What a features file says of where its pictures are."""
+    if split is not None:
+        return f"split {split}"
+    return os.path.abspath(images) if isinstance(images, str | os.PathLike) else ""
 
 
 def _own_pictures(model, split: str):
@@ -148,6 +156,7 @@ def _embed(values: flags.FlagValues) -> int:
                 tokens=tuple(values.tokens),
                 batch_size=values.batch_size,
                 classifier=classifier,
+                place=_place(values.images, values.split),
                 overwrite=values.overwrite,
                 advance=count.advance,
             )

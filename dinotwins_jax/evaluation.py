@@ -9,14 +9,14 @@ from dinotwins_jax.data import has_probe_data, probe_section
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.drawing import draw
 from dinotwins_jax.durations import steps_per_epoch, total_steps
-from dinotwins_jax.evals import check_tasks, dense
+from dinotwins_jax.evals import DRAWN_TASKS, check_tasks, dense
 from dinotwins_jax.evals.classes import class_rows, take_classes
 from dinotwins_jax.evals.content import content_checksum
 from dinotwins_jax.evals.features import checksum, source_checksum
 from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
 from dinotwins_jax.evals.needs import Served, served
-from dinotwins_jax.evals.outputs import PICTURES, pictures
+from dinotwins_jax.evals.outputs import MAP, PICTURES, pictures
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
 from dinotwins_jax.evals.scores import is_unbalanced
 from dinotwins_jax.evals.splits import spread_over_classes
@@ -122,12 +122,11 @@ def evaluate(
         print(line, flush=True)
     report |= {"provenance": provenance(), "left_out": serves.left_out, "failed": {}}
     failed = report["failed"]
-    drawn = [task for task in tasks if task in PICTURES] if config.evals.pictures else []
+    drawn = [task for task in tasks if task in (*PICTURES, "map")] if config.evals.pictures else []
     if config.evals.pictures and "knn" in tasks and run.probe_sources[1].labels is not None:
         drawn.append("neighbours")
-    scored = [task for task in serves.tasks if task != "pca"]
-    if "pca" in tasks:
-        report["seconds"]["pca"] = 0.0  # a picture only
+    scored = [task for task in serves.tasks if task not in DRAWN_TASKS]
+    report["seconds"] |= dict.fromkeys((task for task in tasks if task in DRAWN_TASKS), 0.0)
     with TaskProgress(scored + ["pictures"] * bool(drawn)) as progress:
         features = frozen_features(
             run, config, weights, cache or workdir / "features", checksums, progress.images
@@ -289,6 +288,7 @@ def _write_html(workdir: Path, run: Run, config, report: dict, length: str) -> N
         log=read_json_lines(workdir / "metrics.jsonl", warn),
         scores=report["scores"],
         pictures={PICTURES[name].capitalize(): file for name, file in pictures(workdir).items()},
+        map_file=workdir / MAP,
         notes=[
             f"Weights after {report['step']} steps, sha256 {report['weights'][:16]}.",
             *described(report["provenance"]),

@@ -48,6 +48,7 @@ _QUICKLY_COMPILED = {
     "test_family_step",
     "test_invariance",
     "test_layers",
+    "test_look",
     "test_memory",
     "test_model_card",
     "test_nonfinite",

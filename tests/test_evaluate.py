@@ -40,14 +40,15 @@ def evaluated(tmp_path_factory):
 
 def test_every_task_scores_every_row_it_can(evaluated):
     workdir, scores = evaluated
-    backbones = {"linear", "knn", "fewshot", "finetune", "attention", "segmentation"}
+    backbones = {"linear", "knn", "fewshot", "finetune", "clusters", "attention", "segmentation"}
     assert set(scores["teacher"]) == set(scores["random weights"]) == backbones
-    assert set(scores["raw pixels"]) == {"linear", "knn", "fewshot"}
+    assert set(scores["raw pixels"]) == {"linear", "knn", "fewshot", "clusters"}
     assert set(scores["centre box"]) == {"attention"}
     assert set(scores["teacher"]["linear"]) == {"sgd 50%", "ridge 50%"}
     report = json.loads((workdir / "scores.json").read_text())
     assert report["scores"] == scores and report["step"] == 4
     assert set(report["seconds"]) == set(TASKS)
+    assert "<h2>Map of the test images</h2>" in (workdir / "report.html").read_text()
 
     def leaves(tree):
         for value in tree.values() if isinstance(tree, dict) else tree:
@@ -275,7 +276,7 @@ def test_evaluate_and_export_print_no_warning(evaluated):
     assert done.returncode == 0 and done.stderr == ""
     listed = [line.split()[0] for line in done.stdout.partition(f"In {workdir}:\n")[2].splitlines()]
     pictures = ["attention.png", "segmentation.png", "pca.png", "neighbours.png"]
-    assert listed == ["report.html", "scores.json", *pictures]
+    assert listed == ["report.html", "scores.json", *pictures, "map.html"]
     export = [sys.executable, "-m", "dinotwins_jax.export", f"--workdir={workdir}", "--to=dino"]
     done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 1

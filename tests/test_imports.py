@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dinotwins_jax"
-ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed", "probe")
+LOOK = ("search", "duplicates", "clusters")
+ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed", "probe", *LOOK)
 
 # Folder -> the folders and files that it may import beside itself.
 FOLDERS = {
@@ -108,8 +109,8 @@ def test_outside_imports_stay_in_their_room(path):
                        "math", "onnx", "pathlib", "pickle", "safetensors", "zipfile"}  # fmt: skip
 
 
-NO_JAX = ("configuration", "data", "data.workers", "settings.auto", "settings.advice", "settings.ranges", "logs.terminal",
-          "augment.presets", "configs.hybrid", "cli", "prepare")  # fmt: skip
+NO_JAX = ("configuration", "data", "data.workers", "settings.auto", "settings.advice", "settings.ranges",
+          "logs.terminal", "augment.presets", "configs.hybrid", "cli", "prepare", *LOOK)  # fmt: skip
 
 
 def loaded_by(*modules: str) -> set[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dinotwins_jax.evals import neighbours
+from dinotwins_jax.evals import neighbours, sheets
 
 
 def plain_neighbours(features, queries, k):
@@ -69,7 +69,7 @@ def test_grid_shows_each_picture_in_its_place_with_its_frame(tmp_path):
     )
     pixels = np.round(imread(path)[..., :3] * 255).astype(int)
     # From left to right through the middle of each row of pictures, without repetitions.
-    inch, n = 150, neighbours
+    inch, n = 150, sheets
     green, red = (
         np.round(np.array(matplotlib.colors.to_rgb(n.FRAMES[agrees])) * 255).astype(int).tolist()
         for agrees in (True, False)

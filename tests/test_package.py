@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from shrunk import SHRUNK
 
+from dinotwins_jax.__main__ import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 SMALL = SHRUNK | {"total_steps": 2, "evals.tasks": ("knn",), "evals.pictures": 2}
 FLAGS = [f"--config.{key}={value}" for key, value in SMALL.items()]
@@ -76,7 +78,7 @@ def test_a_config_by_its_absolute_path(installed):
     assert "temporaries" in out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "export"])
+@pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_lists_what_a_user_needs(command):
     done = subprocess.run(
         [sys.executable, "-m", "dinotwins_jax", command, "--help"],
@@ -84,7 +86,7 @@ def test_help_lists_what_a_user_needs(command):
     )  # fmt: skip
     assert f"usage: dinotwins {command} [flags]" in done.stdout
     flags = re.findall(r"^  --(\w+)", done.stdout, re.M)
-    assert "config" in flags and ("out" if command == "prepare" else "workdir") in flags
+    assert "config" in flags and {"out", "workdir"} & set(flags)
     assert all(re.findall(r"^      \S.*$", done.stdout, re.M)) and "dinov2" in done.stdout
 
 

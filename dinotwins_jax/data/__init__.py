@@ -48,7 +48,7 @@ def data_section(config: Mapping[str, Any]) -> dict[str, Any]:
     """The section `data` of a config for `open_source`, with the channels that its model reads."""
     section = config["data"]
     section = section.to_dict() if hasattr(section, "to_dict") else dict(section)
-    return section | {"in_channels": config["model"].get("in_channels", 3)}
+    return section | {"in_channels": config.get("model", {}).get("in_channels", 3)}
 
 
 def open_source(data: Mapping[str, Any], split: str) -> Source:

@@ -1,8 +1,9 @@
 """Evaluation of frozen features and attention, one file per task; this file names the tasks."""
 
-LABEL_TASKS = ("linear", "knn", "fewshot", "finetune")  # need labels
+LABEL_TASKS = ("linear", "knn", "fewshot", "finetune", "clusters")  # need labels
 MASK_TASKS = ("attention", "segmentation")  # need masks for their scores
-TASKS = (*LABEL_TASKS, *MASK_TASKS, "pca")
+DRAWN_TASKS = ("pca", "map")  # pictures only
+TASKS = ("linear", "knn", "fewshot", "finetune", *MASK_TASKS, "clusters", *DRAWN_TASKS)
 
 
 def check_tasks(tasks) -> None:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from dinotwins_jax.evals.curves import curve_sections, draw_curves, svg_text
+from dinotwins_jax.evals.flat_map import read_map
 from dinotwins_jax.evals.names import score_title, task_title, term_title
 from dinotwins_jax.evals.table import cell, headline_rows, score_rows
 from dinotwins_jax.files import replace_text
@@ -60,6 +61,7 @@ def write_report(
     log: list[dict],
     scores: dict[str, dict],
     pictures: dict[str, Path],
+    map_file: Path | None = None,
     notes: tuple[str, ...] | list[str] = (),
     classes: dict[str, dict[str, list[dict]]] | None = None,
     balanced: bool = False,
@@ -74,11 +76,13 @@ def write_report(
       log: lines of its metrics.jsonl.
       scores: {row: {task: scores}}, as in scores.json.
       pictures: caption -> PNG file.
+      map_file: a page of `write_map`; left out where there is none.
       notes: lines under the title.
       classes: {task: {name of a score: rows as of `class_rows`}}.
       balanced: whether the main scores have balanced accuracies.
     Raises:
       FileNotFoundError: a picture is not there.
+      ValueError: the map is damaged.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -88,6 +92,7 @@ def write_report(
         *_curves(title, log),
         *_scores(scores),
         *_classes(classes or {}),
+        *_map(map_file),
         *_pictures(pictures),
         "<h2>Config</h2><details><summary>every key</summary><pre>"
         f"{escape(json.dumps(config, indent=2, default=str))}</pre></details>",
@@ -146,8 +151,8 @@ def _scores(scores: dict[str, dict]) -> list[str]:
     tasks = list(dict.fromkeys(task for row in scores.values() for task in row))
     if not tasks:
         return []
-    parts = ["<h2>Scores</h2><p>In %. ± is the standard deviation over draws of the labels, or "
-             "the standard error over images.</p>"]  # fmt: skip
+    parts = ["<h2>Scores</h2><p>In %. ± is the standard deviation over draws of the labels (of "
+             "clusters over seeds), or the standard error over images.</p>"]  # fmt: skip
     for task in tasks:
         features, rows, protocols = score_rows(scores, task)
         named = f"Protocol{'s' if len(protocols) > 1 else ''}: {', '.join(protocols)}"
@@ -191,6 +196,10 @@ def _table(columns: list[str], rows: Iterable[tuple[str, list[str]]]) -> str:
         for row, cells in rows
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _map(file: Path | None) -> list[str]:
+    return [f"<h2>Map of the test images</h2>{read_map(file)}"] if file and file.is_file() else []
 
 
 def _pictures(pictures: dict[str, Path]) -> list[str]:

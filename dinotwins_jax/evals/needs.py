@@ -14,7 +14,7 @@ FEWEST = 2  # images with masks: a standard error needs two
 class Served(NamedTuple):
     """What the data serve.
 
-    tasks: those asked for that are scored, in the order of TASKS, and "pca", which is only drawn.
+    tasks: those asked for that are scored, in the order of TASKS, and those only drawn.
     left_out: the others -> why the data have no scores of them.
     objects: what the test images' objects have, "masks", "boxes", or "" where mask tasks have no scores.
     knn_k: numbers of neighbours that the training images allow.

@@ -8,10 +8,12 @@ PICTURES = {
     "pca": "first three principal components of the patches, as colours",
     "neighbours": "nearest neighbours among the test images, by class token",
 }
+MAP = "map.html"
 EVALUATION = {
     "report.html": "curves, scores and pictures in one page",
     "scores.json": "all scores",
     **{f"{name}.png": what for name, what in PICTURES.items()},
+    MAP: "test images by features in two dimensions (t-SNE)",
 }
 TRAINING = {
     "metrics.jsonl": "losses, schedules, collapse diagnostics and speed by step",

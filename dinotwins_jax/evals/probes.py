@@ -1,4 +1,4 @@
-"""The tasks on frozen features: linear probes, k-NN, few-shot. One dictionary of scores per task.
+"""The tasks on frozen features: linear probes, k-NN, few-shot, clusters. One dictionary of scores per task.
 
 Letters: M training images, N test images, D columns, C classes.
 """
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from dinotwins_jax.evals.bank import bank_probe_splits
+from dinotwins_jax.evals.clusters import cluster_scores
 from dinotwins_jax.evals.features import (
     VERSION,
     Embed,
@@ -46,11 +47,11 @@ class Labelled(NamedTuple):
 
 
 def with_labels(features: np.ndarray, indices: np.ndarray, source) -> Labelled:
-    """Combines features f32[M, D] of records i64[M] of a labelled source with their labels."""
+    """Combines features f32[M, D] of records i64[M] of a source with their labels, -1 if it has none."""
     multi_hot = getattr(source, "multi_hot", None)
     return Labelled(
         features,
-        source.labels[indices],
+        np.full(len(indices), -1) if source.labels is None else source.labels[indices],
         None if multi_hot is None else multi_hot[indices],
         indices,
     )
@@ -142,7 +143,20 @@ def score_few_shot(embed: Embed, train: Labelled, test: Labelled, options: Probe
     return {"fewshot": scores}
 
 
-PROBES = {"linear": score_linear, "knn": score_knn, "fewshot": score_few_shot}
+def score_clusters(embed: Embed, train: Labelled, test: Labelled, options: ProbeOptions) -> dict:
+    """Scores k-means of the labelled test images: the labels only name the clusters found."""
+    del train
+    columns = embed.sets[embed.knn]
+    scores = cluster_scores(test.features[:, columns], test.labels, options.split_seeds)
+    return {"clusters": scores}
+
+
+PROBES = {
+    "linear": score_linear,
+    "knn": score_knn,
+    "fewshot": score_few_shot,
+    "clusters": score_clusters,
+}
 
 
 class FrozenFeatures:
@@ -178,7 +192,7 @@ class FrozenFeatures:
         } | {"raw pixels": pixel_embed()}
         self._sources, self._view = sources, view
         self._cache = cache if jax.process_count() == 1 else None
-        self._data, self._found = data, None
+        self._data, self._found = data, [None] * len(sources)
 
     def probe(self, task: str, row: str, options: ProbeOptions) -> dict[str, dict]:
         """Scores {task: scores} of one row; baselines are cached, since runs share them."""
@@ -202,12 +216,17 @@ class FrozenFeatures:
 
     def labelled(self) -> dict[str, tuple]:
         """{row: (train, test)} as Labelled."""
-        if self._found is None:
-            splits = []
-            for source, data in zip(self._sources, self._data, strict=True):
-                found, indices = extract(
-                    self.embeds, source, self._view, cache=self._cache, data=data
-                )
-                splits.append({row: with_labels(x, indices, source) for row, x in found.items()})
-            self._found = {row: tuple(split[row] for split in splits) for row in self.embeds}
-        return self._found
+        train, test = self.split(0), self.split(1)
+        return {row: (train[row], test[row]) for row in self.embeds}
+
+    def split(self, which: int) -> dict[str, Labelled]:
+        """{row: Labelled} of one of the sources."""
+        if self._found[which] is None:
+            source, options = (
+                self._sources[which],
+                {"cache": self._cache, "data": self._data[which]},
+            )
+            found, indices = extract(self.embeds, source, self._view, **options)
+            rows = {row: with_labels(x, indices, source) for row, x in found.items()}
+            self._found[which] = rows
+        return self._found[which]

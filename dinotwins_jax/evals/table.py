@@ -16,6 +16,7 @@ Value = tuple[float, float | None]  # in %, and its standard deviation where the
 
 # title, then where it is in a row's scores and what it is called there
 _DENSE = [
+    ("clusters, accuracy", ("clusters",), "accuracy"),
     ("attention, Jaccard", ("attention",), "jaccard_mean_map"),
     ("with fitted share", ("attention",), "jaccard_fitted"),
     ("its best head", ("attention",), "jaccard_best_head"),
@@ -28,7 +29,7 @@ _DENSE = [
 _LEAD = ("multilabel sgd 10%", "multi-label k-NN", "sgd 10%")  # what the first titles begin with
 _LINEAR = re.compile(r"(multilabel )?(sgd|ridge|logistic) ")  # these come last, but for the lead
 _PIPED = 100  # columns where no terminal tells
-_SETTINGS = ("fraction", "keep", "recipe", "num_test", "temperature")  # no scores
+_SETTINGS = ("fraction", "keep", "recipe", "num_test", "num_clusters", "temperature")  # no scores
 _SPREADS = ("_std", "_sem")
 
 

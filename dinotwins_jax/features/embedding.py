@@ -8,6 +8,7 @@ computes every n-th shard. Letters: M images, N patches, E width of a token.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 from dinotwins_jax.data.base import Source, printable
 from dinotwins_jax.evals.features import checksum, source_checksum
 from dinotwins_jax.features.classifier import Classifier
-from dinotwins_jax.features.files import KINDS, join
+from dinotwins_jax.features.files import ABOUT, KINDS, join
 from dinotwins_jax.features.model import Model
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
@@ -47,17 +48,19 @@ def write_features(
     tokens: tuple[str, ...] = ("cls",),
     batch_size: int | None = None,
     classifier: Classifier | None = None,
+    place: str = "",
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Written:
     """Writes the features of all readable pictures of a source.
 
     Arrays: names str[M]; of `tokens`: cls f32[M, E], mean_patch f32[M, E], patches f16[M, N, E]; labels
-    i32[M] and class_names where the source has them; model, its identity; left_out, names of the
-    pictures that cannot be read.
+    i32[M] and class_names where the source has them; model, its identity, and source, where it was
+    loaded from; place; left_out, names of the pictures that cannot be read.
 
     Args:
       out: a file .npz or .parquet, or a folder.
+      place: of the pictures, for those who look at the features: a folder, or "split test".
       classifier: also writes its prediction str[M] and probabilities f32[M, C].
       overwrite: replace what an earlier start left there.
       advance: called with the number of images of each batch.
@@ -68,7 +71,7 @@ def write_features(
     check_out(out, overwrite)
     single = out.suffix in KINDS
     folder = out.with_name(f"{out.name}.parts") if single else out
-    plan = _plan(model, pictures, tokens, batch_size, classifier)
+    plan = _plan(model, pictures, tokens, batch_size, classifier, place)
     first = jax.process_index() == 0
     if first:
         _begin(folder, plan, overwrite)
@@ -96,11 +99,16 @@ def write_features(
 
 
 def features_of(
-    model: Model, pictures: Source, tokens, batch_size=None, classifier: Classifier | None = None
+    model: Model,
+    pictures: Source,
+    tokens,
+    batch_size: int | None = None,
+    classifier: Classifier | None = None,
+    place: str = "",
 ) -> dict[str, np.ndarray]:
     """The arrays that `write_features` writes, in memory."""
     check_tokens(tokens)
-    plan = _plan(model, pictures, tokens, batch_size, classifier)
+    plan = _plan(model, pictures, tokens, batch_size, classifier, place)
     arrays = _arrays(model, pictures, range(len(pictures)), plan, classifier, lambda images: None)
     if not len(arrays["names"]):
         raise ValueError(f"none of {len(pictures)} images can be read")
@@ -132,7 +140,9 @@ def check_out(out: Path, overwrite: bool) -> None:
             )
 
 
-def _plan(model: Model, pictures: Source, tokens, batch_size: int | None, classifier) -> dict:
+def _plan(
+    model: Model, pictures: Source, tokens, batch_size: int | None, classifier, place: str
+) -> dict:
     """What decides the bytes of the shards."""
     if classifier is not None:
         classifier.check_model(model.identity)
@@ -146,7 +156,8 @@ def _plan(model: Model, pictures: Source, tokens, batch_size: int | None, classi
     return {
         "format": FORMAT,
         "model": model.identity,
-        "source": model.source,
+        "source": os.path.abspath(model.source) if model.source else "",
+        "place": place,
         "images": source_checksum(pictures, {}),
         "count": len(pictures),
         "tokens": list(tokens),
@@ -217,7 +228,7 @@ def _arrays(model: Model, pictures: Source, rows: range, plan: dict, classifier,
         prediction, probabilities = classifier.predict(arrays)
         arrays |= {"prediction": prediction, "probabilities": probabilities}
         arrays["predicted_names"] = np.array(plan["predicted"], np.str_)
-    about = {"model": np.array(plan["model"]), "source": np.array(plan["source"])}
+    about = {name: np.array(plan[name], np.str_) for name in ABOUT}
     return arrays | about | {"left_out": left_out}
 
 

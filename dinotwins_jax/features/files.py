@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-_ONCE = ("class_names", "predicted_names", "model", "source")  # the same in every shard
+ABOUT = ("model", "source", "place")  # texts: who made the features, and of which pictures
+_ONCE = ("class_names", "predicted_names", *ABOUT)  # the same in every shard
 _PER_IMAGE_LAST = ("left_out",)  # per shard, but not one a row
 
 
@@ -23,21 +24,23 @@ def join(shards: list[Path], out: Path, about: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_features(path: Path) -> dict[str, np.ndarray]:
+def read_features(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The arrays of an .npz, a .parquet or a folder of shards, in memory.
 
+    Args:
+      without: names of arrays that are not read.
     Raises:
       FileNotFoundError: no such file or folder.
       ValueError: not features, unfinished, or damaged; the message is one line.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, without)
     if not path.is_file():
         raise FileNotFoundError(f"no file of features: {path}")
     if path.suffix == ".parquet":
-        return _read_parquet(path)
-    return _checked(path, _read_npz(path))
+        return _read_parquet(path, without)
+    return _checked(path, _read_npz(path, without))
 
 
 @contextlib.contextmanager
@@ -51,9 +54,9 @@ def check_damage(path: Path, what: str) -> Iterator[None]:
         raise ValueError(f"{path} is damaged or holds no {what}: {reason}") from None
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     with check_damage(path, "features"), np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+        return {name: file[name] for name in file.files if name not in without}
 
 
 def _checked(path: Path, arrays: dict) -> dict[str, np.ndarray]:
@@ -62,7 +65,7 @@ def _checked(path: Path, arrays: dict) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_folder(folder: Path) -> dict[str, np.ndarray]:
+def _read_folder(folder: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]:
     shards = sorted(folder.glob("features-*.npz"))
     try:
         complete = json.loads((folder / "embed.json").read_text()).get("complete", False)
@@ -71,7 +74,7 @@ def _read_folder(folder: Path) -> dict[str, np.ndarray]:
     if not shards or not complete:
         state = "is unfinished: start embed again" if shards else "holds no features"
         raise ValueError(f"{folder} {state}")
-    parts = [_checked(path, _read_npz(path)) for path in shards]
+    parts = [_checked(path, _read_npz(path, without)) for path in shards]
     return {
         name: parts[0][name] if name in _ONCE else np.concatenate([part[name] for part in parts])
         for name in parts[0]
@@ -134,7 +137,7 @@ def _parquet(shards: list[Path], out: Path, about: dict) -> None:
                 writer = pq.ParquetWriter(out, table.schema)
             writer.write_table(table)
         shapes = {name: list(_head(shards[0], name)[0][1:]) for name in columns}
-        about = {key: about[key] for key in ("model", "source", "class_names", "predicted")}
+        about = {key: about[key] for key in (*ABOUT, "class_names", "predicted")}
         about |= {"shapes": shapes, "left_out": left_out}
         writer.add_key_value_metadata({"dinotwins_jax": json.dumps(about)})
     finally:
@@ -149,12 +152,13 @@ def _column(pa, values: np.ndarray):
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
 
 
-def _read_parquet(path: Path) -> dict[str, np.ndarray]:
+def _read_parquet(path: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path).combine_chunks()
+        names = [name for name in pq.read_schema(path).names if name not in without]
+        table = pq.read_table(path, columns=names).combine_chunks()
         about = json.loads((pq.read_metadata(path).metadata or {}).get(b"dinotwins_jax", b"{}"))
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is damaged or no Parquet: {error}") from None
@@ -172,8 +176,8 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
     for name, key in (("class_names", "class_names"), ("predicted_names", "predicted")):
         if about[key]:
             arrays[name] = np.array(about[key], np.str_)
-    once = {name: np.array(about[name]) for name in ("model", "source")}
-    return arrays | once | {"left_out": np.array(about["left_out"], np.str_)}
+    texts = {name: np.array(about[name], np.str_) for name in ABOUT if name in about}
+    return arrays | texts | {"left_out": np.array(about["left_out"], np.str_)}
 
 
 KINDS: dict[str, Callable] = {".npz": _npz, ".parquet": _parquet}
