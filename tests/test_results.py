@@ -171,6 +171,11 @@ def test_keys_alone_change_the_runs_own_config(run):
     assert changed.data.dir == "/new place" and tuple(changed.evals.knn_k) == (3, 4)
 
 
+def test_the_workdir_may_be_a_word_of_its_own(run):
+    code, config, overrides = parsed(["--config.seed=5", "--workdir", str(run)], "elsewhere")
+    assert code == 0 and config.seed == 5 and overrides == {"seed": 5}
+
+
 def test_a_config_given_is_that_one_and_no_key_is_none(run):
     code, config, overrides = parsed(["--config=dino:demo", "--config.data.dir=x"], run)
     assert code == 0 and overrides is None and config.data.source == "scenes"
