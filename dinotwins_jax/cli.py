@@ -176,7 +176,11 @@ def _with_config_of_run(arguments: list[str]) -> list[str]:
     keys = [name for name in names if name.startswith("--config.")]
     if not keys or "--config" in names:
         return arguments
-    workdir = next((a.partition("=")[2] for a in arguments if a.startswith("--workdir=")), "")
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)  # --workdir=RUN or --workdir RUN
+    found = [
+        a.partition("=")[2] or after for a, after in pairs if a.partition("=")[0] == "--workdir"
+    ]
+    workdir = found[-1] if found else ""
     if not workdir:
         raise UsageError(f"{keys[0]} needs a run, --workdir=RUN, or a config, --config=…")
     try:

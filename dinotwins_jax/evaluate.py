@@ -9,6 +9,7 @@ scored with
         --torch_weights=dino_deitsmall16_pretrain.pth
 """
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +61,9 @@ def evaluate_run(
 
     check_tasks(tasks or ())
     given = config is not None
-    own = config_of(workdir) if (workdir / "config.json").is_file() else None
+    own = None
+    with contextlib.suppress(ValueError, OSError):  # raised below if it is needed
+        own = config_of(workdir).to_dict()
     if not given:
         without = "; to score weights of a file give --config too"
         names_source = "data.source" in (overrides or {})
@@ -84,8 +87,8 @@ def evaluate_run(
     else:
         weights = from_checkpoint(run, config, workdir, checkpoint)
     data = probe_section(data_section(config))
-    of = (workdir, own and own.to_dict(), data, run.probe_sources)
-    out = results_folder(*of, weights=torch_weights or "", name=name)
+    chosen = {"weights": torch_weights or "", "name": name}
+    out = results_folder(workdir, own, data, run.probe_sources, **chosen)
     out.mkdir(parents=True, exist_ok=True)
     length = "" if out == workdir else f"{weights.step:,} steps, on other data"
     length = f"weights of {Path(torch_weights).name}" if torch_weights else length

@@ -43,7 +43,7 @@ def results_folder(
 
 
 def _is_own(workdir: Path, own: dict, data: dict, content: str) -> bool:
-    if own == data:
+    if _as_json(own) == _as_json(data):
         return True
     recorded = _recorded(workdir)
     if recorded is not None:
@@ -56,6 +56,10 @@ def _is_own(workdir: Path, own: dict, data: dict, content: str) -> bool:
         return content_checksum(theirs, source) == content
     except (ValueError, OSError, KeyError, TypeError):  # moved, or of another version
         return False
+
+
+def _as_json(data: dict) -> str:
+    return json.dumps(data, sort_keys=True, default=str)  # where a tuple is a list, as on disk
 
 
 def _recorded(folder: Path) -> str | None:

@@ -48,6 +48,13 @@ def test_the_runs_own_data_are_its_own_wherever_they_lie(tmp_path):
     assert folder_of(run, own, own | {"num_workers": 3}) == run
 
 
+def test_the_config_of_the_run_means_its_own_data_whatever_they_became(tmp_path):
+    run, own = tmp_path / "run", section(pictures(tmp_path / "here")) | {"sizes": (1, 2)}
+    run.mkdir()
+    (run / "scores.json").write_text(json.dumps({"content": "of fewer pictures"}))
+    assert folder_of(run, json.loads(json.dumps(own)), own) == run
+
+
 def test_data_that_have_moved_are_known_by_what_the_scores_say(tmp_path):
     run, here = tmp_path / "run", pictures(tmp_path / "here")
     own = section(here)
@@ -162,6 +169,11 @@ def test_keys_alone_change_the_runs_own_config(run):
     changed = ConfigDict(json.loads((run / "config.json").read_text()))
     changed.update_from_flattened_dict(overrides)
     assert changed.data.dir == "/new place" and tuple(changed.evals.knn_k) == (3, 4)
+
+
+def test_the_workdir_may_be_a_word_of_its_own(run):
+    code, config, overrides = parsed(["--config.seed=5", "--workdir", str(run)], "elsewhere")
+    assert code == 0 and config.seed == 5 and overrides == {"seed": 5}
 
 
 def test_a_config_given_is_that_one_and_no_key_is_none(run):

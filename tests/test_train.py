@@ -298,7 +298,7 @@ def test_too_many_truncated_images_stop_the_run_and_are_named(tmp_path):
         ({"total_epochs": 0.0}, "total_epochs is 0"),
         ({"total_epochs": 0.5}, "total_epochs is 0.5, shorter than .*warmup_epochs 1"),
         ({"log__every_steps": 0}, "log.every_steps is 0: it must be positive"),
-        ({"batch_size": 0}, "batch_size is 0: it must be positive"),
+        ({"batch_size": 0}, "batch_size is 0: it must lie in"),
         ({"seed": -1}, "seed is -1"),
         ({"evals__label_fractions": (10.0,)}, r"label_fractions has 10.*\(0, 1\]"),
         ({"evals__label_fractions": ()}, "label_fractions is empty"),
