@@ -77,6 +77,8 @@ def get_config() -> ConfigDict:
     c.data.coco.test_annotations = ""  # the same of test_split
     # Fraction held out for testing where there is no val/ or test/.
     c.data.folder = ConfigDict({"test_fraction": 0.2, "seed": 0})
+    # Table of labels, absolute or in data.dir, CSV or JSON lines; "": class folders are the labels.
+    c.data.folder.labels = ""
     # Built beforehand with --file_format=array_record; dir "": TFDS's default directory.
     c.data.tfds = ConfigDict({"name": "coco/2017", "pretrain_splits": ("train",)})
     c.data.tfds.train_split = "train"
@@ -94,6 +96,10 @@ def get_config() -> ConfigDict:
     c.views.local_overlap = 0.0
     c.views.ratio = (3 / 4, 4 / 3)  # width of the crop / height
     c.views.flip = 0.5
+    # Probability of a mirror image top to bottom; for pictures from above or of a microscope.
+    c.views.vertical_flip = 0.0
+    # Probability of a turn by 90, 180 or 270 degrees; 0.75: all four orientations equally often.
+    c.views.rotate90 = 0.0  # Square crops only.
     c.views.jitter_prob = 0.8
     c.views.brightness = 0.4
     c.views.contrast = 0.4

@@ -14,6 +14,7 @@ COMMANDS = {
     "prepare": ("prepare", "convert images to shards for training"),
     "export": ("export", "write the weights of a run for other code"),
     "embed": ("embed", "write the features of pictures"),
+    "probe": ("probe", "fit a classifier to labels of embedded pictures"),
     "search": ("search", "find the pictures most similar to others"),
     "duplicates": ("duplicates", "find near-duplicates"),
     "clusters": ("clusters", "group pictures, draw a map of them"),

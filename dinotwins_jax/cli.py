@@ -199,7 +199,7 @@ def _unknown_key(argv: list[str], config_file: str | None, error: Exception) -> 
     config = load_config(config_file)
     for key in given:
         if missing := _missing_key(config, key):
-            return f"--config.{missing}"
+            return missing
     return f"--config: {error}"
 
 
@@ -213,7 +213,7 @@ def _missing_key(config: ConfigDict, key: str) -> str:
             hint = (
                 f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known) or 'no parts'}"
             )
-            return f"{key}: {parent} has no key '{part}'; {hint}"
+            return f"--config.{key}: {parent} has no key '{part}'; {hint}"
         node, parent = node[part], f"{parent}.{part}"
     return ""
 
@@ -229,11 +229,11 @@ def named_config(config: ConfigDict | str, overrides: Mapping[str, Any]) -> Conf
     config = copy.deepcopy(config)
     for key, value in overrides.items():
         if missing := _missing_key(config, key):
-            raise UsageError(missing)
+            raise UsageError(missing.removeprefix("--"))
         try:
             config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{key} is {value!r}: {' '.join(str(error).split())}") from None
+            raise UsageError(f"config.{key} is {value!r}: {' '.join(str(error).split())}") from None
     return config
 
 

@@ -46,7 +46,7 @@ def _clusters(values: flags.FlagValues) -> int:
 
     def work():
         from dinotwins_jax.evals.clusters import k_means
-        from dinotwins_jax.gallery import Gallery
+        from dinotwins_jax.features.gallery import Gallery
         from dinotwins_jax.outputs import outputs, write_lists
 
         files = outputs(values.out, (".png", ".csv", ".json", ".html"))

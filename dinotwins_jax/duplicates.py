@@ -36,7 +36,7 @@ def _duplicates(values: flags.FlagValues) -> int:
 
     def work():
         from dinotwins_jax.evals.duplicates import groups, near_pairs
-        from dinotwins_jax.gallery import Gallery, same_model
+        from dinotwins_jax.features.gallery import Gallery, same_model
         from dinotwins_jax.outputs import outputs, write_lists
 
         files = outputs(values.out, (".png", ".csv", ".json"))

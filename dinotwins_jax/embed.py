@@ -26,6 +26,7 @@ def api(
     tokens: tuple[str, ...] = ("cls",),
     checkpoint: str | int = "last",
     batch_size: int | None = None,
+    classifier=None,
     overwrite: bool = False,
 ) -> dict[str, np.ndarray]:
     """Features of pictures: `dinotwins_jax.embed`.
@@ -39,26 +40,32 @@ def api(
       tokens: of "cls", "mean_patch" and "patches".
       checkpoint: see `load`.
       batch_size: images on the devices at once; by default that of evaluation.
+      classifier: of `probe`, or its file; adds prediction str[M], probabilities f32[M, C] and their
+        predicted_names.
       overwrite: replace what is at `out`.
     Returns:
       names str[M]; cls f32[M, E], mean_patch f32[M, E], patches f16[M, N, E]; labels i32[M] and class_names
-      with split; model, source and place, texts; left_out, the names of pictures that cannot be read.
+      with split; model, source and place, what made them of what; left_out, names of pictures that cannot
+      be read.
     Raises:
       ValueError, OSError: see `write_features`.
     """
-    from dinotwins_jax.embedding import features_of, write_features
-    from dinotwins_jax.feature_files import read_features
-    from dinotwins_jax.loading import load
-    from dinotwins_jax.model import Model
+    from dinotwins_jax.features.classifier import load_classifier
+    from dinotwins_jax.features.embedding import features_of, write_features
+    from dinotwins_jax.features.files import read_features
+    from dinotwins_jax.features.loading import load
+    from dinotwins_jax.features.model import Model
 
     model = source if isinstance(source, Model) else load(source, checkpoint)
     pictures, place = _pictures(model, images, split), _place(images, split)
     tokens = (tokens,) if isinstance(tokens, str) else tuple(tokens)
+    if isinstance(classifier, str | os.PathLike):
+        classifier = load_classifier(classifier)
+    options = {"tokens": tokens, "batch_size": batch_size, "classifier": classifier, "place": place}
     if out is None:
-        return features_of(model, pictures, tokens, batch_size, place)
+        return features_of(model, pictures, **options)
     out = Path(out).expanduser()
-    options = {"tokens": tokens, "batch_size": batch_size, "place": place}
-    write_features(model, pictures, out, overwrite=overwrite, **options)
+    write_features(model, pictures, out, **options, overwrite=overwrite)
     return read_features(out)
 
 
@@ -115,6 +122,7 @@ def _define(values: flags.FlagValues) -> None:
         lower_bound=1,
         **options,
     )
+    flags.DEFINE_string("classifier", None, "of probe: also writes its predictions", **options)
     flags.DEFINE_boolean("overwrite", False, "replace what is at --out", **options)
 
 
@@ -127,13 +135,15 @@ def _embed(values: flags.FlagValues) -> int:
 
     def work():
         from dinotwins_jax.devices.compilation import remember_compilations
-        from dinotwins_jax.embedding import check_out, check_tokens, write_features
-        from dinotwins_jax.loading import load
+        from dinotwins_jax.features.classifier import load_classifier
+        from dinotwins_jax.features.embedding import check_out, check_tokens, write_features
+        from dinotwins_jax.features.loading import load
         from dinotwins_jax.logs.counting import Count
 
         out = Path(values.out).expanduser()
         check_out(out, values.overwrite)
         check_tokens(values.tokens)
+        classifier = load_classifier(values.classifier) if values.classifier else None
         remember_compilations(Path(values.workdir).parent / COMPILED)
         model = load(values.workdir, values.checkpoint)
         pictures = _pictures(model, values.images, values.split)
@@ -144,6 +154,7 @@ def _embed(values: flags.FlagValues) -> int:
                 out,
                 tokens=tuple(values.tokens),
                 batch_size=values.batch_size,
+                classifier=classifier,
                 place=_place(values.images, values.split),
                 overwrite=values.overwrite,
                 advance=count.advance,

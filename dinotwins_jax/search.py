@@ -46,7 +46,7 @@ def _search(values: flags.FlagValues) -> int:
         )
 
     def work():
-        from dinotwins_jax.gallery import Gallery
+        from dinotwins_jax.features.gallery import Gallery
         from dinotwins_jax.outputs import outputs, write_lists
 
         files = outputs(values.out, (".png", ".csv", ".json"))
@@ -77,8 +77,8 @@ def _queries(values: flags.FlagValues, gallery) -> tuple[list[str], np.ndarray]:
     from dinotwins_jax.data.pictures import pictures_in
     from dinotwins_jax.devices.compilation import remember_compilations
     from dinotwins_jax.devices.processes import warn
-    from dinotwins_jax.embedding import features_of
-    from dinotwins_jax.loading import load
+    from dinotwins_jax.features.embedding import features_of
+    from dinotwins_jax.features.loading import load
 
     sources = [pictures_in(query) for query in values.query]
     for source in sources:
@@ -130,7 +130,7 @@ def _draw(path: Path, gallery, names: list[str], near: np.ndarray, cosines: np.n
 
     from dinotwins_jax.data.base import decode_image
     from dinotwins_jax.evals.sheets import Tile, tile_grid
-    from dinotwins_jax.gallery import SIDE, thumbnail
+    from dinotwins_jax.features.gallery import SIDE, thumbnail
 
     def image(name: str):
         try:

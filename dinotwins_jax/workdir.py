@@ -16,6 +16,8 @@ _FREE = (
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
     *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )
+# Keys that were added later, and what a run without them did.
+_ADDED = {"views.vertical_flip": 0.0, "views.rotate90": 0.0, "data.folder.labels": ""}
 _ABSENT = object()
 _OPEN = {"data.canvas_size": 0}  # values that stand for the one that the data give
 
@@ -52,7 +54,7 @@ def has_checkpoints(workdir: Path) -> bool:
 
 
 def _differences(theirs: dict, ours: dict) -> str:
-    theirs, ours = flatten(theirs), flatten(ours)
+    theirs, ours = _ADDED | flatten(theirs), _ADDED | flatten(ours)
     differ = [
         f"{key} ({theirs.get(key, 'not there')} -> {ours.get(key, 'not there')})"
         for key in sorted(theirs.keys() | ours.keys())

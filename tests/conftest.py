@@ -46,6 +46,7 @@ _QUICKLY_COMPILED = {
     "test_look",
     "test_memory",
     "test_nonfinite",
+    "test_orientation",
     "test_plain_gradients",
     "test_processes",
     "test_auto",

@@ -1,8 +1,10 @@
 """The public API on a run, its exports and its weights: load, features, embed, train by name."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from dinotwins_jax.data.base import BadImage
 from dinotwins_jax.embed import run as embed_command
 from dinotwins_jax.evaluate import evaluate_run
 from dinotwins_jax.export import export_run
-from dinotwins_jax.feature_files import read_features
+from dinotwins_jax.features.files import read_features
 from dinotwins_jax.models.torch_weights import vit_to_torch
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.train import train
@@ -165,7 +167,7 @@ def test_what_is_no_model_is_said_in_a_line(run, tmp_path):
 def test_embed_leaves_out_what_is_broken_and_goes_on_after_a_stop(
     model, pictures, tmp_path, name, monkeypatch
 ):
-    monkeypatch.setattr("dinotwins_jax.embedding.SHARD_BYTES", 4 * 48 * 4)
+    monkeypatch.setattr("dinotwins_jax.features.embedding.SHARD_BYTES", 4 * 48 * 4)
     options = {"tokens": ("cls", "mean_patch", "patches"), "batch_size": 4}
     whole = dt.embed(model, pictures, **options)
     out, batches = tmp_path / name, model.batches
@@ -233,6 +235,46 @@ def test_labels_of_the_run_s_own_data(run, model):
     source = open_source(model.config.data.to_dict(), "test")
     np.testing.assert_array_equal(found["labels"], source.labels)
     assert tuple(found["class_names"]) == source.class_names
+
+
+@pytest.mark.parametrize("name", [None, "predicted.npz", "predicted.parquet"])
+def test_a_probe_of_the_run_s_labels_predicts(run, model, pictures, tmp_path, name):
+    file = tmp_path / "probe.npz"
+    train, test = (
+        dt.embed(model, split=s, tokens=("cls", "mean_patch")) for s in ("train", "test")
+    )
+    classifier = dt.probe(train, tokens=("cls", "mean_patch"), out=file)
+    assert classifier.model == model.identity and classifier.score(test)["images"] == 20
+    paths = readable(pictures)
+    found = model.predict(paths, file)
+    assert found.probabilities.shape == (11, len(classifier.class_names))
+    options = {"tokens": ("cls", "mean_patch"), "classifier": file}
+    written = dt.embed(model, pictures, name and tmp_path / name, **options)
+    np.testing.assert_array_equal(written["prediction"], found.labels)
+    np.testing.assert_allclose(written["probabilities"], found.probabilities, atol=1e-5)
+    assert tuple(written["predicted_names"]) == classifier.class_names
+    with pytest.raises(ValueError, match="takes mean_patch: add it to tokens"):
+        dt.embed(model, pictures, classifier=file)
+    other = classifier._replace(model="0" * 64)
+    with pytest.raises(ValueError, match="features of another model"):
+        model.predict(paths, other)
+
+
+def test_the_examples_of_the_api_page_run(run, pictures, tmp_path, monkeypatch):
+    """Every Python block of docs/api.md but the one that trains, in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "hybrid").symlink_to(run)
+    (tmp_path / "pictures").symlink_to(pictures)
+    Image.open(readable(pictures)[0]).convert("RGB").save(tmp_path / "a.jpg")
+    Image.open(readable(pictures)[1]).save(tmp_path / "b.png")
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    names = {}
+    for block in blocks[:-1]:
+        exec(block, names)
+    assert names["features"].cls.shape == (2, 48) and names["output"].cls.shape == (1, 48)
+    assert len(names["arrays"]["names"]) == 11 and "dt.train(" in blocks[-1]
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ def test_the_bank_picks_the_informative_features(solver, multi):
     assert {split["features"] for split in result["splits"]} == {"good"}
     assert result["protocol"] == f"{solver}-bank{'-multilabel' if multi else ''}-v1"
     metric = "map" if multi else "top1"
+    assert "classes" not in result
     assert result[f"{metric}_mean"] > 55.0 and len(result["splits"][0]["bank"]["good"]) == 9
 
 
@@ -82,6 +83,23 @@ def test_the_score_is_that_of_the_refitted_probe():
     model.fit((x - mean) / std, solvers.targets_of(y, 3))
     right = model.predict((z - mean) / std).argmax(axis=1) == t
     assert result["top1"] == pytest.approx(100 * right.mean())
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_scores_by_class_are_those_of_the_first_draw(multi):
+    (x, y), (z, t) = problem(multi, 200), problem(multi, 100, seed=1)
+    options = {"num_classes": 3, "fraction": 0.5, "split_seeds": (4, 1), "per_class": True}
+    result = bank.bank_probe_splits({"x": x}, y, {"x": z}, t, **options)
+    classes = result.pop("classes")
+    first = bank.bank_probe_splits({"x": x}, y, {"x": z}, t, **options | {"split_seeds": (4,)})
+    assert classes == first["classes"]
+    known = t if multi else t[t >= 0]
+    assert classes["support"] == [
+        int((known[:, c] if multi else known == c).sum()) for c in range(3)
+    ]
+    mean = np.mean(classes["average_precision" if multi else "recall"])
+    assert mean == pytest.approx(first[f"{'map' if multi else 'balanced'}_mean"])
+    assert all("classes" not in split for split in result["splits"])
 
 
 def test_test_labels_choose_nothing(monkeypatch):

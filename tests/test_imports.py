@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dinotwins_jax"
 LOOK = ("search", "duplicates", "clusters")
-ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed", *LOOK)
+ENTRY_POINTS = ("__main__", "main", "evaluate", "prepare", "export", "embed", "probe", *LOOK)
 
 # Folder -> the folders and files that it may import beside itself.
 FOLDERS = {
@@ -22,6 +22,7 @@ FOLDERS = {
     "logs": ("devices", "files", "settings"),
     "data": ("files", "logs"),
     "evals": ("models", "augment", "data", "files"),
+    "features": ("build", "cli", "data", "devices", "evals", "files", "models", "weights"),
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
@@ -29,13 +30,14 @@ FLOORS = (
     (("damage", "failures", "lock", "workdir", "outputs"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "training")),
     (("pretrained", "crop_sheet"), ("devices", "training", "models", "augment", "data")),
-    (("build",), tuple(FOLDERS)),
+    (("build",), tuple(name for name in FOLDERS if name != "features")),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
-    (("evaluation", "model"), ("data", "devices", "evals", "models", "training")),
-    (("loading", "feature_files"), ("data", "devices", "evals", "models")),
-    (("embedding", "gallery"), ("data", "devices", "evals", "models")),
+    (("evaluation",), ("devices", "evals", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
-    (ENTRY_POINTS, ("augment", "data", "devices", "evals", "logs", "models", "training")),
+    (
+        ENTRY_POINTS,
+        ("augment", "data", "devices", "evals", "features", "logs", "models", "training"),
+    ),
 )
 ALIASES = {"augment_presets": ("augment",), "__init__": ()}  # augment_presets: for one release
 

@@ -11,7 +11,7 @@ from refs_evals import knn_multilabel_scores, knn_scores
 from sklearn.metrics import average_precision_score
 
 from dinotwins_jax.evals import knn
-from dinotwins_jax.evals.scores import top_k_accuracy
+from dinotwins_jax.evals.scores import class_scores, single_label_scores, top_k_accuracy
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -115,9 +115,15 @@ def test_knn_scores_of_every_k_equal_knn_classify(monkeypatch):
         assert found == {
             "top1": top_k_accuracy(votes, t, 1),
             "top5": top_k_accuracy(votes, t, min(5, k)),
+            "balanced": single_label_scores(votes, t, {"top1": 1})["balanced"],
         }
     assert result["k1"]["top1"] == result["k1"]["top5"] < result["k20"]["top5"]
     assert knn.knn_scores(x, y, z, t, num_classes=8)["protocol"] == "knn-cosine-T0.07-v1"
+    options = {"ks": (3, 20), "temperature": 0.1, "num_classes": 8}
+    found = knn.knn_scores(x, y, z, t, classes_of=20, **options)
+    assert "classes" not in found["k3"]
+    expected = class_scores(knn.knn_classify(x, y, z, 20, 0.1, 8), t)
+    assert found["k20"] == result["k20"] | {"classes": expected}
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1e-3])

@@ -20,7 +20,7 @@ from dinotwins_jax import duplicates as duplicates_command
 from dinotwins_jax import search as search_command
 from dinotwins_jax.data import open_source
 from dinotwins_jax.evals import clusters, duplicates, flat_map, sheets
-from dinotwins_jax.gallery import Gallery
+from dinotwins_jax.features.gallery import Gallery
 from dinotwins_jax.models.torch_weights import vit_to_torch
 from dinotwins_jax.models.vit import VisionTransformer
 

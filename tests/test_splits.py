@@ -31,6 +31,35 @@ def test_stratified_indices_are_frozen_nested_and_independent_between_classes():
     )
 
 
+def drawn_class_by_class(labels, indices, seed, count):
+    """A new stream and a search through all images for each class."""
+    drawn = []
+    for category in np.unique(labels[indices]):
+        members = indices[labels[indices] == category]
+        order = np.random.RandomState([seed, int(category)]).permutation(len(members))
+        drawn += members[order[: count(len(members))]].tolist()
+    return sorted(drawn)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_draws_of_unbalanced_labels_are_those_of_a_stream_a_class(seed):
+    rng = np.random.RandomState(seed % 1000)
+    labels = rng.choice(30, 500, p=rng.dirichlet(np.full(30, 0.3))).astype(np.int32)
+    labels[::9] = -1
+    known = np.flatnonzero(labels >= 0)
+    for fraction, minimum in ((0.05, 1), (0.3, 1), (0.01, 7), (1.0, 1)):
+        expected = drawn_class_by_class(
+            labels, known, seed, lambda n, f=fraction, m=minimum: min(n, max(m, round(f * n)))
+        )
+        assert splits.stratified_indices(labels, fraction, seed, minimum).tolist() == expected
+    some = np.sort(rng.choice(known, 200, replace=False))
+    _, held = splits.holdout(labels, some, 0.2, seed)
+    expected = drawn_class_by_class(
+        labels, some, seed, lambda n: min(n - 1, max(1, round(0.2 * n)))
+    )
+    assert held.tolist() == expected
+
+
 def test_holdout_is_a_stratified_partition():
     labels = np.repeat([0, 1, 2, 3, -1], [20, 3, 2, 1, 4])
     indices = np.arange(len(labels))[::-1]

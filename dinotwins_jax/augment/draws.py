@@ -27,6 +27,8 @@ class ViewDraw(NamedTuple):
     grayscale: jax.Array  # bool[]
     radius: jax.Array  # f32[] blur, pixels; 0 = unchanged
     solarize: jax.Array  # bool[]
+    vertical_flip: jax.Array | None = None  # bool[]; None: the probability is 0
+    turns: jax.Array | None = None  # i32[] quarter turns, 0 to 3, as of np.rot90; None: the same
 
 
 def random_box(key: jax.Array, size, scale: Sequence[float], ratio: Sequence[float]):
@@ -149,6 +151,7 @@ def draw_view(
     box = random_box(crop_key, size, spec.scale, spec.ratio)
     if spec.overlap:
         box = overlapping_box(jax.random.fold_in(crop_key, 0), box, size, others, spec.overlap)
+    upended, turns = _draw_orientation(key, spec)
     return ViewDraw(
         box=box,
         flip=jax.random.uniform(flip_key) < spec.flip,
@@ -158,7 +161,22 @@ def draw_view(
         grayscale=jax.random.uniform(gray_key) < spec.grayscale_prob,
         radius=jnp.where(blur[0] < blur_prob, radius, 0.0),
         solarize=jax.random.uniform(solar_key) < solarize_prob,
+        vertical_flip=upended,
+        turns=turns,
     )
+
+
+def _draw_orientation(key: jax.Array, spec: ViewSpec) -> tuple[jax.Array | None, jax.Array | None]:
+    """(vertical_flip, turns) of a ViewDraw, from keys that `draw_view` leaves: split(key, 6) gives
+    fold_in(key, 0) to fold_in(key, 5)."""
+    upended = turns = None
+    if spec.vertical_flip:
+        upended = jax.random.uniform(jax.random.fold_in(key, 6)) < spec.vertical_flip
+    if spec.rotate90:
+        draws = jax.random.uniform(jax.random.fold_in(key, 7), (2,))
+        turns = 1 + jnp.minimum(jnp.floor(3 * draws[1]), 2).astype(jnp.int32)
+        turns = jnp.where(draws[0] < spec.rotate90, turns, 0)
+    return upended, turns
 
 
 def draw_image_views(

@@ -5,9 +5,9 @@
     augment.ops    the pixel operations
     here           their order, the views of an image, and the unaugmented view of evaluation
 
-Source: DINO's DataAugmentationDINO (arXiv:2104.14294) with torchvision's semantics: crop, flip,
-colour jitter, grayscale, blur, solarize, normalise. A view depends only on its image, size and key, not
-on the batch or the number of devices.
+Source: DINO's DataAugmentationDINO (arXiv:2104.14294) with torchvision's semantics: crop, flips,
+turn, colour jitter, grayscale, blur, solarize, normalise. A view depends only on its image, size and key,
+not on the batch or the number of devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def render_view(rows: jax.Array, draw: ViewDraw, *, spec: ViewSpec, max_box=None
     conditional branches, which `jax.vmap` turns into selections.
     max_box: as in augment.ops.resize_rows.
     """
-    planes = ops.resize_rows(rows, draw.box, spec.out, flip=draw.flip, max_box=max_box)
+    planes = _oriented_crop(rows, draw, spec.out, max_box)
     if spec.jitter_prob and any(spec.strengths):
         hue = draw.hue if spec.strengths[3] else None
         jittered = partial(ops.color_jitter, factors=draw.factors, shift=hue, order=draw.order)
@@ -46,6 +46,18 @@ def render_view(rows: jax.Array, draw: ViewDraw, *, spec: ViewSpec, max_box=None
     if any(spec.solarize_probs):
         planes = jax.lax.cond(draw.solarize, ops.solarize, _unchanged, planes)
     return planes
+
+
+def _oriented_crop(rows: jax.Array, draw: ViewDraw, out: tuple[int, int], max_box) -> jax.Array:
+    """The box of a view, resized, mirrored, then turned: f32[3, h, w]."""
+    flip, upend = draw.flip, False if draw.vertical_flip is None else draw.vertical_flip
+    resize = partial(ops.resize_rows, rows, draw.box, out, max_box=max_box)
+    if draw.turns is None:
+        return resize(flip=flip, upend=upend)
+    # A half turn mirrors both axes; a quarter turn mirrors one, then swaps them.
+    flip ^= (draw.turns == 1) | (draw.turns == 2)
+    planes = resize(flip=flip, upend=upend ^ (draw.turns >= 2))
+    return jax.lax.cond(draw.turns % 2 == 1, lambda p: p.swapaxes(1, 2), _unchanged, planes)
 
 
 def _unchanged(planes: jax.Array) -> jax.Array:

@@ -85,14 +85,14 @@ def _bands(start, length, low, high, *, in_size: int, out_size: int, max_length:
 
 
 def resize_rows(
-    rows: jax.Array, box, out: tuple[int, int], *, bounds=None, flip=False, max_box=None
+    rows, box, out: tuple[int, int], *, bounds=None, flip=False, upend=False, max_box=None
 ) -> jax.Array:
     """`resize_crop` in the row layout of the augmentation.
 
     Args:
       rows: u8[H, 3, W] or f32[H, 3, W] image.
       box, out, bounds: as in `resize_crop`.
-      flip: bool[] mirrors the result left to right.
+      flip, upend: bool[] mirror the result left to right, and top to bottom.
       max_box: static (height, width) that no box exceeds; the weights are then applied in narrow bands,
         several times cheaper with real branches and slices (one view at a time, on a CPU).
         None: two dense products, best on accelerators and under `jax.vmap`.
@@ -105,9 +105,9 @@ def resize_rows(
     vertical, horizontal = (top, height, upper, lower), (left, width, west, east)
     sizes = ((in_height, out[0]), (in_width, out[1]))
     if max_box is None:
-        planes = _resize_dense(rows, vertical, horizontal, sizes, flip)
+        planes = _resize_dense(rows, vertical, horizontal, sizes, (upend, flip))
     else:
-        planes = _resize_banded(rows, vertical, horizontal, sizes, flip, max_box)
+        planes = _resize_banded(rows, vertical, horizontal, sizes, (upend, flip), max_box)
     return jnp.clip(planes, 0.0, 1.0)
 
 
@@ -116,11 +116,11 @@ def _unit(values: jax.Array) -> jax.Array:
     return values.astype(jnp.float32) / 255.0 if values.dtype == jnp.uint8 else values
 
 
-def _resize_dense(rows, vertical, horizontal, sizes, flip) -> jax.Array:
+def _resize_dense(rows, vertical, horizontal, sizes, flips) -> jax.Array:
     (in_height, height), (in_width, width) = sizes
     rows = _unit(rows)
-    vertical = resize_weights(*vertical, in_size=in_height, out_size=height)
-    horizontal = resize_weights(*horizontal, in_size=in_width, out_size=width, flip=flip)
+    vertical = resize_weights(*vertical, in_size=in_height, out_size=height, flip=flips[0])
+    horizontal = resize_weights(*horizontal, in_size=in_width, out_size=width, flip=flips[1])
     if in_width * (in_height + width) * height <= in_height * (in_width + height) * width:
         part = jnp.einsum("yH,HcW->ycW", vertical, rows, precision=_EXACT)
         return jnp.einsum("ycW,xW->cyx", part, horizontal, precision=_EXACT)
@@ -128,19 +128,19 @@ def _resize_dense(rows, vertical, horizontal, sizes, flip) -> jax.Array:
     return jnp.einsum("yH,Hcx->cyx", vertical, part, precision=_EXACT)
 
 
-def _resize_banded(rows, vertical, horizontal, sizes, flip, max_box) -> jax.Array:
+def _resize_banded(rows, vertical, horizontal, sizes, flips, max_box) -> jax.Array:
     (in_height, height), (in_width, width) = sizes
     rows = rows.reshape(in_height, 3 * in_width)
     parts = []
     for first, weights in _bands(
-        *vertical, in_size=in_height, out_size=height, max_length=max_box[0], flip=False
+        *vertical, in_size=in_height, out_size=height, max_length=max_box[0], flip=flips[0]
     ):
         window = jax.lax.dynamic_slice_in_dim(rows, first, weights.shape[1])
         parts.append(jnp.matmul(weights, _unit(window), precision=_EXACT))
     rows = jnp.concatenate(parts).reshape(height * 3, in_width)
     parts = []
     for first, weights in _bands(
-        *horizontal, in_size=in_width, out_size=width, max_length=max_box[1], flip=flip
+        *horizontal, in_size=in_width, out_size=width, max_length=max_box[1], flip=flips[1]
     ):
         window = jax.lax.dynamic_slice_in_dim(rows, first, weights.shape[1], axis=1)
         parts.append(jnp.matmul(window, weights.T, precision=_EXACT))

@@ -17,6 +17,8 @@ DINO = {
     "local_overlap": 0.0,
     "ratio": (3 / 4, 4 / 3),
     "flip": 0.5,
+    "vertical_flip": 0.0,
+    "rotate90": 0.0,
     "jitter_prob": 0.8,
     "brightness": 0.4,
     "contrast": 0.4,

@@ -21,6 +21,8 @@ class ViewSpec(NamedTuple):
     solarize_probs: tuple[float, ...]
     blur_kernel: int = 0  # taps of the blur; 0: Pillow's, not truncated
     overlap: float = 0.0  # least share of the box inside one global view of the image
+    vertical_flip: float = 0.0
+    rotate90: float = 0.0
 
 
 def make_view_specs(
@@ -33,6 +35,8 @@ def make_view_specs(
     local_overlap: float = DINO["local_overlap"],
     ratio: tuple[float, float] = DINO["ratio"],
     flip: float = DINO["flip"],
+    vertical_flip: float = DINO["vertical_flip"],
+    rotate90: float = DINO["rotate90"],
     jitter_prob: float = DINO["jitter_prob"],
     brightness: float = DINO["brightness"],
     contrast: float = DINO["contrast"],
@@ -54,6 +58,9 @@ def make_view_specs(
         in [0, 1]. 0: no constraint, as in all official recipes.
       ratio: box width / height, (low, high).
       flip, jitter_prob, grayscale_prob: probabilities, the same for every view.
+      vertical_flip: probability of a mirror image top to bottom, for pictures without an upright side.
+      rotate90: probability of a turn by 90, 180 or 270 degrees, each equally often; 0.75 gives all four
+        orientations equally often. Square crops only.
       brightness, contrast, saturation: x gives factors uniform in [max(0, 1 - x), 1 + x].
       hue: x <= 0.5 gives shifts uniform in [-x, x] (fraction of the circle).
       blur_prob, solarize_prob: probabilities of (global 0, global 1, each local).
@@ -84,6 +91,8 @@ def make_view_specs(
             solarize_probs=tuple(solarize_prob[view] for view in views),
             blur_kernel=blur_kernel,
             overlap=overlap,
+            vertical_flip=vertical_flip,
+            rotate90=rotate90,
         )
 
     global_spec = spec(global_size, global_scale, (0, 1))
@@ -128,6 +137,8 @@ def check_view_spec(name: str, spec: ViewSpec) -> None:
         raise ValueError(f"blur_radius must be 0 <= low <= high, got {spec.blur_radius}")
     probabilities = {
         "flip": (spec.flip,),
+        "vertical_flip": (spec.vertical_flip,),
+        "rotate90": (spec.rotate90,),
         "jitter_prob": (spec.jitter_prob,),
         "grayscale_prob": (spec.grayscale_prob,),
         "blur_prob": spec.blur_probs,
@@ -143,6 +154,8 @@ def check_view_spec(name: str, spec: ViewSpec) -> None:
             raise ValueError(f"{argument} must not be negative, got {value}")
     if spec.strengths[3] > 0.5:
         raise ValueError(f"hue must be at most 0.5 of the circle, got {spec.strengths[3]}")
+    if spec.rotate90 and spec.out[0] != spec.out[1]:
+        raise ValueError(f"rotate90 {spec.rotate90} needs square crops, {name}_size is {spec.out}")
     _check_blur_kernel(name, spec)
 
 

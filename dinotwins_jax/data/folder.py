@@ -1,7 +1,6 @@
 """Source of image files in any directory tree."""
 
 import glob
-import hashlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -10,23 +9,31 @@ from typing import NamedTuple
 import numpy as np
 
 from dinotwins_jax.data.base import EXTENSIONS, ImageFiles, check_dir, check_split, printable
+from dinotwins_jax.data.folder_labels import labelled_files
+from dinotwins_jax.data.folder_splits import (
+    held_out,
+    held_out_note,
+    inside,
+    not_used,
+    split_folders,
+)
 from dinotwins_jax.data.listing import Listing, list_images
-
-# Names of split folders in any case of letters; of several test folders the first here is used.
-TRAIN_FOLDERS = ("train", "training")
-TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
 
 
 class Folder(ImageFiles):
     """All images under `dir`, sorted by path; labelled if they lie in class folders.
 
-    Splits: if dir holds a folder of TRAIN_FOLDERS and one of TEST_FOLDERS, such as train/ and Valid/,
+    Splits: if dir holds a folder of TRAIN_NAMES and one of TEST_NAMES, such as train/ and Valid/,
       these are "train" and "test", and "pretrain" is "train". Otherwise test_fraction of the labelled
       files, chosen by a hash of (seed, path), is "test", and the rest is "pretrain" and "train"; an
       unlabelled tree is the same in every split. A split folder alone counts as the root.
-    Labels: the first-level folder's name, if there are at least two folders. Images beside the
-      folders have label -1 and are never in "test"; if they are half of all or more, or the folders
-      hold less than two images on average, nothing is labelled.
+    Labels: those of the table `labels` (data/labels.py), if given. Else the first-level folder's name, if
+      there are at least two folders. Images beside the folders have label -1 and are never in "test"; if
+      they are half of all or more, or the folders hold less than two images on average, nothing is
+      labelled.
+    With a table, folders are no labels. A path in it is relative to dir, else to the table's folder. Its
+      column "split", with the names above, comes before folders. Images without a label are in "pretrain"
+      only; rows without an image and repeated rows are counted in `notes`.
     Passed over: hidden files and folders, other extensions, and folders that hold a run, prepared data
       or exported weights; `notes` counts them.
 
@@ -36,13 +43,22 @@ class Folder(ImageFiles):
         of folders). The root is then the part before the first wildcard, here /data.
       test_fraction: in (0, 1), of the labelled files.
       seed: of the hold-out; the same for every split of a run.
+      labels: file of a table, absolute or relative to dir; "": none.
     Raises:
-      FileNotFoundError: no such directory, or no matching images in it or in a split's folder.
-      ValueError: invalid test_fraction, a class in the test folder that train/ lacks, two training
+      FileNotFoundError: no such directory or table, or no matching images in it or in a split's folder.
+      ValueError: invalid test_fraction or table, a class in the test folder that train/ lacks, two training
         folders, or several test folders and nothing else.
     """
 
-    def __init__(self, split: str, *, dir: str = "", test_fraction: float = 0.2, seed: int = 0):
+    def __init__(
+        self,
+        split: str,
+        *,
+        dir: str = "",
+        test_fraction: float = 0.2,
+        seed: int = 0,
+        labels: str = "",
+    ):
         check_split(split)
         if not 0 < test_fraction < 1:
             raise ValueError(f"test_fraction is {test_fraction}: it must lie between 0 and 1")
@@ -52,6 +68,18 @@ class Folder(ImageFiles):
         if not listing.names:
             where = f"match {root / pattern}" if pattern else f"under {root}"
             raise FileNotFoundError(f"no images {where}; looked for {' '.join(EXTENSIONS)}")
+        if labels:
+            path = root / Path(labels).expanduser()
+            found = labelled_files(root, listing, path, split, test_fraction, seed)
+            paths = [str(root / n) for n in found.names]
+            super().__init__(
+                paths,
+                labels=found.labels,
+                multi_hot=found.multi_hot,
+                class_names=found.class_names,
+            )
+            self.notes = (*found.notes, *_passed_over(listing, path))
+            return
         train, test, notes = _arranged(root, listing, test_fraction, seed)
         files = test if split == "test" else train
         super().__init__(
@@ -72,22 +100,19 @@ class _Files(NamedTuple):
 
 def _arranged(root: Path, listing: Listing, test_fraction: float, seed: int):
     """(train, test, lines that say how they came about)."""
-    train, test = _split_folders(root, listing)
+    train, test = split_folders(root, listing)
     if train and test:
         return _given_splits(root, listing, train, test)
-    names = _inside(listing.names, train)
+    names = inside(listing.names, train)
     files, notes = _Files(train, names, _classes(names)), []
     if train:
-        notes.append(f"images: {printable(train)}/{_not_used(listing, train)}")
+        notes.append(f"images: {printable(train)}/{not_used(listing, train)}")
     if not files.classes:
         return files, files, [*notes, f"no classes: {_why_unlabelled(names)}"]
     labelled = [n for n in names if "/" in n]
-    # By hash of the name, not by position: an added file moves few others to another split.
-    ranked = sorted(labelled, key=lambda n: _digest(f"{seed}/{n}"))
-    count = min(max(1, round(test_fraction * len(labelled))), len(labelled) - 1)
-    test_names = set(ranked[:count])
+    test_names = held_out(labelled, test_fraction, seed)
     kept = [n for n in names if n not in test_names]
-    notes.append(f"test: {100 * test_fraction:.3g}% of the labelled images, drawn with seed {seed}")
+    notes.append(held_out_note(test_fraction, seed))
     strays = [n for n in names if "/" not in n]
     return (
         files._replace(names=kept),
@@ -97,11 +122,11 @@ def _arranged(root: Path, listing: Listing, test_fraction: float, seed: int):
 
 
 def _given_splits(root: Path, listing: Listing, train_folder: str, test_folder: str):
-    names, test_names = (_inside(listing.names, f) for f in (train_folder, test_folder))
+    names, test_names = (inside(listing.names, f) for f in (train_folder, test_folder))
     train = _Files(train_folder, names, _classes(names))
     test = _Files(test_folder, test_names, ())
     folders = f"{printable(train_folder)}/ and {printable(test_folder)}/ (test)"
-    notes = [f"splits: {folders}{_not_used(listing, train_folder, test_folder)}"]
+    notes = [f"splits: {folders}{not_used(listing, train_folder, test_folder)}"]
     labelled = [n for n in test_names if "/" in n]
     if not train.classes:
         return train, test, [*notes, f"no classes: {_why_unlabelled(names)}"]
@@ -118,32 +143,6 @@ def _given_splits(root: Path, listing: Listing, train_folder: str, test_folder: 
     return train, test._replace(names=labelled, classes=train.classes), notes
 
 
-def _split_folders(root: Path, listing: Listing) -> tuple[str, str]:
-    """The folders of the splits; ("", "") if there are none, (folder, "") if one holds all images."""
-    full = {n.split("/")[0] for n in listing.names if "/" in n}
-    trains = [f for f in listing.folders if f.lower() in TRAIN_FOLDERS]
-    tests = [f for f in listing.folders if f.lower() in TEST_FOLDERS]
-    trains = [f for f in trains if f in full] or trains
-    tests = sorted(tests, key=lambda f: (f not in full, TEST_FOLDERS.index(f.lower()), f))
-    if trains and tests:
-        if len(trains) > 1:
-            both = " and ".join(f"{f}/" for f in trains)
-            raise ValueError(f"{root} has two training folders, {both}: rename or merge one")
-        for folder in (trains[0], tests[0]):
-            if folder not in full:
-                kinds = " ".join(EXTENSIONS)
-                raise FileNotFoundError(f"no images under {root / folder}; looked for {kinds}")
-        return trains[0], tests[0]
-    if len(full) > 1 and full <= set(tests):
-        both = " and ".join(f"{f}/" for f in sorted(full))
-        raise ValueError(f"{root} has {both} but no train/: rename one, or give one of them as dir")
-    (alone,) = full if len(full) == 1 else ("",)
-    beside = sum("/" not in n for n in listing.names)
-    if alone.lower() in (*TRAIN_FOLDERS, *TEST_FOLDERS) and 2 * beside < len(listing.names):
-        return alone, ""
-    return "", ""
-
-
 def split_pattern(dir: str | os.PathLike) -> tuple[Path, str]:
     """Splits a pattern before its first part with a wildcard; the rest is "" without wildcards.
 
@@ -154,12 +153,6 @@ def split_pattern(dir: str | os.PathLike) -> tuple[Path, str]:
         if glob.has_magic(part) and not Path(*parts[: k + 1]).is_dir():
             return Path(*parts[:k]), os.path.join(*parts[k:])
     return Path(*parts), ""
-
-
-def _inside(names: list[str], folder: str) -> list[str]:
-    """Names in a folder, relative to it; all names for ""."""
-    start = f"{folder}/" if folder else ""
-    return [n[len(start) :] for n in names if n.startswith(start)]
 
 
 def _classes(names: list[str]) -> tuple[str, ...]:
@@ -179,10 +172,6 @@ def _labels(files: _Files) -> np.ndarray | None:
     return np.array([index[n.split("/")[0]] if "/" in n else -1 for n in files.names], np.int32)
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-
-
 def _why_unlabelled(names: list[str]) -> str:
     folders = sorted({n.split("/")[0] for n in names if "/" in n})
     beside = sum("/" not in n for n in names)
@@ -193,14 +182,6 @@ def _why_unlabelled(names: list[str]) -> str:
     return f"all images lie in one folder, {printable(folders[0])}/"
 
 
-def _not_used(listing: Listing, *used: str) -> str:
-    """How many images lie outside the folders used; "" if none."""
-    counts = Counter(f"{n.split('/')[0]}/" if "/" in n else "beside them" for n in listing.names)
-    parts = [f"{count:,} {printable(f)}" for f, count in counts.most_common() if f[:-1] not in used]
-    more = [f"{len(parts) - 3} more folders"] * (len(parts) > 3)
-    return f"; images not used: {', '.join([*parts[:3], *more])}" if parts else ""
-
-
 def _stray(names: list[str], what: str) -> list[str]:
     if not names:
         return []
@@ -208,8 +189,11 @@ def _stray(names: list[str], what: str) -> list[str]:
     return [f"{images} beside the class folders, such as {printable(names[0])}: {what}"]
 
 
-def _passed_over(listing: Listing) -> list[str]:
-    counts = sorted(listing.passed_over.items(), key=lambda item: (-item[1], item[0]))
+def _passed_over(listing: Listing, table: Path | None = None) -> list[str]:
+    left = Counter(listing.passed_over)
+    if table is not None:
+        left[table.suffix.lower()] -= 1
+    counts = sorted((+left).items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count:,} {kind or 'without extension'}" for kind, count in counts[:6]]
     parts += [f"{sum(count for _, count in counts[6:]):,} of other kinds"] * (len(counts) > 6)
     held = [f"{printable(folder)}/ ({what})" for folder, what in listing.outputs.items()]

@@ -3,6 +3,8 @@
 Letters: M labelled training images, N test images, D features, C classes, R regularisations.
 """
 
+from functools import partial
+
 import numpy as np
 
 from dinotwins_jax.evals.protocol import (
@@ -11,6 +13,7 @@ from dinotwins_jax.evals.protocol import (
     over_splits,
     selection_score,
 )
+from dinotwins_jax.evals.scores import class_scores
 from dinotwins_jax.evals.solvers import logistic, ridge, standardise, targets_of
 from dinotwins_jax.evals.splits import check_labels, holdout
 
@@ -27,14 +30,22 @@ def _fit(solver, x, labels, num_classes, regularisations):
 
 
 def _bank(solver, features: dict, labels, fit, judges, num_classes, regularisations):
-    """{feature set: (held-out score of each regularisation, held-out scores [R, h, C])}."""
+    """{feature set: (held-out score of each regularisation, r -> held-out scores f64[h, C])}."""
     found = {}
     for name, x in features.items():
         standard = standardise(x[fit])
-        weights, biases = _fit(solver, standard(x[fit]), labels[fit], num_classes, regularisations)
-        scores = standard(x[judges]) @ weights + biases[:, None]
-        found[name] = [selection_score(s, labels[judges]) for s in scores], scores
+        fitted = _fit(solver, standard(x[fit]), labels[fit], num_classes, regularisations)
+        scores = partial(_scores_of, standard(x[judges]), *fitted)
+        values = [selection_score(scores(r), labels[judges]) for r in range(len(regularisations))]
+        found[name] = values, scores
     return found
+
+
+def _scores_of(x, weights, biases, r: int) -> np.ndarray:
+    """f64[h, C] of one regularisation: those of all may be gigabytes."""
+    scores = x @ weights[r]
+    scores += biases[r]
+    return scores
 
 
 def best_threshold(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -61,6 +72,7 @@ def bank_probe(
     num_classes: int,
     solver: str = "ridge",
     regularisations: tuple[float, ...] = REGULARISATIONS,
+    per_class: bool = False,
 ) -> dict:
     """Selects the best probe on a held-out fifth of the training labels and refits it on all of them.
 
@@ -82,9 +94,11 @@ def bank_probe(
     scores = standard(test[name]) @ weights[0] + biases[0]
     threshold = 0.0
     if multi and solver == "ridge":  # its scores are not log odds
-        threshold = best_threshold(bank[name][1][r], labels[judges])
+        threshold = best_threshold(bank[name][1](r), labels[judges])
+    classes = {"classes": class_scores(scores, test_labels)} if per_class else {}
     return {
         **final_scores(scores, test_labels, threshold),
+        **classes,
         "regularisation": strength[0],
         "features": name,
         f"holdout_{'map' if multi else 'top1'}": bank[name][0][r] if held.size else None,
@@ -106,6 +120,7 @@ def bank_probe_splits(
     fraction: float,
     split_seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     regularisations: tuple[float, ...] = REGULARISATIONS,
+    per_class: bool = False,
 ) -> dict:
     """`bank_probe` with `fraction` of the labels, over several random subsets of the labels.
 
@@ -116,9 +131,11 @@ def bank_probe_splits(
       solver: "ridge", closed form, or "logistic", L-BFGS.
       fraction, split_seeds: as in `linear_probe_splits`.
       regularisations: strongest first.
+      per_class: whether the scores of the first draw are also given class by class.
     Returns:
       as `over_splits`, each split with the selected "regularisation" and "features" and, in "bank",
-      the held-out score of every pair; and "regularisations".
+      the held-out score of every pair; and "regularisations"; with per_class also "classes", see
+      `class_scores`.
     Raises:
       ValueError: unknown solver, regularisations not decreasing or not positive, no labelled
         images, shapes or labels that do not fit.
@@ -148,9 +165,13 @@ def bank_probe_splits(
             num_classes=num_classes,
             solver=solver,
             regularisations=tuple(regularisations),
+            per_class=per_class,
         )
 
     result = over_splits(one, labels, fraction, split_seeds)
+    classes = [split.pop("classes", None) for split in result["splits"]]
+    if per_class:
+        result["classes"] = classes[0]
     return result | {"regularisations": list(regularisations)}
 
 

@@ -6,7 +6,7 @@ Letters: M train images, N test images, D features, C classes.
 import numpy as np
 
 from dinotwins_jax.evals.protocol import summed_up
-from dinotwins_jax.evals.scores import top_k_accuracy
+from dinotwins_jax.evals.scores import single_label_scores
 from dinotwins_jax.evals.splits import check_labels, stratified_indices
 
 PROTOCOL = "fewshot-nearest-mean-v1"  # rename it when a score changes
@@ -48,8 +48,10 @@ def nearest_mean_scores(
     sums = np.zeros((num_classes, shots.shape[1]))
     np.add.at(sums, labels, unit(shots))
     means = sums / np.maximum(counts, 1)[:, None]
-    scores = unit(queries) @ means.T - 0.5 * np.square(means).sum(axis=1)
-    return np.where(counts > 0, scores, -np.inf)
+    scores = unit(queries) @ means.T
+    scores -= 0.5 * np.square(means).sum(axis=1)  # in place: N * C numbers may be gigabytes
+    scores[:, counts == 0] = -np.inf
+    return scores
 
 
 def few_shot(
@@ -73,7 +75,8 @@ def few_shot(
       split_seeds: one draw of the images each; fewer shots are a subset of more.
     Returns:
       {"protocol", "num_test", "shots<n>": {"top1_mean", "top1_std" (over draws, n - 1; 0 for one),
-      "splits": [{"split_seed", "top1", "num_train"}]}}, accuracies in per cent.
+      "balanced_mean", "balanced_std", "splits": [{"split_seed", "top1", "balanced", "num_train"}]}},
+      accuracies in per cent.
     Raises:
       ValueError: no shots or split seeds, shots < 1, no labelled images, labels that do not fit.
     Source: Wang et al., SimpleShot, arXiv:1911.04623, section 3 (CL2N: centered, L2-normalised,
@@ -106,7 +109,7 @@ def few_shot(
                 center=center,
                 num_classes=num_classes,
             )
-            top1 = top_k_accuracy(scores, wanted, 1)
-            splits.append({"split_seed": split_seed, "top1": top1, "num_train": len(drawn)})
+            found = single_label_scores(scores, wanted, {"top1": 1})
+            splits.append({"split_seed": split_seed, **found, "num_train": len(drawn)})
         result[f"shots{n}"] = summed_up(splits) | {"splits": splits}
     return result

@@ -173,6 +173,7 @@ def knn_scores(
     ks: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
     num_classes: int,
+    classes_of: int | None = None,
 ) -> dict:
     """Accuracy of the weighted k-NN for several k, from one pass over the training set.
 
@@ -185,9 +186,11 @@ def knn_scores(
       ks: numbers of neighbours; more than M means all M.
       temperature: of the votes, > 0.
       num_classes: C.
+      classes_of: one of ks, whose scores are also given class by class.
     Returns:
-      {"protocol", "k<k>": {"top1", "top5"}} in per cent, {"k<k>": {"map"}} for multi-label. Top-5 uses
-      the min(5, k) best classes, as at most k classes have votes.
+      {"protocol", "k<k>": {"top1", "top5", "balanced"}} in per cent, {"k<k>": {"map"}} for multi-label.
+      Top-5 uses the min(5, k) best classes, as at most k classes have votes. With classes_of, its entry
+      has "classes", see `class_scores`.
     Raises:
       ValueError: no ks, no test images, mixed single-label and multi-label; as `knn_classify`.
     Source: as `knn_classify`.
@@ -215,7 +218,7 @@ def knn_scores(
             result[f"k{k}"] = {"map": scores.mean_average_precision(votes, test_labels)}
         else:
             tops = {"top1": 1, "top5": min(5, k)}
-            result[f"k{k}"] = {
-                name: scores.top_k_accuracy(votes, test_labels, top) for name, top in tops.items()
-            }
+            result[f"k{k}"] = scores.single_label_scores(votes, test_labels, tops)
+        if k == classes_of:
+            result[f"k{k}"]["classes"] = scores.class_scores(votes, test_labels)
     return result

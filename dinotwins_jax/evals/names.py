@@ -1,7 +1,9 @@
 """Titles for the keys of logs and scores, as tables and charts show them."""
 
 import re
+from collections.abc import Iterable
 
+NEIGHBOURS, SHOTS = 20, 5  # of the k-NN and few-shot scores that tables show, see `closest`
 TERMS = {
     "dino": "DINO",
     "barlow_twins": "Barlow Twins",
@@ -27,6 +29,7 @@ _KEYS = {
     "logistic": "logistic regression",
     "top1": "top-1",
     "top5": "top-5",
+    "balanced": "balanced accuracy",
     "map": "mAP",
     "f1_macro": "F1, mean of the classes",
     "f1_micro": "F1, all labels pooled",
@@ -45,6 +48,12 @@ _KEYS = {
     "jaccard_fitted": "Jaccard, mean of the heads, fitted share",
 }
 _MONITORS = {"knn": "k-NN", "ridge": "ridge probe"}
+
+
+def closest(wanted: int, numbers: Iterable[int]) -> int | None:
+    """The number that a table shows where not all fit: `wanted` if there, else the nearest, of two the
+    smaller; None if there is none."""
+    return min(numbers, key=lambda n: (abs(n - wanted), n), default=None)
 
 
 def term_title(name: str) -> str:

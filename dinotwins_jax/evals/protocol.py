@@ -8,10 +8,15 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from dinotwins_jax.evals.scores import f1_scores, mean_average_precision, top_k_accuracy
+from dinotwins_jax.evals.scores import (
+    f1_scores,
+    mean_average_precision,
+    single_label_scores,
+    top_k_accuracy,
+)
 from dinotwins_jax.evals.splits import stratified_indices
 
-METRICS = ("top1", "top5", "map", "f1_macro", "f1_micro")
+METRICS = ("top1", "top5", "balanced", "map", "f1_macro", "f1_micro")
 
 
 def selection_score(scores: jax.Array, labels: np.ndarray) -> float:
@@ -25,9 +30,9 @@ def selection_score(scores: jax.Array, labels: np.ndarray) -> float:
 
 
 def final_scores(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
-    """{"top1", "top5"}, or {"map", "f1_macro", "f1_micro"} with positives above the threshold."""
+    """{"top1", "top5", "balanced"}; {"map", "f1_macro", "f1_micro"} with positives above the threshold."""
     if labels.ndim == 1:
-        return {f"top{k}": top_k_accuracy(scores, labels, k) for k in (1, 5)}
+        return single_label_scores(scores, labels, {"top1": 1, "top5": 5})
     return {"map": mean_average_precision(scores, labels)} | f1_scores(scores > threshold, labels)
 
 
@@ -46,8 +51,8 @@ def over_splits(
       probe: indices i64[m] of the labelled images that keep their label -> scores in per cent, with
         its "protocol".
     Returns:
-      {"<metric>_mean", "<metric>_std" (over draws, n - 1; 0 for one) of top1, top5, map, f1_macro,
-      f1_micro, "fraction", "protocol", "splits": one result per draw with its "split_seed"}.
+      {"<metric>_mean", "<metric>_std" (over draws, n - 1; 0 for one) of top1, top5, balanced, map,
+      f1_macro, f1_micro, "fraction", "protocol", "splits": one result per draw with its "split_seed"}.
     """
     if not split_seeds:
         raise ValueError("split_seeds is empty: give at least one seed")

@@ -35,7 +35,9 @@ def targets_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.where(yes, 1.0, -1.0)
 
 
-def ridge(x: np.ndarray, targets: np.ndarray, regularisations) -> tuple[np.ndarray, np.ndarray]:
+def ridge(
+    x: np.ndarray, targets: np.ndarray, regularisations, sample_weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Least squares with an L2 penalty, every regularisation from one eigendecomposition.
 
     w = argmin mean_M |x w + b - y|^2 + r |w|^2, the intercept b unpenalised
@@ -45,12 +47,15 @@ def ridge(x: np.ndarray, targets: np.ndarray, regularisations) -> tuple[np.ndarr
 
     Args:
       x: f64[M, D]; targets: f64[M, C]; regularisations: r > 0, R of them.
+      sample_weight: f64[M], of the images in the mean; its own mean is 1. None: all 1.
     Returns:
       f64[R, D, C] weights and f64[R, C] biases.
     """
     M, D = x.shape
-    center, middle = x.mean(axis=0), targets.mean(axis=0)
+    center, middle = (np.average(of, axis=0, weights=sample_weight) for of in (x, targets))
     x, y = x - center, targets - middle
+    if sample_weight is not None:
+        x, y = (of * np.sqrt(sample_weight)[:, None] for of in (x, y))
     strength = M * np.asarray(regularisations, np.float64)[:, None, None]  # [R, 1, 1]
     if len(strength) == 1 and D <= M:  # ten times faster at D = 3072
         gram = x.T @ x + strength[0] * np.eye(D)
@@ -66,12 +71,20 @@ def ridge(x: np.ndarray, targets: np.ndarray, regularisations) -> tuple[np.ndarr
     return weights, middle - center @ weights
 
 
-def logistic(x: np.ndarray, labels: np.ndarray, num_classes: int, regularisations):
+def logistic(
+    x: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    regularisations,
+    sample_weight: np.ndarray | None = None,
+):
     """Logistic regression with an L2 penalty by L-BFGS, from the strongest regularisation to the weakest.
 
     w = argmin mean_M cross-entropy(x w + b) + r / 2 |w|^2, the intercept b unpenalised: softmax for
     one label per image; for several, a sigmoid for each class, with the losses summed.
 
+    Args:
+      sample_weight: f64[M], of the images in the mean; its own mean is 1. None: all 1.
     Returns:
       f64[R, D, C] weights and f64[R, C] biases, in the order of `regularisations`, decreasing.
     """
@@ -82,11 +95,14 @@ def logistic(x: np.ndarray, labels: np.ndarray, num_classes: int, regularisation
         weight, bias = flat[:-num_classes].reshape(D, num_classes), flat[-num_classes:]
         logits = x @ weight + bias
         if multi:
-            loss = np.logaddexp(0.0, np.where(yes, -logits, logits)).sum()
+            losses = np.logaddexp(0.0, np.where(yes, -logits, logits))
             error = scipy.special.expit(logits) - yes
         else:
-            loss = (scipy.special.logsumexp(logits, axis=1) - logits[yes]).sum()
+            losses = (scipy.special.logsumexp(logits, axis=1) - logits[yes])[:, None]
             error = scipy.special.softmax(logits, axis=1) - yes
+        if sample_weight is not None:
+            losses, error = (of * sample_weight[:, None] for of in (losses, error))
+        loss = losses.sum()
         grad = np.append((x.T @ error / M + strength * weight).ravel(), error.sum(axis=0) / M)
         return loss / M + strength / 2 * (weight**2).sum(), grad
 

@@ -3,6 +3,7 @@
 Letters: M images, C classes. Labels are i32[M] (the class, -1 = none) or, multi-label, bool[M, C].
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -36,14 +37,37 @@ def check_labels(features, labels: np.ndarray, num_classes: int, *, name: str) -
 
 def _draw(labels: np.ndarray, indices: np.ndarray, seed: int, count: Callable) -> np.ndarray:
     """Sorted i64 union over the classes of `count(n)` of the n entries of `indices` in that class."""
-    drawn = []
-    for category in np.unique(labels[indices]):
-        members = indices[labels[indices] == category]
-        # RandomState, not default_rng: NumPy froze its stream (NEP 19), so a published split stays
-        # what it was. One stream a class, so that no class depends on the others.
-        order = np.random.RandomState([seed, int(category)]).permutation(len(members))
-        drawn.append(members[order[: count(len(members))]])
-    return np.sort(np.concatenate(drawn)).astype(np.int64)
+    chosen = np.ascontiguousarray(labels[indices], np.int64)
+    order, sizes = _class_orders(chosen.tobytes(), seed)
+    wanted = np.array([count(int(n)) for n in sizes])
+    turn = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(indices[order[turn < np.repeat(wanted, sizes)]]).astype(np.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def _class_orders(labels: bytes, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random order of the images within each class, of which every draw takes a beginning.
+
+    Kept: all rows, fractions and shots of an evaluation draw from the same labels.
+
+    Args:
+      labels: those of i64[m] >= 0.
+    Returns:
+      i64[m] positions in `labels`, class by class, and i64[c] images of each class.
+    """
+    labels = np.frombuffer(labels, np.int64)
+    order = np.argsort(labels, kind="stable")
+    classes, sizes = np.unique(labels, return_counts=True)
+    # RandomState, not default_rng: NumPy froze its stream (NEP 19), so a published split stays what it
+    # was. One stream a class, so that no class depends on the others. A new RandomState for each class
+    # would ask the system for entropy every time.
+    stream, start = np.random.RandomState(0), 0
+    for category, size in zip(classes.tolist(), sizes.tolist(), strict=True):
+        stream.seed([seed, category])
+        members = slice(start, start + size)
+        order[members] = order[members][stream.permutation(size)]
+        start += size
+    return order, sizes
 
 
 def _labelled(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from dinotwins_jax.data.pictures import pictures_in
 from dinotwins_jax.data.store import MANIFEST
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.evals.sheets import Tile
-from dinotwins_jax.feature_files import read_features
+from dinotwins_jax.features.files import read_features
 
 TOKENS = ("cls", "mean_patch")
 SIDE = 256  # pixels of a picture on a sheet

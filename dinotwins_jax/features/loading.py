@@ -14,7 +14,7 @@ from dinotwins_jax.data.base import canvas_for_photos
 from dinotwins_jax.devices.placement import make_placement
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.evals.features import View
-from dinotwins_jax.model import Model
+from dinotwins_jax.features.model import Model
 from dinotwins_jax.models.torch_files import load_vit
 from dinotwins_jax.models.vit import as_pair
 from dinotwins_jax.weights import check_parameters, teacher_of, with_mask_token

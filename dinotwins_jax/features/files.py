@@ -1,15 +1,16 @@
 """Files of features: shards joined into one .npz or .parquet without holding them all, and read back."""
 
+import contextlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-ABOUT = ("model", "source", "place")  # texts: who made the features, and of which pictures
-_ONCE = ("class_names", *ABOUT)  # the same in every shard
+ABOUT = ("model", "source", "place")  # texts: what made the features, and of which pictures
+_ONCE = ("class_names", "predicted_names", *ABOUT)  # the same in every shard
 _PER_IMAGE_LAST = ("left_out",)  # per shard, but not one a row
 
 
@@ -42,12 +43,20 @@ def read_features(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.nda
     return _checked(path, _read_npz(path, without))
 
 
-def _read_npz(path: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def check_damage(path: Path, what: str) -> Iterator[None]:
+    """Context manager that turns the errors of a damaged .npz into one ValueError."""
+    kinds = (ValueError, OSError, EOFError, AttributeError, KeyError, TypeError, zlib.error)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name not in without}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or holds no features: {error}") from None
+        yield
+    except (*kinds, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged or holds no {what}: {reason}") from None
+
+
+def _read_npz(path: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]:
+    with check_damage(path, "features"), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if name not in without}
 
 
 def _checked(path: Path, arrays: dict) -> dict[str, np.ndarray]:
@@ -128,7 +137,7 @@ def _parquet(shards: list[Path], out: Path, about: dict) -> None:
                 writer = pq.ParquetWriter(out, table.schema)
             writer.write_table(table)
         shapes = {name: list(_head(shards[0], name)[0][1:]) for name in columns}
-        about = {key: about[key] for key in (*ABOUT, "class_names")}
+        about = {key: about[key] for key in (*ABOUT, "class_names", "predicted")}
         about |= {"shapes": shapes, "left_out": left_out}
         writer.add_key_value_metadata({"dinotwins_jax": json.dumps(about)})
     finally:
@@ -164,11 +173,11 @@ def _read_parquet(path: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]
         plain = values.to_numpy(zero_copy_only=False)
         plain = plain.astype(np.str_) if plain.dtype == object else plain
         arrays[name] = plain.reshape(-1, *about["shapes"][name])
-    if about["class_names"]:
-        arrays["class_names"] = np.array(about["class_names"], np.str_)
-    left_out = np.array(about["left_out"], np.str_)
-    texts = {name: np.array(about[name], np.str_) for name in ABOUT if name in about}
-    return arrays | texts | {"left_out": left_out}
+    for name, key in (("class_names", "class_names"), ("predicted_names", "predicted")):
+        if about[key]:
+            arrays[name] = np.array(about[key], np.str_)
+    once = {name: np.array(about[name], np.str_) for name in ABOUT if name in about}
+    return arrays | once | {"left_out": np.array(about["left_out"], np.str_)}
 
 
 KINDS: dict[str, Callable] = {".npz": _npz, ".parquet": _parquet}

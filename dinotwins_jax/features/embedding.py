@@ -20,10 +20,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinotwins_jax.data.base import Source, printable
-from dinotwins_jax.evals.features import source_checksum
-from dinotwins_jax.feature_files import ABOUT, KINDS, join
+from dinotwins_jax.evals.features import checksum, source_checksum
+from dinotwins_jax.features.classifier import Classifier
+from dinotwins_jax.features.files import ABOUT, KINDS, join
+from dinotwins_jax.features.model import Model
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.model import Model
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 TOKENS = ("cls", "mean_patch", "patches")
@@ -46,6 +47,7 @@ def write_features(
     *,
     tokens: tuple[str, ...] = ("cls",),
     batch_size: int | None = None,
+    classifier: Classifier | None = None,
     place: str = "",
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda images: None,
@@ -58,6 +60,7 @@ def write_features(
 
     Args:
       out: a file .npz or .parquet, or a folder.
+      classifier: also writes its prediction str[M] and probabilities f32[M, C].
       place: of the pictures, for those who look at the features: a folder, or "split test".
       overwrite: replace what an earlier start left there.
       advance: called with the number of images of each batch.
@@ -68,7 +71,7 @@ def write_features(
     check_out(out, overwrite)
     single = out.suffix in KINDS
     folder = out.with_name(f"{out.name}.parts") if single else out
-    plan = _plan(model, pictures, tokens, batch_size, place)
+    plan = _plan(model, pictures, tokens, batch_size, classifier, place)
     first = jax.process_index() == 0
     if first:
         _begin(folder, plan, overwrite)
@@ -77,7 +80,7 @@ def write_features(
     for number in range(jax.process_index(), len(paths), jax.process_count()):
         rows = range(*_bounds(number, plan))
         if not paths[number].exists():
-            _write_shard(paths[number], model, pictures, rows, plan, advance)
+            _write_shard(paths[number], model, pictures, rows, plan, classifier, advance)
         else:
             advance(len(rows))
     _wait("written")
@@ -96,12 +99,17 @@ def write_features(
 
 
 def features_of(
-    model: Model, pictures: Source, tokens, batch_size: int | None = None, place: str = ""
+    model: Model,
+    pictures: Source,
+    tokens,
+    batch_size: int | None = None,
+    classifier: Classifier | None = None,
+    place: str = "",
 ) -> dict[str, np.ndarray]:
     """The arrays that `write_features` writes, in memory."""
     check_tokens(tokens)
-    plan = _plan(model, pictures, tokens, batch_size, place)
-    arrays = _arrays(model, pictures, range(len(pictures)), plan, lambda images: None)
+    plan = _plan(model, pictures, tokens, batch_size, classifier, place)
+    arrays = _arrays(model, pictures, range(len(pictures)), plan, classifier, lambda images: None)
     if not len(arrays["names"]):
         raise ValueError(f"none of {len(pictures)} images can be read")
     return arrays
@@ -132,8 +140,15 @@ def check_out(out: Path, overwrite: bool) -> None:
             )
 
 
-def _plan(model: Model, pictures: Source, tokens, batch_size: int | None, place: str) -> dict:
+def _plan(
+    model: Model, pictures: Source, tokens, batch_size: int | None, classifier, place: str
+) -> dict:
     """What decides the bytes of the shards."""
+    if classifier is not None:
+        classifier.check_model(model.identity)
+        missing = [name for name in classifier.tokens if name not in tokens]
+        if missing:
+            raise ValueError(f"the classifier takes {missing[0]}: add it to tokens {tuple(tokens)}")
     batch = batch_size or model.view.batch_size
     patches = int(np.prod(model.module.grid(as_pair(model.view.crop))))
     width = {"cls": 4, "mean_patch": 4, "patches": 2 * patches}
@@ -149,6 +164,8 @@ def _plan(model: Model, pictures: Source, tokens, batch_size: int | None, place:
         "batch_size": batch,
         "per_shard": max(1, SHARD_BYTES // (image * batch)) * batch,
         "class_names": list(pictures.class_names),
+        "classifier": checksum(classifier[1:6]) if classifier else "",
+        "predicted": list(classifier.class_names) if classifier else [],
     }
 
 
@@ -182,14 +199,14 @@ def _bounds(number: int, plan: dict) -> tuple[int, int]:
     return start, min(start + plan["per_shard"], plan["count"])
 
 
-def _write_shard(path: Path, model, pictures, rows: range, plan: dict, advance) -> None:
+def _write_shard(path: Path, model, pictures, rows: range, plan, classifier, advance) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        np.savez(file, **_arrays(model, pictures, rows, plan, advance))
+        np.savez(file, **_arrays(model, pictures, rows, plan, classifier, advance))
     temporary.replace(path)
 
 
-def _arrays(model: Model, pictures: Source, rows: range, plan: dict, advance) -> dict:
+def _arrays(model: Model, pictures: Source, rows: range, plan: dict, classifier, advance) -> dict:
     """The arrays of some records."""
     found, kept = {name: [] for name in plan["tokens"]}, []
     for tokens, index in _batches(model, pictures, rows, plan):
@@ -207,6 +224,10 @@ def _arrays(model: Model, pictures: Source, rows: range, plan: dict, advance) ->
     if pictures.labels is not None:
         arrays["labels"] = np.asarray(pictures.labels, np.int32)[indices]
         arrays["class_names"] = np.array(plan["class_names"], np.str_)
+    if classifier is not None:
+        prediction, probabilities = classifier.predict(arrays)
+        arrays |= {"prediction": prediction, "probabilities": probabilities}
+        arrays["predicted_names"] = np.array(plan["predicted"], np.str_)
     about = {name: np.array(plan[name], np.str_) for name in ABOUT}
     return arrays | about | {"left_out": left_out}
 

@@ -3,6 +3,7 @@
 Letters: B images, N patches, E width of a token, h x w patches.
 """
 
+import os
 from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from dinotwins_jax.data.pictures import Picture, Pictures, listed
 from dinotwins_jax.evals.attention import cls_attention
 from dinotwins_jax.evals.features import View, checksum
+from dinotwins_jax.features.classifier import Classifier, Predictions, load_classifier
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 # Below so many operations a short batch is filled up: compiled once, and equal to a long one to the bit.
@@ -72,6 +74,22 @@ class Model:
         Args: as of a call.
         """
         return self._map(partial(_attention, self.module), images, batch_size)
+
+    def predict(
+        self, images: Picture, classifier: Classifier | str | os.PathLike, *, batch_size=None
+    ) -> Predictions:
+        """Classes of pictures and their probabilities, by a classifier of `probe` or its file.
+
+        Args:
+          images, batch_size: as of a call.
+        Raises:
+          ValueError, OSError: as of a call; no such file, or a classifier for another model.
+        """
+        if not isinstance(classifier, Classifier):
+            classifier = load_classifier(classifier)
+        classifier.check_model(self.identity)
+        found = self(images, batch_size=batch_size)
+        return classifier.predict({"cls": found.cls, "mean_patch": found.patches.mean(axis=1)})
 
     def preprocess(self, image: Picture) -> np.ndarray:
         """One picture as the module takes it, f32[h, w, C]: resized, cropped, normalised."""
