@@ -47,10 +47,13 @@ def test_warnings_are_the_programs_own():
     out, err = started().communicate("go on\n", timeout=60)
     assert out.splitlines() == ["first", "3"]
     messages = [line.partition("] ")[2] for line in err.splitlines()]
-    assert messages == [
-        "error of /site-packages/orbax/checkpoint/manager.py",
-        "warning of /here/dinotwins_jax/data/pipeline.py",
-    ]
+    assert messages == ["warning of /here/dinotwins_jax/data/pipeline.py"]
+
+
+def test_errors_of_orbax_which_are_raised_too_can_be_asked_for():
+    _, err = started(DINOTWINS_DEBUG="1").communicate("go on\n", timeout=60)
+    assert "error of /site-packages/orbax/checkpoint/manager.py" in err
+    assert "warning of /site-packages" not in err
 
 
 def test_xlas_messages_can_be_asked_for():
