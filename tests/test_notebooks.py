@@ -137,3 +137,14 @@ def test_a_loss_is_swapped(tmp_path, monkeypatch):
     columns = [column.strip() for column in header.split("|")]
     assert columns[2:6] == ["DINO", "mine", "random weights", "raw pixels"]
     assert "| k-NN, k=20 " in text and len(pictures) == 2
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_used(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    text, pictures = execute("use_a_model", tmp_path, monkeypatch)
+    assert "cls (4, 48), patches (4, " in text and "names      <U" in text
+    assert "| ridge | " in text and "normalised mutual information" in text
+    assert len(pictures) == 2
+    found = re.findall(r"largest difference (\S+)", text)
+    assert len(found) == 2 and max(map(float, found)) < 1e-4
