@@ -52,9 +52,9 @@ def export_run(
       ValueError, OSError: no such run, or a model that the target cannot hold; nothing is written.
     """
     from dinotwins_jax.build import make_backbone
-    from dinotwins_jax.model_card import model_card
+    from dinotwins_jax.exports.model_card import model_card
+    from dinotwins_jax.exports.targets import files_of
     from dinotwins_jax.preprocessing import preprocessing_of
-    from dinotwins_jax.targets import files_of
     from dinotwins_jax.weights import teacher_of
 
     _check_out(out, workdir, overwrite)
@@ -91,7 +91,7 @@ def _of_this_version(path: Path) -> Iterator[None]:
 def _weights(workdir: Path, teacher, step: int):
     """What the model card says of the weights besides their config."""
     from dinotwins_jax.evals.features import checksum
-    from dinotwins_jax.model_card import Weights
+    from dinotwins_jax.exports.model_card import Weights
 
     def read(path: Path) -> dict:
         try:
@@ -155,7 +155,7 @@ def _check_out(out: Path, workdir: Path, overwrite: bool) -> None:
 
 def _exported(out: Path) -> set[str]:
     """Names of the files in `out` that an earlier export wrote, without a model card that was edited."""
-    from dinotwins_jax.model_card import is_unchanged
+    from dinotwins_jax.exports.model_card import is_unchanged
 
     names = {path.name for path in out.glob("*") if _FILES.fullmatch(path.name)}
     if "config.json" in names and not _is_export(out):

@@ -26,6 +26,7 @@ FOLDERS = {
         *("augment", "build", "configuration", "data", "devices", "evals", "files", "models"),
         *("preprocessing", "quiet", "run_config", "weights"),
     ),
+    "exports": ("durations", "evals", "models", "preprocessing"),
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
@@ -39,14 +40,24 @@ FLOORS = (
         ("devices", "training", "models", "augment", "data"),
     ),
     (("preprocessing",), ("models",)),
-    (("build",), tuple(name for name in FOLDERS if name != "features")),
-    (("memory", "nonfinite", "targets", "usage", "weights"), ("evals", "models", "training")),
-    (("drawing", "model_card"), ("evals", "models")),
+    (("build",), tuple(name for name in FOLDERS if name not in ("features", "exports"))),
+    (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
+    (("drawing",), ("evals", "models")),
     (("evaluation", "results"), ("data", "devices", "evals", "logs", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (
         ENTRY_POINTS,
-        ("augment", "data", "devices", "evals", "features", "logs", "models", "training"),
+        (
+            "augment",
+            "data",
+            "devices",
+            "evals",
+            "exports",
+            "features",
+            "logs",
+            "models",
+            "training",
+        ),
     ),
 )
 ALIASES = {"augment_presets": ("augment",), "__init__": ()}  # augment_presets: for one release

@@ -22,11 +22,11 @@ from dinotwins_jax.augment.multi_crop import center_view
 from dinotwins_jax.data.decode import fit_canvas
 from dinotwins_jax.evals.features import checksum
 from dinotwins_jax.export import export_run
+from dinotwins_jax.exports.targets import TARGETS
+from dinotwins_jax.exports.usage import code
 from dinotwins_jax.models.torch_export import exported
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.preprocessing import Preprocessing, preprocessing_of, timm_transform
-from dinotwins_jax.targets import TARGETS
-from dinotwins_jax.usage import code
 
 CONFIG = {"evals__resize": 20}
 

@@ -9,10 +9,10 @@ from dinotwins_jax import __version__
 from dinotwins_jax.durations import total_steps
 from dinotwins_jax.evals.names import TERMS, task_title, term_title
 from dinotwins_jax.evals.table import markdown, score_rows, summary
+from dinotwins_jax.exports.targets import Export
+from dinotwins_jax.exports.usage import code
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.preprocessing import Preprocessing
-from dinotwins_jax.targets import Export
-from dinotwins_jax.usage import code
 
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "onnx": "onnx", "stablehlo": "jax"}
 _MARK = "<!-- Written by dinotwins_jax.export; sha256 of the text above: {} -->\n"
