@@ -135,7 +135,7 @@ def evaluate(
             found: dict[str, dict] = {}
             with progress.task(task), failing_alone(f"task {task}", task, failed):
                 found = _score(task, run, config, weights, features, serves, progress)
-            _add(report, task, found, run.probe_sources[1].class_names)
+            _add(report, found, run.probe_sources[1].class_names)
             report["seconds"][task] = round(progress.seconds[task], 2)
             _write_scores(workdir, report)
         if drawn:
@@ -151,7 +151,7 @@ def evaluate(
     return Evaluated(report["scores"], failed, _unbalanced(run))
 
 
-def _add(report: dict, task: str, found: dict[str, dict], class_names) -> None:
+def _add(report: dict, found: dict[str, dict], class_names) -> None:
     """Adds the scores {row: {task: scores}} to the report, those by class of the teacher alone."""
     for row, scores in found.items():
         classes = take_classes(scores)

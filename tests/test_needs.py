@@ -82,6 +82,15 @@ def test_no_more_masks_are_read_than_needed():
     assert known.read == 0
 
 
+def test_a_damaged_mask_is_left_to_the_task():
+    def damaged(i):
+        raise ValueError(f"record {i} is damaged")
+
+    test = Objects()
+    test.masks = damaged
+    assert asked(test=test, tasks=("attention",)).tasks == ["attention"]
+
+
 def test_boxes_serve_where_there_are_no_masks():
     found = asked(test=Objects(boxes=(1, 2)), tasks=("attention", "segmentation"))
     assert found.tasks == ["attention", "segmentation"] and found.left_out == {}
