@@ -20,7 +20,7 @@ from dinotwins_jax.augment.multi_crop import (
     channel_moments,
     make_multi_crop,
 )
-from dinotwins_jax.build import build
+from dinotwins_jax.build import build, build_for_evaluation
 from dinotwins_jax.crop_sheet import draw_crop_sheet
 from dinotwins_jax.data import open_source, shards
 from dinotwins_jax.data.base import read_image
@@ -29,6 +29,7 @@ from dinotwins_jax.data.window import window_keys
 from dinotwins_jax.evals.dense import image_set
 from dinotwins_jax.evals.features import pixel_embed
 from dinotwins_jax.evals.view import View
+from dinotwins_jax.evaluate import _from_torch
 from dinotwins_jax.inputs import moments_of
 from dinotwins_jax.memory import abstract_batch
 from dinotwins_jax.models.channels import converted
@@ -41,6 +42,7 @@ from dinotwins_jax.settings import advice
 from dinotwins_jax.training.state import init_backbone
 
 SLOWLY_TOO = [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))]
+EXPORTED = [4, pytest.param(1, marks=pytest.mark.slow)]
 CROPS = {"global_size": 16, "local_size": 8, "num_local": 2}
 # No operation mixes bands, and none depends on their number.
 PLAIN = {"contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale_prob": 0.0}
@@ -97,7 +99,8 @@ def colour_crops():
     return jax.jit(make_multi_crop(**CROPS, **PLAIN))(*batch_of(3))
 
 
-@pytest.mark.parametrize("channels", SLOWLY_TOO)
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 4])
 def test_crops_of_other_channels_have_the_same_boxes_and_pixels(colour_crops, channels):
     """Band by band what the first bands of colour pictures give, with the moments of each channel."""
     images, sizes, keys = batch_of(3)
@@ -211,7 +214,20 @@ def test_a_run_of_one_channel_starts_from_a_file_in_colours(tmp_path, capfd):
         assert f"colours.npz has 3 channels, this model {channels}: " in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+def test_weights_of_a_file_in_colours_are_evaluated_on_grey_pictures(tmp_path, capfd):
+    config = shrunk(model__in_channels=1)
+    colours = VisionTransformer(**SIZES | {"embed_dim": 48})
+    params = init_backbone(colours, jax.random.key(0))
+    np.savez(tmp_path / "colours.npz", **vit_to_torch(params))
+    run = build_for_evaluation(config)
+    run, weights = _from_torch(run, config, str(tmp_path / "colours.npz"))
+    assert run.backbone.in_channels == 1
+    kernel, summed = params["patch_embed"]["kernel"], weights.teacher["patch_embed"]["kernel"]
+    np.testing.assert_allclose(summed, kernel.sum(axis=2, keepdims=True), atol=1e-6)
+    assert "has 3 channels, the data are read as 1: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("channels", EXPORTED)
 @pytest.mark.parametrize("target", ["timm", "dino", "hf"])
 def test_exports_state_their_channels_and_are_read_back(target, channels, tmp_path):
     vit = VisionTransformer(**SIZES, in_channels=channels)
@@ -225,7 +241,6 @@ def test_exports_state_their_channels_and_are_read_back(target, channels, tmp_pa
     if target == "timm":
         assert config["model_args"]["in_chans"] == channels
         assert config["pretrained_cfg"]["input_size"] == [channels, 16, 16]
-        assert config["pretrained_cfg"]["first_conv"] is None  # timm would convert or drop it
     elif target == "dino":
         assert config["arguments"]["in_chans"] == channels
     else:

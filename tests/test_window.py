@@ -157,6 +157,9 @@ def test_the_start_names_the_range_found_and_the_key(tmp_path):
     assert found.warnings == () and "window 0 to 4,095" in found.lines[0]
     plain = files(tmp_path / "c", [tiff(random_pixels((9, 9)))] * 3, window)
     assert "no effect" in look_at(plain).warnings[0]
+    holes = np.array([[np.nan, -0.5, 2.0]], np.float32)
+    found = look_at(files(tmp_path / "e", [tiff(holes)] * 3, reading(1, mode="picture")))
+    assert "32-bit floating-point samples from -0.5 to 2 in 3 of 3" in found.lines[0]
     with pytest.raises(UnfitImage, match="floating-point"):
         look_at(files(tmp_path / "d", [tiff(np.zeros((5, 5), np.float32))] * 3))
 
@@ -221,6 +224,20 @@ def test_a_resumed_run_has_the_window_that_it_had(of_a_set, tmp_path):
     other = build_for_evaluation(with_known_window(of_a_set, workdir)).config
     with pytest.raises(ValueError, match=r"another config.*data\.window\.percentiles"):
         claim_workdir(workdir, other.to_dict())
+
+
+def test_a_finished_run_of_a_set_is_not_trained_again(of_a_set, tmp_path):
+    """Its config.json has the numbers, the config that asks for it has not."""
+    from experiments.comparison.plan import is_finished
+
+    stored = of_a_set.to_dict()
+    stored["data"]["window"] = dict(stored["data"]["window"], range=(0.0, 4095.0))
+    claim_workdir(tmp_path / "run", stored)
+    report = {"step": 4, "seconds": dict.fromkeys(of_a_set.evals.tasks, 1.0)}
+    (tmp_path / "run" / "scores.json").write_text(json.dumps(report))
+    assert is_finished(tmp_path / "run", of_a_set, 4)
+    of_a_set.data.window.percentiles = (1.0, 99.0)
+    assert not is_finished(tmp_path / "run", of_a_set, 4)
 
 
 def test_a_config_of_before_these_keys_still_builds_and_resumes(tmp_path):

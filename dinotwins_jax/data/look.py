@@ -1,5 +1,6 @@
 """A look at a few pictures of a source before a run: what they have, and whether the run's keys fit."""
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,8 @@ def look_at(source: Source) -> Look:
     if not gives_encoded(source):
         if reading.channels == 3 and reading.window is None:
             return Look()
-        read_image(source, 0)
+        with contextlib.suppress(BadImage):
+            read_image(source, 0)
         return Look((f"read as {_channels(reading.channels)}",))
     indices = np.unique(np.linspace(0, len(source) - 1, PICTURES).round().astype(int))
     for i in indices.tolist() if len(source) else ():
@@ -64,7 +66,8 @@ def _described(source: Source, found: list[Samples]) -> Look:
     parts = [f"read as {_channels(channels)}"] * (channels != 3 or bool(wide) or bool(dropped))
     warnings, prepared = [], getattr(source, "stored", None)
     if wide:
-        low, high = min(p.min() for p in wide), max(p.max() for p in wide)
+        ends = np.concatenate([_ends(p) for p in wide])
+        low, high = ends.min(initial=np.inf), ends.max(initial=-np.inf)
         kinds = " and ".join(sorted({_kind(p.dtype) for p in wide}))
         text = f"{kinds} samples from {low:,.6g} to {high:,.6g}"
         parts.append(f"{text} in {len(wide)} of {len(found)} pictures looked at")
@@ -90,6 +93,12 @@ def _described(source: Source, found: list[Samples]) -> Look:
 
 def _channels(count: int) -> str:
     return f"{count} channel" + "s" * (count != 1)
+
+
+def _ends(pixels: np.ndarray) -> np.ndarray:
+    """Smallest and largest finite sample, f64[2]; f64[0] without one."""
+    finite = pixels[np.isfinite(pixels)]
+    return np.array([finite.min(), finite.max()] if finite.size else [], np.float64)
 
 
 def _kind(dtype: np.dtype) -> str:

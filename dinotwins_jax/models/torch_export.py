@@ -84,8 +84,7 @@ def _timm(vit, weights) -> tuple[dict, dict]:
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "num_classes": 0,
-            # timm would convert a first layer of 3 channels to in_chans; this one has them.
-            "first_conv": "patch_embed.proj" if vit.in_channels == 3 else None,
+            "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
     }
