@@ -36,6 +36,7 @@ def command(
     argv: Sequence[str] | None = None,
     *,
     config_required: bool = True,
+    directories: Sequence[str] = ("workdir", "out"),
 ) -> int:
     """Runs a command: parses its flags, then calls work(flags).
 
@@ -47,6 +48,7 @@ def command(
       define: adds the command's flags to those given; --config is among them already.
       argv: the arguments; None: those of this process.
       config_required: whether --config has to be given.
+      directories: flags that name directories.
     Returns:
       the exit code; errors are one line on stderr.
     """
@@ -70,6 +72,7 @@ def command(
             print(_help(program, description, values))
             return 0
         _parse(values, [program, *arguments], config_required)
+        _check_directories(values, directories)
     except UsageError as error:
         return fail(str(error))
     quiet_libraries()
@@ -129,7 +132,11 @@ def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> 
         raise UsageError(
             f"no config given: --config=hybrid:demo, or another of {', '.join(shipped_names())}"
         )
-    for name in ("workdir", "out"):
+
+
+def _check_directories(values: flags.FlagValues, names: Sequence[str]) -> None:
+    """Raises UsageError if a flag that names a directory is an address or a file."""
+    for name in names:
         place = (values[name].value or "") if name in values else ""
         if "://" in place:
             raise UsageError(

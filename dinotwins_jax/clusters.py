@@ -142,7 +142,8 @@ def _map(path: Path, gallery, clusters) -> None:
 
 def run(argv=None, program="python -m dinotwins_jax.clusters") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    return command(program, __doc__, _define, _clusters, argv, config_required=False)
+    options = {"config_required": False, "directories": ()}
+    return command(program, __doc__, _define, _clusters, argv, **options)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def _draw(path: Path, gallery, other, pairs, found: list[np.ndarray]) -> None:
 
 def run(argv=None, program="python -m dinotwins_jax.duplicates") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    return command(program, __doc__, _define, _duplicates, argv, config_required=False)
+    options = {"config_required": False, "directories": ()}
+    return command(program, __doc__, _define, _duplicates, argv, **options)
 
 
 if __name__ == "__main__":

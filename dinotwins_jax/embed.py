@@ -169,7 +169,8 @@ def _embed(values: flags.FlagValues) -> int:
 
 def run(argv=None, program="python -m dinotwins_jax.embed") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    return command(program, __doc__, _define, _embed, argv, config_required=False)
+    options = {"config_required": False, "directories": ()}
+    return command(program, __doc__, _define, _embed, argv, **options)
 
 
 call_as_function(__name__)

@@ -51,7 +51,7 @@ def evaluate_run(
       EvaluationFailed: tasks or pictures failed; all others are written.
     """
     from dinotwins_jax.build import build_for_evaluation
-    from dinotwins_jax.data import data_section, probe_section
+    from dinotwins_jax.data import probe_section
     from dinotwins_jax.evals import TASKS, check_tasks
     from dinotwins_jax.evals.outputs import EVALUATION, listing
     from dinotwins_jax.evals.table import terminal_table
@@ -86,7 +86,7 @@ def evaluate_run(
         run, weights = _from_torch(run, config, torch_weights)
     else:
         weights = from_checkpoint(run, config, workdir, checkpoint)
-    data = probe_section(data_section(config))
+    data = probe_section(config.data.to_dict())
     chosen = {"weights": torch_weights or "", "name": name}
     out = results_folder(workdir, own, data, run.probe_sources, **chosen)
     out.mkdir(parents=True, exist_ok=True)

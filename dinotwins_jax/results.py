@@ -19,7 +19,7 @@ def results_folder(
 
     Args:
       own: the run's config, nested; None if the workdir holds no run.
-      data: section `data` of the config to evaluate with; sources: its (train, test).
+      data: section of the probes' data in the config to evaluate with; sources: its (train, test).
       weights: a file or folder that is scored instead of the run's weights.
       name: chosen by the user.
     Raises:
@@ -30,7 +30,7 @@ def results_folder(
     if own is None and not name:
         return workdir
     content = content_checksum(sources, data["source"])
-    same = own is not None and _is_own(workdir, probe_section(data_section(own)), data, content)
+    same = own is not None and _is_own(workdir, own, data, content)
     if same and not weights and not name:
         return workdir
     parts = [_plain(Path(weights).stem)] if weights else []
@@ -43,16 +43,17 @@ def results_folder(
 
 
 def _is_own(workdir: Path, own: dict, data: dict, content: str) -> bool:
-    if _as_json(own) == _as_json(data):
+    if _as_json(probe_section(own["data"])) == _as_json(data):
         return True
     recorded = _recorded(workdir)
     if recorded is not None:
         return recorded == content
-    source = own.get("source")
+    section = probe_section(data_section(own))
+    source = section.get("source")
     if not isinstance(source, str) or (":" in source and source != data["source"]):
         return False  # code that the command line does not name
     try:
-        theirs = [open_source(own, split) for split in ("train", "test")]
+        theirs = [open_source(section, split) for split in ("train", "test")]
         return content_checksum(theirs, source) == content
     except (ValueError, OSError, KeyError, TypeError):  # moved, or of another version
         return False

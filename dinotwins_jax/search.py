@@ -155,7 +155,8 @@ def _draw(path: Path, gallery, names: list[str], near: np.ndarray, cosines: np.n
 
 def run(argv=None, program="python -m dinotwins_jax.search") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    return command(program, __doc__, _define, _search, argv, config_required=False)
+    options = {"config_required": False, "directories": ()}
+    return command(program, __doc__, _define, _search, argv, **options)
 
 
 if __name__ == "__main__":

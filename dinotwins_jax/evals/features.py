@@ -127,7 +127,12 @@ def checksum(tree) -> str:
 
 
 def source_checksum(source, description: dict) -> str:
-    """sha256 of a source: its description in the config, names, file sizes and times, labels."""
+    """sha256 of a source: its description in the config, names, file sizes and times, labels.
+
+    Not of data.canvas_size, which a run's config.json states and a config file may leave open: features
+    depend on that of their view.
+    """
+    description = {key: value for key, value in description.items() if key != "canvas_size"}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
     for i in range(len(source)):
         name, stamp = source.name(i), ""
