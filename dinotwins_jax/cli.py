@@ -59,6 +59,9 @@ def command(
         arguments = [] if wants_help else _with_config_path(arguments)
         if not config_required:
             arguments = _with_config_of_run(arguments)
+        sys.modules.pop(
+            "config_config", None
+        )  # of an earlier command, into which a file would be loaded
         config_flags.DEFINE_config_file(
             "config",
             None,
