@@ -88,6 +88,7 @@ def test_the_width_of_swiglu_is_dinov2s(hidden, width):
     assert swiglu_width(hidden) == width
 
 
+@pytest.mark.slow
 def test_norm_eps_reaches_every_norm():
     x, scale, bias = 1e-3 * normal(0, 5, 12), np.ones(12), np.zeros(12)
     expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
@@ -105,7 +106,10 @@ def test_norm_eps_reaches_every_norm():
     assert {bound.norm.eps, *(block.norm_eps for block in bound.blocks)} == {0.5}
 
 
-@pytest.mark.parametrize("fields", [NEW, {"positions": "rope", "num_register_tokens": 2}])
+@pytest.mark.parametrize(
+    "fields",
+    [NEW, pytest.param({"positions": "rope", "num_register_tokens": 2}, marks=pytest.mark.slow)],
+)
 def test_options_work_on_any_grid_and_in_two_halves(fields):
     vit = VisionTransformer(**TINY, **fields)
     params = jax.jit(vit.init)(jax.random.key(0), jnp.ones((1, 16, 16, 3)))["params"]

@@ -96,6 +96,7 @@ def test_term_by_term_equals_the_gradient_of_the_sum():
     assert_trees_close(grads, expected_grads, 1e-5, floor=1e-2)
 
 
+@pytest.mark.slow
 def test_norms_and_cosine_are_those_at_the_class_tokens():
     _, _, metrics, (_, _, at_cls) = both()
     a, b = (np.asarray(at_cls[name], np.float64) for name in ("dino", "barlow_twins"))
@@ -106,6 +107,7 @@ def test_norms_and_cosine_are_those_at_the_class_tokens():
     assert metrics["balance/barlow_twins/weight"] == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_matched_norms():
     """The other term's weighted gradient has its weight times the norm of the named term's."""
     value, grads, metrics, (_, _, at_cls) = both("dino")
@@ -128,6 +130,7 @@ def test_a_vanished_gradient_is_not_blown_up():
     assert weights["b"] <= 0.5 * 1e4 and np.isfinite(metrics["balance/cos/a,b"])
 
 
+@pytest.mark.slow
 def test_weights_follow_their_schedules_in_the_step():
     weight = cosine_schedule(0.2, 0.0, 4, warmup_steps=2)
     terms = TERMS | {"barlow_twins": TERMS["barlow_twins"] | {"weight": weight}}

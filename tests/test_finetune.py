@@ -202,6 +202,7 @@ def test_fine_tuning_learns_what_the_frozen_features_do_not_tell(toy):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+@pytest.mark.slow
 def test_test_labels_decide_nothing_and_float16_tokens_change_no_score(toy):
     result, t = tune(toy), toy[3][1]
     other = tune(toy, test_labels=1 - t, cache_dtype=np.float32)

@@ -13,10 +13,8 @@ from dinotwins_jax.devices.placement import make_placement
 from experiments import invariance
 from experiments.invariance import LIMIT, Case, difference, differences, run_case, table
 
-QUICK = [
+CASES = [
     Case(devices=8, fsdp=4),
-]
-SLOW = [
     Case(mode="pmap", devices=2, micro_batches=4),
     Case(devices=2),
     Case(devices=8),
@@ -38,13 +36,12 @@ def reference(method):
     return run_case(Case(method), real_crops=False)
 
 
-def marked(quick, slow):
-    """Parameters of a test: the quick cases, and the slow ones with their mark; identified by title."""
-    cases = [pytest.param(case, id=case.title()) for case in quick]
-    return cases + [pytest.param(case, id=case.title(), marks=pytest.mark.slow) for case in slow]
+def slow(cases):
+    """Parameters of a slow test, identified by title."""
+    return [pytest.param(case, id=case.title(), marks=pytest.mark.slow) for case in cases]
 
 
-@pytest.mark.parametrize("case", marked(QUICK, SLOW))
+@pytest.mark.parametrize("case", slow(CASES))
 def test_the_same_training_wherever_it_runs(case, monkeypatch):
     run = run_case
     monkeypatch.setattr(
@@ -64,9 +61,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", marked([], [Case("patches", micro_batches=4), Case("pairs", "pmap", 8)])
-)
+@pytest.mark.parametrize("case", slow([Case("patches", micro_batches=4), Case("pairs", "pmap", 8)]))
 def test_other_losses_too(case, monkeypatch):
     monkeypatch.setattr(invariance, "TERMS", OTHERS)
     ours, theirs = (run_case(c, real_crops=False) for c in (case, Case(case.method)))

@@ -71,7 +71,10 @@ def test_values_and_gradients(ours, plain, shapes):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_register_tokens": 2, "layer_scale_init": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.slow), {"num_register_tokens": 2, "layer_scale_init": 0.5}],
+)
 @pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_class_token_alone_is_that_of_the_whole_block(options, remat):
     model = create_vit(
