@@ -80,13 +80,12 @@ def _queries(values: flags.FlagValues, gallery) -> tuple[list[str], np.ndarray]:
     from dinotwins_jax.features.embedding import features_of
     from dinotwins_jax.features.loading import load
 
-    sources = [pictures_in(query) for query in values.query]
     where = values.workdir or gallery.source
     if not where:
         raise ValueError(f"{gallery.path} does not say which model made it: give --workdir")
     if not values.workdir and not os.path.exists(where):
         raise FileNotFoundError(f"{where}, which made {gallery.path}, is not there: give --workdir")
-    remember_compilations(Path(where).parent / COMPILED)
+    remember_compilations(Path(where).expanduser().parent / COMPILED)
     model = load(where, values.checkpoint)
     if model.identity != gallery.model:
         raise ValueError(
@@ -94,9 +93,8 @@ def _queries(values: flags.FlagValues, gallery) -> tuple[list[str], np.ndarray]:
             f"{values.checkpoint}: embed again, or give the --workdir and --checkpoint that made them"
         )
     names, features = [], []
-    for source in sources:
-        if not getattr(source, "stored", None):
-            source.reading = model.reading
+    for source in [pictures_in(query, model.reading) for query in values.query]:
+        source.max_pixels = model.max_pixels
         if len(source) == 1:
             source[0]  # raises BadImage, with the reason
         few = max(jax.local_device_count(), 1 << (len(source) - 1).bit_length())

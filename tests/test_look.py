@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from shrunk import shrunk
+from wide_files import files, random_pixels, reading, tiff
 
 import dinotwins_jax as dt
 from dinotwins_jax import clusters as clusters_command
 from dinotwins_jax import duplicates as duplicates_command
 from dinotwins_jax import search as search_command
-from dinotwins_jax.data import open_source
+from dinotwins_jax.data import open_source, shards
+from dinotwins_jax.data.store import Settings, union
 from dinotwins_jax.evals import clusters, duplicates, flat_map, sheets
 from dinotwins_jax.features.gallery import Gallery
 from dinotwins_jax.models.torch_weights import vit_to_torch
@@ -350,6 +352,26 @@ def test_search_finds_a_copy_first_and_leaves_out_the_query_itself(place, tmp_pa
     values = sorted((-cosine(features[4], x), n) for x, n in zip(features, names, strict=True))
     assert [row["name"] for row in rows[3:]] == [name for _, name in values[1:4]]
     assert Image.open(tmp_path / "s.png").size > (600, 300)
+
+
+def test_queries_of_prepared_data_have_the_channels_of_the_model(tmp_path, capsys):
+    vit = VisionTransformer(
+        embed_dim=64, depth=1, num_heads=1, patch_size=8, image_size=16, in_channels=4
+    )
+    params = vit.init(jax.random.key(0), np.zeros((1, 16, 16, 4)))["params"]
+    np.savez(tmp_path / "weights.npz", **vit_to_torch(params))
+    pictures = [tiff(random_pixels((20, 20, 4), seed=k)) for k in range(3)]
+    source = files(tmp_path / "set", pictures, reading(4))
+    shards.write(
+        union({"pretrain": source}), tmp_path / "prepared", Settings(channels=4),
+        description={}, command="", workers=1,
+    )  # fmt: skip
+    shutil.copytree(tmp_path / "set", tmp_path / "copy")  # under their own names they are left out
+    dt.embed(tmp_path / "weights.npz", tmp_path / "copy", tmp_path / "copy.npz")
+    arguments = [f"--features={tmp_path / 'copy.npz'}", "--count=1"]
+    assert search_command.run([*arguments, f"--query={tmp_path / 'prepared'}"]) == 0
+    found = [line.split() for line in lines(capsys) if line.startswith("   1 ")]
+    assert len(found) == 3 and all(float(cosine) > 0.99 for _, cosine, _ in found)
 
 
 def test_duplicates_across_two_sets_and_inside_one(place, tmp_path, capsys):
