@@ -34,7 +34,7 @@ def api(
     Args:
       source: a Model, or what `load` takes.
       images: a folder, a file, a glob pattern or prepared data; or a list of paths, PIL images and uint8
-        arrays, which cannot be written to `out`.
+        arrays, of which only paths can be written to `out`.
       out: a file .npz or .parquet, or a folder for shards; None: nothing is written.
       split: instead of images: "pretrain", "train" or "test" of the run's own data, with labels.
       tokens: of "cls", "mean_patch" and "patches".
@@ -49,6 +49,7 @@ def api(
     Raises:
       ValueError, OSError: see `write_features`.
     """
+    from dinotwins_jax.data.pictures import Pictures
     from dinotwins_jax.features.classifier import load_classifier
     from dinotwins_jax.features.embedding import features_of, write_features
     from dinotwins_jax.features.files import read_features
@@ -65,6 +66,8 @@ def api(
     if out is None:
         return features_of(model, pictures, **options)
     out = Path(out).expanduser()
+    if isinstance(pictures, Pictures):
+        pictures.check_names()
     write_features(model, pictures, out, **options, overwrite=overwrite)
     return read_features(out)
 
@@ -78,15 +81,20 @@ def _pictures(model, images, split: str | None):
     if split is not None:
         return _own_pictures(model, split)
     if isinstance(images, str | os.PathLike):
-        return pictures_in(images, model.reading)
-    return Pictures(listed(images), model.view.canvas_size, model.reading)
+        found = pictures_in(images, model.reading)
+    else:
+        found = Pictures(listed(images), model.view.canvas_size, model.reading)
+    found.max_pixels = model.max_pixels
+    return found
 
 
 def _place(images, split: str | None) -> str:
     """What a features file says of where its pictures are."""
     if split is not None:
         return f"split {split}"
-    return os.path.abspath(images) if isinstance(images, str | os.PathLike) else ""
+    if not isinstance(images, str | os.PathLike):
+        return ""
+    return os.path.abspath(os.path.expanduser(images))
 
 
 def _own_pictures(model, split: str):
@@ -145,7 +153,7 @@ def _embed(values: flags.FlagValues) -> int:
         check_out(out, values.overwrite)
         check_tokens(values.tokens)
         classifier = load_classifier(values.classifier) if values.classifier else None
-        remember_compilations(Path(values.workdir).parent / COMPILED)
+        remember_compilations(Path(values.workdir).expanduser().parent / COMPILED)
         model = load(values.workdir, values.checkpoint)
         pictures = _pictures(model, values.images, values.split)
         with Count("embed", len(pictures)) as count:

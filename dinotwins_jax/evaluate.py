@@ -90,7 +90,8 @@ def evaluate_run(
     chosen = {"weights": torch_weights or "", "name": name}
     out = results_folder(workdir, own, data, run.probe_sources, **chosen)
     out.mkdir(parents=True, exist_ok=True)
-    length = "" if out == workdir else f"{weights.step:,} steps, on other data"
+    other = "" if name else ", on other data"  # a chosen name may be of the run's own
+    length = "" if out == workdir else f"{weights.step:,} steps{other}"
     length = f"weights of {Path(torch_weights).name}" if torch_weights else length
     found = evaluate(
         run, config, weights, out, tasks or TASKS, cache=workdir / "features", length=length

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,7 @@ from dinotwins_jax.embed import run as embed_command
 from dinotwins_jax.evaluate import evaluate_run
 from dinotwins_jax.export import export_run
 from dinotwins_jax.features.files import read_features
+from dinotwins_jax.features.model import Model
 from dinotwins_jax.models.torch_weights import vit_to_torch
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.train import train
@@ -110,6 +112,43 @@ def test_the_parts_go_on_in_jax(model, pictures):
     assert maps.shape == (1, 3, 2, 2) and (maps.sum(axis=(2, 3)) < 1).all()
     np.testing.assert_allclose(output.attention[:, :, 0, 1:].reshape(1, 3, 2, 2), maps, atol=1e-6)
     assert model.config.model.embed_dim == 48
+
+
+def test_arrays_of_other_libraries_and_of_names_are_pictures_too(model, pictures):
+    """A jax.Array is one picture, not a sequence of its rows; names are those that embed returns."""
+    pixels = np.asarray(Image.open(readable(pictures)[0]).convert("RGB"))
+    expected = model(pixels).cls
+    for images in (jnp.asarray(pixels), jnp.asarray(pixels)[None], [jnp.asarray(pixels)]):
+        np.testing.assert_array_equal(model(images).cls, expected)
+    found = dt.embed(model, pictures, batch_size=16)
+    np.testing.assert_array_equal(model(found["names"], batch_size=16).cls, found["cls"])
+
+
+def test_pictures_as_large_as_the_run_s_are_read(model, tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("RGB", (60, 60)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadImage, match="3600 pixels"):
+        model(path)
+    config = model.config.copy_and_resolve_references()
+    config.data.max_pixels = 4000
+    larger = Model(model.module, model.params, model.view, config=config)
+    assert larger.max_pixels == 4000
+    assert larger(path).cls.shape == (1, 48)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert len(dt.embed(larger, tmp_path)["names"]) == 1
+
+
+def test_only_files_are_embedded_into_a_file(model, pictures, tmp_path):
+    """A second start knows files by their names and times, arrays by nothing."""
+    paths = readable(pictures)
+    with pytest.raises(ValueError, match="image 1 is a ndarray: only paths"):
+        dt.embed(model, [paths[0], np.zeros((8, 8, 3), np.uint8)], tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="no images"):
+        dt.embed(model, [], tmp_path / "a.npz")
+    assert not list(tmp_path.iterdir())
+    found = dt.embed(model, paths[:3], tmp_path / "a.npz")
+    assert found["names"].tolist() == list(map(str, paths[:3]))
 
 
 def test_a_broken_picture_and_other_things_are_named(model, pictures, tmp_path):
@@ -226,8 +265,9 @@ def test_embed_says_what_is_wrong(run, model, pictures, tmp_path, capsys):
     assert "none of 1 images" in error(
         f"--out={tmp_path / 'b.npz'}", f"--images={tmp_path / 'bad'}"
     )
+    np.savez(tmp_path / "cache.npz", features=np.zeros((2, 3)), indices=np.arange(2))
     with pytest.raises(ValueError, match="holds no features"):
-        read_features(next(iter((run / "features").glob("*.npz"))))
+        read_features(tmp_path / "cache.npz")
 
 
 def test_labels_of_the_run_s_own_data(run, model):

@@ -107,6 +107,10 @@ def test_labels_come_as_arrays_names_and_tables(data, tmp_path):
     for labels in (train["labels"], words, by_name, table):
         found = probe({k: v for k, v in train.items() if k != "labels"}, labels)
         np.testing.assert_array_equal(found.weight, expected)
+    numbers = np.array(train["labels"], object)  # 0 is a class, None and NaN are none
+    numbers[1], numbers[2] = None, float("nan")
+    found = probe(train["cls"], numbers)
+    assert found.class_names == ("0", "1", "2") and found.about["num_train"] == 84
     some = np.where(np.arange(86) % 2, train["labels"], -1)
     assert probe(train["cls"], some).about["num_train"] == 43
     assert probe(train["cls"], some).class_names == ("0", "1", "2")
@@ -139,6 +143,8 @@ def test_what_does_not_fit_is_said_in_a_line(data, tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             probe(train, **options)
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        probe(train, out=tmp_path / "none" / "probe.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK no")
     with pytest.raises(ValueError, match=r"bad\.npz is damaged or holds no classifier"):
         load_classifier(tmp_path / "bad.npz")

@@ -18,6 +18,8 @@ from dinotwins_jax.data import shards
 from dinotwins_jax.data.store import Settings, union
 from dinotwins_jax.evals.features import _load, _save
 from dinotwins_jax.evals.pictures import panel_grid, show
+from dinotwins_jax.features.classifier import Classifier
+from dinotwins_jax.features.files import join, read_features
 from dinotwins_jax.files import FullDisk, full_disk, replace_text, replacing
 from dinotwins_jax.logs.writers import JsonLines
 
@@ -108,6 +110,20 @@ class Noise:
 
     def name(self, i):
         return f"noise/{i}"
+
+
+def test_features_and_classifiers_without_room_leave_nothing(tmp_path):
+    shard, out = tmp_path / "shard.npz", tmp_path / "out.npz"
+    about = {name: np.array("") for name in ("model", "source", "place")}
+    names, wide = np.array(["a.png"]), np.zeros((1, LIMIT), np.float32)
+    np.savez(shard, names=names, cls=wide, left_out=names[:0], **about)
+    classifier = Classifier("ridge", *[wide[0]] * 4, 1.0, ("a", "b"), ("cls",), "", {})
+    for write in (lambda: join([shard], out, {}), lambda: classifier.save(out)):
+        with small_files(), pytest.raises(FullDisk, match=f"{out} could not be written"):
+            write()
+        assert list(tmp_path.iterdir()) == [shard]
+    join([shard], out, {})
+    np.testing.assert_array_equal(read_features(out)["cls"], wide)
 
 
 def test_shards_without_room_go_on_from_the_last_whole_one(tmp_path):

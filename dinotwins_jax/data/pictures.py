@@ -62,6 +62,13 @@ class Pictures:
         except Unfit as error:
             raise BadImage(self.name(i), str(error)) from None
 
+    def check_names(self) -> None:
+        """Raises ValueError unless all are files: an array or PIL image has no name of its own."""
+        for k, picture in enumerate(self._pictures):
+            if not isinstance(picture, Path):
+                kind = type(picture).__name__
+                raise ValueError(f"image {k} is a {kind}: only paths can be embedded into a file")
+
     def name(self, i: int) -> str:
         picture = self._pictures[i]
         return os.fspath(picture) if isinstance(picture, Path) else f"picture {i}"
@@ -71,13 +78,17 @@ class Pictures:
 
 
 def listed(pictures) -> list[Picture]:
-    """A list of pictures from one picture, a sequence of them, or u8[B, H, W, 3].
+    """A list of pictures from one picture, a sequence or array of them, or u8[B, H, W, C].
 
     Raises:
       TypeError, ValueError: not pictures.
     """
     if isinstance(pictures, str | os.PathLike | Image.Image):
         return [pictures]
+    if hasattr(pictures, "__array__"):  # of NumPy, JAX, PyTorch, pandas
+        pictures = np.asarray(pictures)
+        if pictures.dtype.kind in "UO" and pictures.ndim == 1:  # the names that embed returns
+            return pictures.tolist()
     if isinstance(pictures, np.ndarray) and pictures.ndim in (2, 3):
         return [pictures]
     if isinstance(pictures, np.ndarray) and pictures.ndim != 4:

@@ -18,6 +18,7 @@ from dinotwins_jax.evals.solvers import logistic, ridge, standardise, targets_of
 from dinotwins_jax.evals.splits import holdout
 from dinotwins_jax.features.files import check_damage
 from dinotwins_jax.features.labelled import arrays_of, columns_of, labels_of
+from dinotwins_jax.files import replacing
 
 KINDS = ("ridge", "logistic", "mean")
 FORMAT = "dinotwins_jax classifier"
@@ -90,16 +91,12 @@ class Classifier(NamedTuple):
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the classifier, an .npz of a few kilobytes a class."""
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise ValueError(f"a classifier is a file .npz, not {path}")
+        path = _checked_out(path)
         text = {key: getattr(self, key) for key in ("kind", "tokens", "model", "about")}
         text |= {"temperature": self.temperature, "format": FORMAT, "class_names": self.class_names}
         arrays = {key: getattr(self, key) for key in ("weight", "bias", "mean", "scale")}
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, about=np.array(json.dumps(text)), **arrays)
-        temporary.replace(path)
 
     def _columns(self, features) -> np.ndarray:
         arrays = arrays_of(features)
@@ -110,6 +107,16 @@ class Classifier(NamedTuple):
                 f"features of {x.shape[1]} columns: the classifier takes {len(self.mean)}"
             )
         return x
+
+
+def _checked_out(path: str | os.PathLike) -> Path:
+    """The path of a file to write; raises ValueError or OSError if that cannot be."""
+    path = Path(path).expanduser()
+    if path.suffix != ".npz":
+        raise ValueError(f"a classifier is a file .npz, not {path}")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"out is {path}: no such directory: {path.absolute().parent}")
+    return path
 
 
 def load_classifier(path: str | os.PathLike) -> Classifier:
@@ -162,6 +169,8 @@ def probe(
     """
     if kind not in KINDS:
         raise ValueError(f"kind is '{kind}': choose {', '.join(KINDS)}")
+    if out is not None:
+        _checked_out(out)
     arrays = arrays_of(features)
     tokens = (tokens,) if isinstance(tokens, str) else tuple(tokens)
     x = columns_of(arrays, tokens)

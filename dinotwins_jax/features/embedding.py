@@ -22,9 +22,9 @@ from jax.experimental import multihost_utils
 from dinotwins_jax.data.base import Source, printable
 from dinotwins_jax.evals.features import checksum, source_checksum
 from dinotwins_jax.features.classifier import Classifier
-from dinotwins_jax.features.files import ABOUT, KINDS, join
+from dinotwins_jax.features.files import ABOUT, KINDS, check_damage, join
 from dinotwins_jax.features.model import Model
-from dinotwins_jax.files import replace_text
+from dinotwins_jax.files import replace_text, replacing
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 TOKENS = ("cls", "mean_patch", "patches")
@@ -69,6 +69,8 @@ def write_features(
     """
     check_tokens(tokens)
     check_out(out, overwrite)
+    if not len(pictures):
+        raise ValueError("no images: give at least one")
     single = out.suffix in KINDS
     folder = out.with_name(f"{out.name}.parts") if single else out
     plan = _plan(model, pictures, tokens, batch_size, classifier, place)
@@ -200,10 +202,9 @@ def _bounds(number: int, plan: dict) -> tuple[int, int]:
 
 
 def _write_shard(path: Path, model, pictures, rows: range, plan, classifier, advance) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, **_arrays(model, pictures, rows, plan, classifier, advance))
-    temporary.replace(path)
+    arrays = _arrays(model, pictures, rows, plan, classifier, advance)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _arrays(model: Model, pictures: Source, rows: range, plan: dict, classifier, advance) -> dict:
@@ -250,7 +251,7 @@ def _tokens(backbone: VisionTransformer, names: tuple[str, ...], params, views) 
 
 def _counts(path: Path) -> tuple[int, int]:
     """Numbers of images and of those left out in a shard."""
-    with np.load(path) as arrays:
+    with check_damage(path, "features"), np.load(path) as arrays:
         return len(arrays["names"]), len(arrays["left_out"])
 
 

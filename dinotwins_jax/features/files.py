@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dinotwins_jax.files import replacing
+
 ABOUT = ("model", "source", "place")  # texts: who made the features, and of which pictures
 _ONCE = ("class_names", "predicted_names", *ABOUT)  # the same in every shard
 _PER_IMAGE_LAST = ("left_out",)  # per shard, but not one a row
@@ -16,12 +18,8 @@ _PER_IMAGE_LAST = ("left_out",)  # per shard, but not one a row
 
 def join(shards: list[Path], out: Path, about: dict) -> None:
     """Joins shards, each an .npz, into `out`, which appears as a whole."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
+    with replacing(out) as temporary:
         KINDS[out.suffix](shards, temporary, about)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_features(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:

@@ -76,11 +76,9 @@ class Gallery:
         known = self.labels is not None and self.labels[i] >= 0
         return self.class_names[self.labels[i]] if known else ""
 
-    def tile(self, i: int, caption: str = "", agrees: bool | None = None) -> Tile:
+    def tile(self, i: int, caption: str = "") -> Tile:
         """A picture with its caption, for `tile_grid`."""
-        return Tile(
-            lambda: self.picture(i), name=str(self.names[i]), caption=caption, agrees=agrees
-        )
+        return Tile(lambda: self.picture(i), name=str(self.names[i]), caption=caption)
 
     def picture(self, i: int) -> np.ndarray | None:
         """u8[h, w, 3], at most 256 pixels a side; None if it is not there."""

@@ -54,9 +54,11 @@ def labels_of(arrays: Mapping[str, np.ndarray], labels) -> tuple[np.ndarray, tup
         return labels.astype(np.int32), tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
     if labels.dtype.kind not in "UO":
         raise ValueError(f"labels are {labels.dtype}: integers or strings")
-    names = tuple(sorted({str(label) for label in labels if label}))
+    missing = [label is None or label != label for label in labels]  # None, and pandas' NaN
+    texts = ["" if lacks else str(label) for lacks, label in zip(missing, labels, strict=True)]
+    names = tuple(sorted(set(texts) - {""}))
     place = {name: k for k, name in enumerate(names)} | {"": -1}
-    return np.array([place[str(label or "")] for label in labels], np.int32), names
+    return np.array([place[text] for text in texts], np.int32), names
 
 
 def _names(arrays: Mapping[str, np.ndarray]) -> list[str]:

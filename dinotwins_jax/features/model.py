@@ -58,6 +58,11 @@ class Model:
         self.module, self.params, self.view = module, params, view
         self.reading, self.config, self.source = reading, config, source
 
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the largest picture that the run reads, config.data.max_pixels; 0: Pillow's limit."""
+        return 0 if self.config is None else self.config.data.get("max_pixels", 0)
+
     @cached_property
     def identity(self) -> str:
         """sha256 of the parameters and the preprocessing: features of two models never mix."""
@@ -134,6 +139,7 @@ class Model:
     def _map(self, function, images, batch_size):
         """function(params, views) over pictures, as numpy; raises for one that cannot be read."""
         pictures = Pictures(listed(images), self.view.canvas_size, self.reading)
+        pictures.max_pixels = self.max_pixels
         if not len(pictures):
             raise ValueError("no images: give at least one")
         view = self._view(len(pictures), batch_size)
