@@ -120,6 +120,8 @@ def test_arrays_of_other_libraries_and_of_names_are_pictures_too(model, pictures
     expected = model(pixels).cls
     for images in (jnp.asarray(pixels), jnp.asarray(pixels)[None], [jnp.asarray(pixels)]):
         np.testing.assert_array_equal(model(images).cls, expected)
+    opened = Image.open(readable(pictures)[0])  # decoded once, although threads want it at once
+    assert len(model([opened] * 64, batch_size=64).cls) == 64
     found = dt.embed(model, pictures, batch_size=16)
     np.testing.assert_array_equal(model(found["names"], batch_size=16).cls, found["cls"])
 
@@ -251,6 +253,10 @@ def test_embed_says_what_is_wrong(run, model, pictures, tmp_path, capsys):
     assert "no such folder, file or pattern" in error(out, f"--images={tmp_path / 'none'}")
     assert "choose from cls, mean_patch, patches" in error(out, "--split=test", "--tokens=cls,cl")
     assert "a file .npz or .parquet" in error(f"--out={tmp_path / 'a.csv'}", "--split=test")
+    (tmp_path / "folder.npz").mkdir()
+    assert "that is a directory" in error(
+        f"--out={tmp_path / 'folder.npz'}", "--split=test", "--overwrite"
+    )
     assert "no such directory" in error(f"--out={tmp_path / 'no' / 'a.npz'}", "--split=test")
     assert embed_command([f"--workdir={run}", out, f"--images={pictures}"]) == 0
     assert "11 images, 1 left out" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Classifiers on features: against scikit-learn and plain loops, saved, matched with tables of labels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -104,7 +106,8 @@ def test_labels_come_as_arrays_names_and_tables(data, tmp_path):
     by_name = dict(zip(train["names"].tolist(), words.tolist(), strict=True))
     table = tmp_path / "labels.csv"
     table.write_text("path,label\n" + "".join(f"{n[6:]},{w}\n" for n, w in by_name.items()))
-    for labels in (train["labels"], words, by_name, table):
+    by_path = {Path(name): label for name, label in by_name.items()}
+    for labels in (train["labels"], words, by_name, by_path, table):
         found = probe({k: v for k, v in train.items() if k != "labels"}, labels)
         np.testing.assert_array_equal(found.weight, expected)
     numbers = np.array(train["labels"], object)  # 0 is a class, None and NaN are none
@@ -134,6 +137,8 @@ def test_what_does_not_fit_is_said_in_a_line(data, tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             found.predict(bad)
+    with pytest.raises(ValueError, match="features of image 3: not finite"):
+        probe(np.where(np.arange(86)[:, None] == 3, np.nan, train["cls"]), train["labels"])
     for options, message in (
         ({"labels": np.zeros(86, int)}, "of 1 classes: two are needed"),
         ({"labels": np.zeros(3, int)}, r"labels \[3\] for 86 images"),

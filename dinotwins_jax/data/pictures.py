@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -47,6 +48,8 @@ class Pictures:
     ):
         self._pictures = [_checked(p, k, reading) for k, p in enumerate(pictures)]
         self._max_side, self.reading = max_side, reading
+        # Two threads must not decode one opened file, which may be in the list twice.
+        self._locks = {id(p): Lock() for p in self._pictures if isinstance(p, Image.Image)}
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -56,7 +59,8 @@ class Pictures:
         if isinstance(picture, Path):
             return decode_image(picture, max_side=self._max_side, reading=reading)
         if isinstance(picture, Image.Image):
-            return opened_image(picture, name=self.name(i), reading=reading)
+            with self._locks[id(picture)]:
+                return opened_image(picture, name=self.name(i), reading=reading)
         try:
             return eight_bit_channels(Samples(picture), reading)
         except Unfit as error:

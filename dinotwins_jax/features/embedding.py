@@ -132,6 +132,8 @@ def check_out(out: Path, overwrite: bool) -> None:
         )
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"out is {out}: no such directory: {out.absolute().parent}")
+    if out.suffix in KINDS and out.is_dir():
+        raise IsADirectoryError(f"out is {out}: that is a directory")
     if out.suffix in KINDS and out.exists() and not overwrite:
         raise FileExistsError(f"{out} is there already: choose another file, or overwrite it")
     if not out.suffix and out.exists():

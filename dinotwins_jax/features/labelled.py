@@ -32,7 +32,11 @@ def columns_of(arrays: Mapping[str, np.ndarray], tokens: tuple[str, ...]) -> np.
             raise ValueError(
                 f"the features have no '{name}' of one vector an image; they have {there}"
             )
-    return np.concatenate([np.asarray(arrays[name], np.float32) for name in tokens], axis=1)
+    columns = np.concatenate([np.asarray(arrays[name], np.float32) for name in tokens], axis=1)
+    bad = np.flatnonzero(~np.isfinite(columns).all(axis=1))
+    if bad.size:
+        raise ValueError(f"features of image {bad[0]}: not finite")
+    return columns
 
 
 def labels_of(arrays: Mapping[str, np.ndarray], labels) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -80,9 +84,9 @@ def _of_table(path: Path) -> dict[str, str]:
     return {row.path.replace("\\", "/"): row.labels[0] for row in table.rows if row.labels}
 
 
-def _matched(names: list[str], labels: Mapping[str, str]) -> list[str]:
+def _matched(names: list[str], labels: Mapping[str | os.PathLike, str]) -> list[str]:
     """The label of each image: of its name, or of the longest end of its path that has one."""
-    found = []
+    labels, found = {os.fspath(name): label for name, label in labels.items()}, []
     for name in names:
         parts = name.split("/")
         ends = ("/".join(parts[k:]) for k in range(len(parts)))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dinotwins_jax.data.pictures import Picture, Pictures, listed
-from dinotwins_jax.data.reading import RGB, Reading
+from dinotwins_jax.data.reading import RGB, BadImage, Reading
 from dinotwins_jax.evals.attention import cls_attention
 from dinotwins_jax.evals.features import checksum
 from dinotwins_jax.evals.view import View
@@ -145,8 +145,9 @@ class Model:
         view = self._view(len(pictures), batch_size)
         found, indices = view.map(partial(function, self.params), pictures, bad_limit=1.0)
         if len(indices) < len(pictures):
-            for i in np.setdiff1d(np.arange(len(pictures)), indices):
-                pictures[int(i)]  # raises BadImage with its name
+            for i in np.setdiff1d(np.arange(len(pictures)), indices).tolist():
+                pictures[i]  # raises BadImage with its name
+                raise BadImage(pictures.name(i), "unreadable in its batch, readable now")
         return found
 
     def _view(self, count: int, batch_size: int | None) -> View:
