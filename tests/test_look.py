@@ -374,6 +374,16 @@ def test_queries_of_prepared_data_have_the_channels_of_the_model(tmp_path, capsy
     assert len(found) == 3 and all(float(cosine) > 0.99 for _, cosine, _ in found)
 
 
+def test_pictures_have_the_channels_and_window_that_an_export_states(tmp_path):
+    window = {"mode": "fixed", "range": [0, 4095]}
+    stated = {"dinotwins_jax": {"in_channels": 4, "window": window}}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    (tmp_path / "a.tif").write_bytes(tiff(np.full((20, 20, 4), 2048, np.uint16)))
+    arrays = {"names": np.array([str(tmp_path / "a.tif")]), "cls": np.ones((1, 3)), "model": "m"}
+    np.savez(tmp_path / "f.npz", **arrays, source=str(tmp_path))
+    assert (Gallery(tmp_path / "f.npz").picture(0) == np.full((20, 20, 3), 128)).all()
+
+
 def test_duplicates_across_two_sets_and_inside_one(place, tmp_path, capsys):
     options = [f"--features={place / 'set.npz'}", "--threshold=0.99"]
     across = [f"--against={place / 'other.parquet'}", f"--out={tmp_path / 'd.csv'}"]

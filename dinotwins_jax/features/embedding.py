@@ -71,6 +71,7 @@ def write_features(
     check_out(out, overwrite)
     if not len(pictures):
         raise ValueError("no images: give at least one")
+    _wait("checked")  # before anything is written there
     single = out.suffix in KINDS
     folder = out.with_name(f"{out.name}.parts") if single else out
     plan = _plan(model, pictures, tokens, batch_size, classifier, place)

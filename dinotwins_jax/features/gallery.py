@@ -1,5 +1,6 @@
 """Features of a file with the pictures that they are of, for the commands that look at them."""
 
+import contextlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.evals.pictures import picture_of
 from dinotwins_jax.evals.sheets import Tile
 from dinotwins_jax.features.files import read_features
+from dinotwins_jax.features.stated import stated_reading
 
 TOKENS = ("cls", "mean_patch")
 SIDE = 256  # pixels of a picture on a sheet
@@ -102,12 +104,12 @@ class Gallery:
 
     @cached_property
     def _reading(self) -> Reading:
-        """The channels and the window of the run that made the features; RGB if that is not known."""
-        try:
-            data = data_section(config_of(Path(self.source)))
-            return Reading(data["in_channels"], window_of(data.get("window"), data["in_channels"]))
-        except (ValueError, OSError, KeyError):
-            return RGB
+        """The channels and the window of the run or export that made the features; RGB if they are not
+        known."""
+        for read in (_of_run, stated_reading):
+            with contextlib.suppress(ValueError, OSError, KeyError, TypeError, AttributeError):
+                return read(Path(self.source))
+        return RGB
 
     @cached_property
     def _pictures(self) -> Source | None:
@@ -127,6 +129,11 @@ class Gallery:
     def _records(self) -> dict[str, int]:
         found = self._pictures
         return {} if found is None else {printable(found.name(i)): i for i in range(len(found))}
+
+
+def _of_run(workdir: Path) -> Reading:
+    data = data_section(config_of(workdir))
+    return Reading(data["in_channels"], window_of(data.get("window"), data["in_channels"]))
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

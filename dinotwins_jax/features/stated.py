@@ -1,9 +1,11 @@
-"""The preprocessing that a folder of weights states in its JSON files."""
+"""The preprocessing and the reading that a folder of weights states in its JSON files."""
 
 import json
 from pathlib import Path
 
 from dinotwins_jax.augment.multi_crop import channel_moments
+from dinotwins_jax.data.reading import Reading
+from dinotwins_jax.data.window import window_of
 from dinotwins_jax.preprocessing import Preprocessing
 
 
@@ -29,6 +31,13 @@ def stated_preprocessing(folder: Path, channels: int) -> tuple[Preprocessing, in
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: its preprocessing cannot be read ({error!r})") from None
     return found, int(ours.get("canvas") or 0)
+
+
+def stated_reading(folder: Path) -> Reading:
+    """The channels and the window that an export states; RGB in a folder without them."""
+    ours = _json(folder / "config.json").get("dinotwins_jax", {})
+    channels = ours.get("in_channels", 3)
+    return Reading(channels, window_of(ours.get("window"), channels))
 
 
 def _ours(stated: dict, channels: int) -> Preprocessing:
