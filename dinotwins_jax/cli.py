@@ -35,6 +35,7 @@ def command(
     work: Callable[[flags.FlagValues], int],
     argv: Sequence[str] | None = None,
     *,
+    takes_config: bool = True,
     config_required: bool = True,
     directories: Sequence[str] = ("workdir", "out"),
 ) -> int:
@@ -45,9 +46,10 @@ def command(
     Args:
       program: how it is started, for --help, such as "python -m dinotwins_jax.main".
       description: what it does, for --help.
-      define: adds the command's flags to those given; --config is among them already.
+      define: adds the command's flags to those given; --config is among them already, if it takes one.
       argv: the arguments; None: those of this process.
-      config_required: whether --config has to be given.
+      takes_config: whether there is a flag --config.
+      config_required: whether it has to be given.
       directories: flags that name directories.
     Returns:
       the exit code; errors are one line on stderr.
@@ -56,25 +58,14 @@ def command(
     values = flags.FlagValues()
     try:
         wants_help = {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(arguments)
-        arguments = [] if wants_help else _with_config_path(arguments)
-        if not config_required:
-            arguments = _with_config_of_run(arguments)
-        sys.modules.pop(
-            "config_config", None
-        )  # of an earlier command, into which a file would be loaded
-        config_flags.DEFINE_config_file(
-            "config",
-            None,
-            "a shipped config (hybrid, dino, …) or the path of one, with presets after a colon: "
-            "hybrid:coco, configs/hybrid.py:coco+auto. --config.KEY=VALUE sets a key",
-            flag_values=values,
-            sys_argv=[program, *arguments],
-        )
+        arguments = [] if wants_help else arguments
+        if takes_config:
+            arguments = _define_config(values, program, arguments, config_required)
         define(values)
         if wants_help:
             print(_help(program, description, values))
             return 0
-        _parse(values, [program, *arguments], config_required)
+        _parse(values, [program, *arguments], takes_config and config_required)
         _check_directories(values, directories)
     except UsageError as error:
         return fail(str(error))
@@ -82,6 +73,26 @@ def command(
     with contextlib.suppress(AttributeError, ValueError):  # not a text file, as in a notebook
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return work(values)
+
+
+def _define_config(
+    values: flags.FlagValues, program: str, arguments: list[str], required: bool
+) -> list[str]:
+    """Adds the flag --config; returns the arguments with the path of the config in front."""
+    arguments = _with_config_path(arguments)
+    if not required:
+        arguments = _with_config_of_run(arguments)
+    # Of an earlier command, into which a file would be loaded.
+    sys.modules.pop("config_config", None)
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "a shipped config (hybrid, dino, …) or the path of one, with presets after a colon: "
+        "hybrid:coco, configs/hybrid.py:coco+auto. --config.KEY=VALUE sets a key",
+        flag_values=values,
+        sys_argv=[program, *arguments],
+    )
+    return arguments
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:
@@ -128,10 +139,11 @@ def _parse(values: flags.FlagValues, argv: list[str], config_required: bool) -> 
         if os.environ.get("DINOTWINS_DEBUG"):
             raise
         raise UsageError(f"{given or '--config'}: {type(error).__name__}: {error}") from None
-    _check_config(values["config"].value, given)
+    config = values["config"].value if "config" in values else None
+    _check_config(config, given)
     if rest[1:]:
         raise UsageError(f"unknown argument '{rest[1]}': options start with --")
-    if values["config"].value is None and config_required:
+    if config is None and config_required:
         raise UsageError(
             f"no config given: --config=hybrid:demo, or another of {', '.join(shipped_names())}"
         )
@@ -231,4 +243,6 @@ def _help(program: str, description: str, values: flags.FlagValues) -> str:
         default = "" if flag.default in (None, False) else f" (default {flag.default})"
         about = flag.help.removeprefix(f"<{choices}>: ")  # of absl, for an enum
         lines += [f"  --{flag.name}{value}", f"      {about}{default}"]
-    return "\n".join([*lines, "", f"shipped configs: {', '.join(shipped_names())}"])
+    if "config" in values:
+        lines += ["", f"shipped configs: {', '.join(shipped_names())}"]
+    return "\n".join(lines)

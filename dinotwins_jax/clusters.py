@@ -142,7 +142,7 @@ def _map(path: Path, gallery, clusters) -> None:
 
 def run(argv=None, program="python -m dinotwins_jax.clusters") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    options = {"config_required": False, "directories": ()}
+    options = {"takes_config": False, "directories": ()}
     return command(program, __doc__, _define, _clusters, argv, **options)
 
 

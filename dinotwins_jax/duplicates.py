@@ -100,7 +100,7 @@ def _draw(path: Path, gallery, other, pairs, found: list[np.ndarray]) -> None:
 
 def run(argv=None, program="python -m dinotwins_jax.duplicates") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    options = {"config_required": False, "directories": ()}
+    options = {"takes_config": False, "directories": ()}
     return command(program, __doc__, _define, _duplicates, argv, **options)
 
 

@@ -2,7 +2,8 @@
 
 RUN is a run, a folder that export wrote, or a file of weights; --images is a folder, a file or a glob
 pattern in quotes, also prepared data. --split=test instead takes the pictures of the run's own data, with
-their labels. A second start of the same command goes on where the first one stopped.
+their labels; --config.data.dir=… says where they have moved. A second start of the same command goes on
+where the first one stopped.
 """
 
 import os
@@ -13,8 +14,10 @@ import numpy as np
 from absl import flags
 
 from dinotwins_jax.callable_module import call_as_function
-from dinotwins_jax.cli import COMPILED, command, exit_code, fail
+from dinotwins_jax.cli import COMPILED, command, exit_code, fail, overrides_of_run
 from dinotwins_jax.data.base import SPLITS
+
+_OF_MODEL = ("data.window", "data.mean", "data.std", "data.canvas_size")  # of its preprocessing
 
 
 def api(
@@ -112,6 +115,17 @@ def _own_pictures(model, split: str):
     return open_source(data, split)
 
 
+def _change_data(model, changed: dict) -> None:
+    """Changes keys of the run's data, such as where they lie, but not how a picture is read."""
+    for key in changed:
+        if not key.startswith("data.") or key.startswith(_OF_MODEL):
+            raise ValueError(
+                f"--config.{key}: embed changes keys of the data alone, such as data.dir"
+            )
+    if changed:
+        model.config.update_from_flattened_dict(changed)
+
+
 def _define(values: flags.FlagValues) -> None:
     options = {"flag_values": values}
     flags.DEFINE_string(
@@ -141,6 +155,11 @@ def _embed(values: flags.FlagValues) -> int:
             "--workdir, --out and either --images or --split are required, such as --workdir=runs/hybrid "
             "--images=/data/pictures --out=features.npz"
         )
+    changed = overrides_of_run(values)
+    if changed is None and values.config is not None:
+        return fail(
+            "embed takes the run's own config: --config.data.KEY=… changes a key of its data"
+        )
 
     def work():
         from dinotwins_jax.devices.compilation import remember_compilations
@@ -155,6 +174,7 @@ def _embed(values: flags.FlagValues) -> int:
         classifier = load_classifier(values.classifier) if values.classifier else None
         remember_compilations(Path(values.workdir).expanduser().parent / COMPILED)
         model = load(values.workdir, values.checkpoint)
+        _change_data(model, changed or {})
         pictures = _pictures(model, values.images, values.split)
         with Count("embed", len(pictures)) as count:
             done = write_features(

@@ -67,7 +67,7 @@ def _line(where: str, top1: float, balanced: float) -> str:
 
 def run(argv=None, program="python -m dinotwins_jax.probe") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    options = {"config_required": False, "directories": ()}
+    options = {"takes_config": False, "directories": ()}
     return command(program, __doc__, _define, _probe, argv, **options)
 
 

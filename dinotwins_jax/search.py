@@ -153,7 +153,7 @@ def _draw(path: Path, gallery, names: list[str], near: np.ndarray, cosines: np.n
 
 def run(argv=None, program="python -m dinotwins_jax.search") -> int:
     """The command; returns the exit code, errors are one line on stderr."""
-    options = {"config_required": False, "directories": ()}
+    options = {"takes_config": False, "directories": ()}
     return command(program, __doc__, _define, _search, argv, **options)
 
 

@@ -276,6 +276,23 @@ def test_embed_says_what_is_wrong(run, model, pictures, tmp_path, capsys):
         read_features(tmp_path / "cache.npz")
 
 
+def test_data_that_have_moved_are_embedded(run, tmp_path, capsys):
+    def embed(*changes):
+        out = f"--out={tmp_path / 'a.npz'}"
+        code = embed_command([f"--workdir={run}", "--split=test", out, "--overwrite", *changes])
+        return code, capsys.readouterr()
+
+    assert embed("--config.data.scenes.num_test=7")[0] == 0
+    assert len(read_features(tmp_path / "a.npz")["names"]) == 7
+    for changes, message in (
+        ("--config.data.window.mode=picture", "keys of the data alone"),
+        ("--config.evals.resize=32", "keys of the data alone"),
+        ("--config=dino:demo", "embed takes the run's own config"),
+    ):
+        code, said = embed(changes)
+        assert code == 2 and message in said.err and said.err.count("\n") == 1
+
+
 def test_labels_of_the_run_s_own_data(run, model):
     found = dt.embed(run, split="test")
     source = open_source(model.config.data.to_dict(), "test")

@@ -454,6 +454,9 @@ def test_what_is_wrong_is_said_in_a_line(place, tmp_path, capsys):
         np.savez(tmp_path / name, **{k: v for k, v in arrays.items() if v is not None})
         return f"--features={tmp_path / name}"
 
+    (tmp_path / "a.json").write_text("{}")
+    assert error(clusters_command, f"--features={tmp_path / 'a.json'}").count("not an .npz")
+    assert "Unknown command line flag" in error(clusters_command, "--config.data.dir=/x")
     features, query = f"--features={place / 'set.npz'}", f"--query={place / 'set'}"
     search, near, groups = search_command, duplicates_command, clusters_command
     assert "--features and --query are required" in error(search, features)

@@ -49,6 +49,7 @@ def check_damage(path: Path, what: str) -> Iterator[None]:
         yield
     except (*kinds, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = "not an .npz" if "allow_pickle" in reason else reason  # NumPy's words for any file
         raise ValueError(f"{path} is damaged or holds no {what}: {reason}") from None
 
 
