@@ -77,6 +77,10 @@ def test_scores_of_the_same_weights_are_on_the_card_with_their_protocols(
     card = card_of(workdir, tmp_path)
     assert "78.4 ± 0.5" in card and "random weights" in card and "- k-NN: p3" in card
     assert "scored with 60 labelled and 20 test images of 10 classes" in card
+    probe = {"data__probe__source": "folder", "data__probe__dir": "/data/few"}
+    export_run(workdir, shrunk(**probe), "timm", tmp_path / "probe")
+    card = (tmp_path / "probe" / "README.md").read_text()
+    assert "scored with folder, few: 60 labelled and 20 test images of 10 classes" in card
     for other in ({"step": 4}, {"weights": "of another training"}):
         (workdir / "scores.json").write_text(json.dumps(report | other))
         assert "78.4" not in card_of(workdir, tmp_path)

@@ -120,22 +120,25 @@ def _size(pre: Preprocessing) -> str:
 
 
 def _data(config, weights: Weights) -> str:
-    data, source = config.data, config.data.source
-    if source == "tfds":
-        name = data.tfds.name
-    else:  # the last folder; "/data/mine/**/*.jpg" is mine
-        folders = [part for part in PurePath(data.dir).parts if not re.search(r"[*?\[]", part)]
-        name = folders[-1] if folders and folders[-1] != "/" else ""
-    text = _plain(f"{source}, {name}" if name else source)
+    text, probe = _data_name(config.data), config.data.get("probe") or {}
     if weights.images:
         text += f": {weights.images:,} training images"
     sets = (weights.report or {}).get("sets")
     if not sets:
         return text
     classes = f" of {sets['classes']:,} classes" if sets["classes"] else ""
-    return (
-        f"{text}; scored with {sets['train']:,} labelled and {sets['test']:,} test images{classes}"
-    )
+    of = f" {_data_name(probe)}:" if probe.get("source") else ""
+    return f"{text}; scored with{of} {sets['train']:,} labelled and {sets['test']:,} test images{classes}"
+
+
+def _data_name(data) -> str:
+    """The source of a section `data`, and the last part of its place."""
+    if data.source == "tfds":
+        name = data.tfds.name
+    else:  # the last folder; "/data/mine/**/*.jpg" is mine
+        folders = [part for part in PurePath(data.dir).parts if not re.search(r"[*?\[]", part)]
+        name = folders[-1] if folders and folders[-1] != "/" else ""
+    return _plain(f"{data.source}, {name}" if name else data.source)
 
 
 def _training(config, weights: Weights) -> str:
