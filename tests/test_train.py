@@ -89,7 +89,8 @@ def test_a_run_leaves_scores_pictures_log_checkpoints_and_config(whole_run):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, monkeypatch):
-    """Stopped in step 3, after the checkpoint of step 2: bit for bit the run that was not stopped.
+    """Started twice, and stopped in step 3, after the checkpoint of step 2: bit for bit the run that was
+    started once and not stopped.
 
     TensorBoard has the same log as metrics.jsonl, scores and pictures.
     """
@@ -98,6 +99,9 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, mon
         advance = Progress.advance
 
         def interrupt(self, step):
+            if step == 2:
+                with pytest.raises(ValueError, match="in use by process"):
+                    train(config, tmp_path)
             if step == 3:
                 raise KeyboardInterrupt
             advance(self, step)
