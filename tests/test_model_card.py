@@ -121,6 +121,15 @@ def test_the_config_of_an_export_holds_the_preprocessing(workdir, tmp_path):
         assert said["image_size"] == 16
 
 
+def test_an_export_by_a_config_has_the_numbers_of_the_run_s_window(workdir, tmp_path):
+    run, config = shrunk(data__window__mode="set"), shrunk(data__window__mode="set")
+    run.data.window.range = (10, 4000)
+    (workdir / "config.json").write_text(json.dumps(run.to_dict()))
+    export_run(workdir, config, "timm", tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["dinotwins_jax"]
+    assert said["window"]["range"] == [10, 4000]
+
+
 def test_the_code_of_every_target_is_python(tmp_path):
     views = {3: Preprocessing(40, (32, 32), (0.5,) * 3, (0.2,) * 3)}
     views |= {c: Preprocessing(72, (32, 64), (0.5,) * c, (0.2,) * c) for c in (1, 4)}
