@@ -54,7 +54,7 @@ def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
 
 
 def with_known_window(config, workdir: Path):
-    """The config with the window of a set that the run in a workdir has computed, to go on or export with."""
+    """The config with the window of a set that the run in a workdir has computed, to go on with."""
     path = Path(workdir) / "config.json"
     window = config.data.get("window", {})
     if window.get("mode") != "set" or len(window.range) or not has_checkpoints(workdir):
