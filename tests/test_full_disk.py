@@ -110,6 +110,7 @@ class Noise:
         return f"noise/{i}"
 
 
+@pytest.mark.slow
 def test_shards_without_room_go_on_from_the_last_whole_one(tmp_path):
     store, out = union({"pretrain": Noise()}), tmp_path / "out"
     start = lambda: shards.write(  # noqa: E731
