@@ -33,6 +33,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # so LLVM does not optimise there; XLA's own passes run all the same. Golden numbers are met as shipped.
 _QUICKLY_COMPILED = {
     "test_api",
+    "test_augment_draws",
     "test_augment_loop",
     "test_balance",
     "test_benchmark",
@@ -46,8 +47,11 @@ _QUICKLY_COMPILED = {
     "test_evaluate",
     "test_export_programs",
     "test_family_step",
+    "test_finetune",
     "test_invariance",
+    "test_knn",
     "test_layers",
+    "test_linear",
     "test_look",
     "test_memory",
     "test_model_card",

@@ -202,6 +202,7 @@ def test_box_falls_back_to_the_central_crop():
     assert tuple(int(side) for side in box) == (0, 0, 50, 60)
 
 
+@pytest.mark.slow
 def test_view_is_drawn_from_its_key_alone():
     """View v of an image depends only on fold_in(key, v)."""
     recipes = make_view_specs(num_local=3)
@@ -252,6 +253,7 @@ def test_local_boxes_keep_their_overlap(overlap, size, recipe):
     assert (top + height).max() <= size[0] and (left + width).max() <= size[1]
 
 
+@pytest.mark.slow
 def test_overlap_moves_only_the_boxes_that_lack_it():
     """All other parameters are unchanged, even sizes; a box is cut only if it fits in no global one."""
     free = draw_images(DRAWS, make_view_specs(num_local=LOCALS))

@@ -80,6 +80,7 @@ def test_no_box_exceeds_the_largest_box(size, scale):
     assert height <= max(size) and width <= max(size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blur_kernel", [0, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_loop_over_views_equals_all_views_at_once(blur_kernel):
     """Every operation fires in some of the views, and in some it does not."""

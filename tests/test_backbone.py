@@ -138,6 +138,7 @@ def test_places_tell_patches_apart():
     assert float(jnp.max(jnp.abs(a - b))) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"remat": True}, {"dtype": jnp.bfloat16}])
 def test_gradients_are_those_of_the_plain_model(change):
     images, weight = jnp.float32(normal(0, 2, 16, 24, 3)), normal(1, 2, 48)
@@ -178,6 +179,7 @@ def test_moves_are_those_of_the_paper():
     assert abs(np.log(factor).mean()) < 0.15  # log-uniform: as often smaller as larger
 
 
+@pytest.mark.slow
 def test_patches_move_in_training_alone_and_by_their_key():
     vit = VisionTransformer(
         **TINY, positions="rope", rope_shift=0.3, rope_rescale=2.0, init_std=0.3

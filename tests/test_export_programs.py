@@ -69,6 +69,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_stablehlo_runs_in_a_process_without_this_package(tmp_path):
     cases = {"wide": (*wide(), (32, 32)), "rope": (*model("rope, swiglu"), (48, 32))}
     for name, (vit, params, size) in cases.items():

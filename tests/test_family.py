@@ -114,7 +114,7 @@ def test_gradient_equals_differences_of_the_plain_loop(name):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("koleo", "vicreg") else pytest.param(n, marks=pytest.mark.slow) for n in PLAIN],
+    [n if n == "vicreg" else pytest.param(n, marks=pytest.mark.slow) for n in PLAIN],
 )
 def test_four_devices_see_the_global_batch(name):
     """Under pmap, with a fourth of the images on each device; gradients as the step averages them."""
@@ -167,6 +167,7 @@ def test_sinkhorn_shares_prototypes_equally_and_ignores_padding():
     assert np.all(np.isfinite(sinkhorn_knopp(jnp.float32(1e4 * logits), 0.04)))  # no overflow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [2, 6])
 def test_koleo_bears_duplicates(copies):
     """Equal features count as one image: no infinity, and no gradient between them."""

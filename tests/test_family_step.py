@@ -129,6 +129,7 @@ def test_byol_s_predictor_sits_on_the_student_s_projector(norm_output):
     assert_close(metrics["loss"], byol_loss(predicted, target), 1e-5)
 
 
+@pytest.mark.slow
 def test_the_anchor_is_the_teacher_of_its_time():
     gram = {"start_steps": 2, "refresh_steps": 2, "max_refreshes": 1}
     found = trained({"dino": HEAD, "gram": gram}, steps=7)

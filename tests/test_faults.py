@@ -105,6 +105,7 @@ def test_an_annotation_that_names_a_missing_file(tmp_path):
     assert set(batch["index"]) == {0} and sorted(batch["bad"]) == [-1, 1]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_line_and_the_stream_goes_on(tmp_path):
     for k in range(4):
         picture().save(tmp_path / f"{k}.jpg")

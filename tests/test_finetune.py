@@ -216,6 +216,7 @@ def test_test_labels_decide_nothing_and_float16_tokens_change_no_score(toy):
     assert [split["num_train"] for split in result["splits"]] == [60, 60]
 
 
+@pytest.mark.slow
 def test_only_labelled_images_are_asked_for_and_one_image_a_class_selects_on_itself(toy):
     backbone, params, (x, y), (z, t) = toy
     asked = {}

@@ -126,6 +126,7 @@ def test_features_and_classifiers_without_room_leave_nothing(tmp_path):
     np.testing.assert_array_equal(read_features(out)["cls"], wide)
 
 
+@pytest.mark.slow
 def test_shards_without_room_go_on_from_the_last_whole_one(tmp_path):
     store, out = union({"pretrain": Noise()}), tmp_path / "out"
     start = lambda: shards.write(  # noqa: E731

@@ -150,6 +150,7 @@ def test_barlow_pairs(options, expected_pairs):
     assert loss.heads["barlow_twins"].crops == options.get("views", "global")
 
 
+@pytest.mark.slow
 def test_diagnostics_name_the_two_collapses():
     loss = dino(out_dim=16)
     student, teacher = outputs(views=2)

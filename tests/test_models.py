@@ -184,6 +184,7 @@ def test_drop_path_of_a_sample_does_not_depend_on_its_batch():
     np.testing.assert_array_equal(whole, jnp.concatenate(halves))
 
 
+@pytest.mark.slow
 def test_drop_path_acts_in_training_only_and_ramps_linearly():
     vit = VisionTransformer(**TINY, drop_path_rate=0.9)
     images = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))

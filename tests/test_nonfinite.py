@@ -81,6 +81,7 @@ def overflow(network, *path):
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("terms", "change", "bad_batch", "where"),
     [

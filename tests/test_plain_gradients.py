@@ -67,6 +67,7 @@ def test_forward_mode_and_hessian_vector_products_of_the_backbone(fields):
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-3), product, other)
 
 
+@pytest.mark.slow
 def test_hand_written_gradients_refuse_forward_mode():
     vit = VIT.clone(plain_gradients=False)
     images = jnp.ones((1, 8, 8, 3))

@@ -99,7 +99,10 @@ def golden_network(golden, network, moment):
     return subset(golden, f"{network}{moment}:") | (projector if network == "student" else {})
 
 
-@pytest.mark.parametrize("name", ["dino_trajectory", "hybrid_trajectory"])
+@pytest.mark.parametrize(
+    "name",
+    ["dino_trajectory", pytest.param("hybrid_trajectory", marks=pytest.mark.slow)],
+)
 def test_trajectory_equals_official(name):
     golden, metrics, centers, state = trajectory(name)
     for key, ours in {
@@ -129,6 +132,7 @@ def test_ema_turns_the_right_way():
     assert_close(new["a"], 1.1, 1e-6)
 
 
+@pytest.mark.slow
 def test_teacher_follows_the_updated_student():
     """With momentum 0 the teacher must be the student after the optimiser, not before it."""
     golden = load("dino_trajectory")

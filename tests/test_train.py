@@ -229,6 +229,7 @@ def test_no_key_of_the_config_is_dead():
     assert not dead
 
 
+@pytest.mark.slow
 def test_a_loss_from_outside_and_its_nan(tmp_path):
     """Three steps change nothing, then the run stops: module, batch and checkpoint are named."""
     config = shrunk(total_steps=8, checkpoint__every_epochs=3.5)
