@@ -177,9 +177,11 @@ def test_a_run_trains_on_one_set_and_is_scored_on_the_other(config, tmp_path, ca
     assert any("monitor/knn_top1" in json.loads(line) for line in log)
     report = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert evaluate_run(tmp_path / "run", tasks=["linear", "knn"]) == scores
-    # Scores of other data are of another identity, and start anew.
+    # Scores of other data go beside those of the run's.
     own = ConfigDict(json.loads((tmp_path / "run" / "config.json").read_text()))
     own.data.probe.coco.train_split = own.data.probe.coco.test_split = "train"
     evaluate_run(tmp_path / "run", own, ["knn"])
-    again = json.loads((tmp_path / "run" / "scores.json").read_text())
-    assert again["data"] != report["data"] and "linear" not in again["scores"]["teacher"]
+    (beside,) = (tmp_path / "run" / "evals").glob("*/scores.json")
+    other = json.loads(beside.read_text())
+    assert other["data"] != report["data"] and "linear" not in other["scores"]["teacher"]
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["data"] == report["data"]
