@@ -39,6 +39,7 @@ from dinotwins_jax import durations, evaluation, inputs
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.lock import locked
 from dinotwins_jax.logs.progress import Progress
 from dinotwins_jax.memory import abstract_batch
 from dinotwins_jax.stopping import NonFiniteError
@@ -100,8 +101,8 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(whole_run, tmp_path, mon
 
         def interrupt(self, step):
             if step == 2:
-                with pytest.raises(ValueError, match="in use by process"):
-                    train(config, tmp_path)
+                with pytest.raises(ValueError, match="in use by process"), locked(tmp_path):
+                    raise AssertionError("a second start is not refused")
             if step == 3:
                 raise KeyboardInterrupt
             advance(self, step)
