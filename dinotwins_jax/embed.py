@@ -101,12 +101,11 @@ def _place(images, split: str | None) -> str:
 
 
 def _own_pictures(model, split: str):
-    from dinotwins_jax.data import data_section, open_source, probe_section
+    from dinotwins_jax.data import open_source, split_section
 
     if model.config is None:
         raise ValueError(f"{model.source} is not a run: it has no data for split '{split}'")
-    data = data_section(model.config)
-    data = data if split == "pretrain" else probe_section(data)
+    data = split_section(model.config, split)
     if ":" in str(data["source"]):
         raise ValueError(
             f"{model.source} names code as its data source, '{data['source']}', which is not run: give "

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dinotwins_jax.data.base import Source, allow_pixels, check_split
-from dinotwins_jax.data.reading import RGB, Reading
+from dinotwins_jax.data.reading import RGB
 from dinotwins_jax.data.store import as_stored
-from dinotwins_jax.data.window import window_of
+from dinotwins_jax.data.window import reading_with
 
 SOURCES = {
     "scenes": "dinotwins_jax.data.scenes:Scenes",
@@ -67,12 +67,18 @@ def open_source(data: Mapping[str, Any], split: str) -> Source:
     channels = data.get("in_channels", 3)
     if channels < 1:
         raise ValueError(f"config.model.in_channels is {channels}: it must be positive")
-    reading = Reading(channels, window_of(data.get("window"), channels))
+    reading = reading_with(channels, data.get("window"))
     if stored := getattr(source, "stored", None):
         reading = as_stored(reading, stored, data["dir"])
     if reading != RGB:
         source.reading = reading
     return source
+
+
+def split_section(config: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """`data_section` for a split of a run: that of the probes' data unless it is "pretrain"."""
+    data = data_section(config)
+    return data if split == "pretrain" else probe_section(data)
 
 
 def has_probe_data(data: Mapping[str, Any]) -> bool:

@@ -60,6 +60,7 @@ def held_out(names: list[str], fraction: float, seed: int) -> set[str]:
 
 
 def held_out_note(fraction: float, seed: int) -> str:
+    """Says how the test images were drawn, for `Source.notes`."""
     return f"test: {100 * fraction:.3g}% of the labelled images, drawn with seed {seed}"
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from dinotwins_jax.data.base import SPLITS, Source, printable
 from dinotwins_jax.data.reading import Reading
-from dinotwins_jax.data.window import window_of, window_text
+from dinotwins_jax.data.window import reading_with, window_text
 
 FORMAT, VERSION = "dinotwins_jax prepared images", 1
 MANIFEST, ARRAYS = "manifest.json", "splits.npz"
@@ -126,7 +126,7 @@ def files_checksum(names: Sequence[str]) -> str:
 def stored_reading(settings: Mapping[str, Any]) -> Reading:
     """The channels and the window with which prepared data were written, by their manifest's settings."""
     settings = _ADDED | dict(settings)
-    return Reading(settings["channels"], window_of(settings["window"], settings["channels"]))
+    return reading_with(settings["channels"], settings["window"])
 
 
 def as_stored(wanted: Reading, stored: Reading, where: str) -> Reading:

@@ -5,10 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from dinotwins_jax.data.reading import Unfit, Window
+from dinotwins_jax.data.reading import Reading, Unfit, Window
 
 MODES = ("", "fixed", "picture", "set")
 MOST = 1 << 18  # samples of a picture that its percentiles are computed from, evenly spaced
+
+
+def reading_with(channels: int, section: Mapping[str, Any] | None) -> Reading:
+    """The reading of `channels` with the window that a section `data.window` describes; see `window_of`."""
+    return Reading(channels, window_of(section, channels))
 
 
 def window_of(section: Mapping[str, Any] | None, channels: int = 3) -> Window | None:

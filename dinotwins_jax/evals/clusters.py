@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinotwins_jax.evals.neighbours import unit
+from dinotwins_jax.evals.protocol import summed_up
 
 PROTOCOL = "kmeans-cosine-v1"
 METRICS = ("nmi", "ari", "accuracy")
@@ -91,9 +92,7 @@ def agreement(cluster: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 
-    known = labels >= 0
-    if not known.any():
-        raise ValueError(f"no labelled images: all {len(labels)} labels are -1")
+    known = _labelled(labels)
     cluster, labels = cluster[known], labels[known]
     table = contingency_matrix(labels, cluster)
     right = table[linear_sum_assignment(table, maximize=True)].sum()
@@ -116,17 +115,19 @@ def cluster_scores(features: np.ndarray, labels: np.ndarray, seeds: tuple[int, .
     Raises:
       ValueError: no labelled image.
     """
-    known = labels >= 0
-    if not known.any():
-        raise ValueError(f"no labelled images: all {len(labels)} labels are -1")
+    known = _labelled(labels)
     features, labels = features[known], labels[known]
     k = len(np.unique(labels))
     splits = [
         {"seed": seed, **agreement(k_means(features, k, seed).cluster, labels)} for seed in seeds
     ]
-    scores = {}
-    for metric in METRICS:
-        values = [split[metric] for split in splits]
-        scores[f"{metric}_mean"] = float(np.mean(values))
-        scores[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return scores | {"num_clusters": k, "protocol": PROTOCOL, "splits": splits}
+    about = {"num_clusters": k, "protocol": PROTOCOL, "splits": splits}
+    return summed_up(splits, METRICS) | about
+
+
+def _labelled(labels: np.ndarray) -> np.ndarray:
+    """bool[M], whether an image has a label. Raises ValueError if none has."""
+    known = labels >= 0
+    if not known.any():
+        raise ValueError(f"no labelled images: all {len(labels)} labels are -1")
+    return known

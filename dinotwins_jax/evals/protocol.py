@@ -66,10 +66,10 @@ def over_splits(
     return summed_up(splits) | {"fraction": fraction, "protocol": protocol, "splits": splits}
 
 
-def summed_up(splits: list[dict]) -> dict[str, float]:
-    """{"<metric>_mean", "<metric>_std" (n - 1; 0 for one)} over draws, for the METRICS present."""
+def summed_up(splits: list[dict], metrics: tuple[str, ...] = METRICS) -> dict[str, float]:
+    """{"<metric>_mean", "<metric>_std" (n - 1; 0 for one)} over draws, for the metrics present."""
     summary = {}
-    for metric in METRICS:
+    for metric in metrics:
         if metric in splits[0]:
             values = [split[metric] for split in splits]
             summary[f"{metric}_mean"] = float(np.mean(values))

@@ -22,14 +22,13 @@ from jax.experimental import multihost_utils
 from dinotwins_jax.data.base import Source, printable
 from dinotwins_jax.evals.features import checksum, source_checksum
 from dinotwins_jax.features.classifier import Classifier
-from dinotwins_jax.features.files import ABOUT, KINDS, check_damage, join
+from dinotwins_jax.features.files import ABOUT, KINDS, MANIFEST, check_damage, join
 from dinotwins_jax.features.model import Model
 from dinotwins_jax.files import replace_text, replacing
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
 TOKENS = ("cls", "mean_patch", "patches")
 SHARD_BYTES = 2**28
-MANIFEST = "embed.json"
 FORMAT = "dinotwins_jax features"
 
 

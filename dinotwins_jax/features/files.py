@@ -12,8 +12,9 @@ import numpy as np
 from dinotwins_jax.files import replacing
 
 ABOUT = ("model", "source", "place")  # texts: who made the features, and of which pictures
+MANIFEST = "embed.json"  # of a folder of shards
 _ONCE = ("class_names", "predicted_names", *ABOUT)  # the same in every shard
-_PER_IMAGE_LAST = ("left_out",)  # per shard, but not one a row
+_PER_SHARD = ("left_out",)  # per shard, but not one a row
 
 
 def join(shards: list[Path], out: Path, about: dict) -> None:
@@ -53,7 +54,7 @@ def check_damage(path: Path, what: str) -> Iterator[None]:
         raise ValueError(f"{path} is damaged or holds no {what}: {reason}") from None
 
 
-def _read_npz(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]:
     with check_damage(path, "features"), np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files if name not in without}
 
@@ -67,7 +68,7 @@ def _checked(path: Path, arrays: dict) -> dict[str, np.ndarray]:
 def _read_folder(folder: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]:
     shards = sorted(folder.glob("features-*.npz"))
     try:
-        complete = json.loads((folder / "embed.json").read_text()).get("complete", False)
+        complete = json.loads((folder / MANIFEST).read_text()).get("complete", False)
     except (OSError, ValueError):
         complete = False
     if not shards or not complete:
@@ -129,7 +130,7 @@ def _parquet(shards: list[Path], out: Path, about: dict) -> None:
                 columns = {
                     name: _column(pa, arrays[name])
                     for name in arrays.files
-                    if name not in (*_ONCE, *_PER_IMAGE_LAST)
+                    if name not in (*_ONCE, *_PER_SHARD)
                 }
             table = pa.table(columns)
             if writer is None:

@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from dinotwins_jax.configuration import config_of
-from dinotwins_jax.data import data_section, open_source, probe_section
+from dinotwins_jax.data import data_section, open_source, split_section
 from dinotwins_jax.data.bands import as_colours
 from dinotwins_jax.data.base import Source, decode_image, printable
 from dinotwins_jax.data.pictures import pictures_in
 from dinotwins_jax.data.reading import RGB, Reading
 from dinotwins_jax.data.store import MANIFEST
-from dinotwins_jax.data.window import window_of
+from dinotwins_jax.data.window import reading_with
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.evals.pictures import picture_of
 from dinotwins_jax.evals.sheets import Tile
@@ -117,8 +117,8 @@ class Gallery:
         kind, _, split = self._place.partition(" ")
         try:
             if kind == "split" and self.source:
-                data = data_section(config_of(Path(self.source), opens_data=True))
-                return open_source(data if split == "pretrain" else probe_section(data), split)
+                config = config_of(Path(self.source), opens_data=True)
+                return open_source(split_section(config, split), split)
             if self._place and (Path(self._place) / MANIFEST).is_file():
                 return pictures_in(self._place, self._reading)
         except (ValueError, OSError) as error:
@@ -133,7 +133,7 @@ class Gallery:
 
 def _of_run(workdir: Path) -> Reading:
     data = data_section(config_of(workdir))
-    return Reading(data["in_channels"], window_of(data.get("window"), data["in_channels"]))
+    return reading_with(data["in_channels"], data.get("window"))
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

@@ -7,10 +7,8 @@ import jax
 
 from dinotwins_jax.augment.multi_crop import channel_moments
 from dinotwins_jax.build import make_backbone
-from dinotwins_jax.configuration import config_of
 from dinotwins_jax.data.base import canvas_for_photos
-from dinotwins_jax.data.reading import Reading
-from dinotwins_jax.data.window import window_of
+from dinotwins_jax.data.window import reading_with
 from dinotwins_jax.devices.placement import make_placement
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.evals.view import View
@@ -44,14 +42,13 @@ def load(source: str | os.PathLike, checkpoint: str | int = "last") -> Model:
     quiet_orbax()
     path = Path(source).expanduser()
     if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
-        return _from_run(path, "latest" if checkpoint == "last" else str(checkpoint))
+        return _from_run(path, str(checkpoint))
     if checkpoint != "last":
         raise ValueError(f"{path} is not a run: checkpoint={checkpoint!r} cannot be chosen there")
     return _from_weights(path)
 
 
 def _from_run(workdir: Path, checkpoint: str) -> Model:
-    config_of(workdir)  # says what is wrong with it
     config = get_config(str(workdir))
     teacher, step = teacher_of(workdir, config, checkpoint)
     if config.model.get("attention") == "cudnn" and jax.default_backend() != "gpu":
@@ -98,5 +95,5 @@ def _placed(backbone, params, pre: Preprocessing, canvas: int, batch: int, **abo
     view = View(
         pre.resize, crop, canvas, batch, placement.put_images, tuple(pre.mean), tuple(pre.std)
     )
-    reading = Reading(backbone.in_channels, window_of(pre.window, backbone.in_channels))
+    reading = reading_with(backbone.in_channels, pre.window)
     return Model(backbone, placement.whole(params), view, reading=reading, **about)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dinotwins_jax.augment.multi_crop import channel_moments
 from dinotwins_jax.data.reading import Reading
-from dinotwins_jax.data.window import window_of
+from dinotwins_jax.data.window import reading_with
 from dinotwins_jax.preprocessing import Preprocessing
 
 
@@ -37,7 +37,7 @@ def stated_reading(folder: Path) -> Reading:
     """The channels and the window that an export states; RGB in a folder without them."""
     ours = _json(folder / "config.json").get("dinotwins_jax", {})
     channels = ours.get("in_channels", 3)
-    return Reading(channels, window_of(ours.get("window"), channels))
+    return reading_with(channels, ours.get("window"))
 
 
 def _ours(stated: dict, channels: int) -> Preprocessing:
