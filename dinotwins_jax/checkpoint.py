@@ -265,7 +265,7 @@ class Checkpoints:
 
 def chosen_step(checkpoints: Checkpoints, which: str) -> int | None:
     """Parses --checkpoint; None means the latest intact one."""
-    if which in ("latest", "last"):
+    if which == "latest":
         return None
     step = checkpoints.best() if which == "best" else int(which) if which.isdecimal() else None
     if step not in checkpoints.steps():

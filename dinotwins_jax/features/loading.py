@@ -42,7 +42,7 @@ def load(source: str | os.PathLike, checkpoint: str | int = "last") -> Model:
     quiet_orbax()
     path = Path(source).expanduser()
     if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
-        return _from_run(path, str(checkpoint))
+        return _from_run(path, "latest" if checkpoint == "last" else str(checkpoint))
     if checkpoint != "last":
         raise ValueError(f"{path} is not a run: checkpoint={checkpoint!r} cannot be chosen there")
     return _from_weights(path)
