@@ -185,6 +185,8 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
         automatic.add("data.window.range")
     if not config.data.canvas_size:
         automatic.add("data.canvas_size")
+    if config.model.position_interpolation is None:
+        automatic.add("model.position_interpolation")
     compared = (theirs.keys() & ours.keys()) - automatic
     if any(theirs[key] != ours[key] for key in compared):
         return False
