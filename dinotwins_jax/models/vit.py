@@ -51,10 +51,10 @@ class VisionTransformer(nn.Module):
       embed_dim, depth, num_heads, patch_size (pixels), image_size (pixels, int or (h, w); the grid
       that the position embedding is stored for; any other grid is interpolated), mlp_ratio (hidden width
       of the MLP over embed_dim; SwiGLU has two thirds of it), drop_path_rate (of the last block; a linear
-      ramp from 0; only with train=True, which then needs rngs={"drop_path": key}), num_register_tokens
-      (arXiv:2309.16588, after the class token, without position), layer_scale_init (None: no LayerScale),
-      ffn ("mlp" | "swiglu"), positions ("learned" | "rope": rotary, any grid without interpolation, no
-      pos_embed), rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with
+      ramp from 0, or the same in every block with drop_path_uniform; only with train=True, which then
+      needs rngs={"drop_path": key}), num_register_tokens (arXiv:2309.16588, after the class token,
+      without position), layer_scale_init (None: no LayerScale), ffn ("mlp" | "swiglu"), positions
+      ("learned" | "rope": rotary, any grid without interpolation, no pos_embed), rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with
       train=True, which then needs rngs={"rope": key}), norm_eps (of all LayerNorms; DINO and DINOv2 have
       1e-6, DINOv3 1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
       dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
@@ -91,6 +91,7 @@ class VisionTransformer(nn.Module):
     plain_gradients: bool = False
     gather: Callable | None = None
     in_channels: int = 3
+    drop_path_uniform: bool = False
 
     def setup(self):
         if self.embed_dim % self.num_heads:
@@ -116,7 +117,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = gathering(PatchEmbed, self.gather)(
             self.embed_dim, self.patch_size, self.dtype, self.plain_gradients
         )
-        rates = np.linspace(0.0, self.drop_path_rate, self.depth)
+        first = self.drop_path_rate if self.drop_path_uniform else 0.0
+        rates = np.linspace(first, self.drop_path_rate, self.depth)
         block = gathering(Block, self.gather)
         if self.remat or self.gather is not None:
             keep = None if self.remat else _ALL_BUT_GATHERED
