@@ -51,10 +51,10 @@ class VisionTransformer(nn.Module):
       embed_dim, depth, num_heads, patch_size (pixels), image_size (pixels, int or (h, w); the grid
       that the position embedding is stored for; any other grid is interpolated), mlp_ratio (hidden width
       of the MLP over embed_dim; SwiGLU has two thirds of it), drop_path_rate (of the last block; a linear
-      ramp from 0, or the same in every block with drop_path_uniform; only with train=True, which then
-      needs rngs={"drop_path": key}), num_register_tokens (arXiv:2309.16588, after the class token,
-      without position), layer_scale_init (None: no LayerScale), ffn ("mlp" | "swiglu"), positions
-      ("learned" | "rope": rotary, any grid without interpolation, no pos_embed), rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with
+      ramp from 0; only with train=True, which then needs rngs={"drop_path": key}), num_register_tokens
+      (arXiv:2309.16588, after the class token, without position), layer_scale_init (None: no LayerScale),
+      ffn ("mlp" | "swiglu"), positions ("learned" | "rope": rotary, any grid without interpolation, no
+      pos_embed), rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with
       train=True, which then needs rngs={"rope": key}), norm_eps (of all LayerNorms; DINO and DINOv2 have
       1e-6, DINOv3 1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
       dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
       remat (recompute each block in the backward pass instead of storing its activations),
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they
-      are not sharded), in_channels (C of the images).
+      are not sharded), in_channels (C of the images), drop_path_uniform (drop_path_rate in every block).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
     in dinov3.
     """
