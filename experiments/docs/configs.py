@@ -255,7 +255,7 @@ def augmentations() -> str:
 
 
 def recipes() -> str:
-    """Table of the official recipes, a column each; of two that differ in one term only, the first."""
+    """Table of the keys in which the official recipes differ, a column each."""
     methods = dict(zip(official.RECIPES, ("dino", "barlow_twins", "dinov2", "dinov3"), strict=True))
     columns = {
         f"{methods[kinds]}:…+{word}": recipe
@@ -269,9 +269,9 @@ def recipes() -> str:
             cells = (code(_short(of[key])) if key in of else "" for of in columns.values())
             rows.append([code(key), *cells])
     words = (
-        "The keys in which the recipes of [official.py](../configs/official.py) differ; where a cell is empty, "
-        "the recipe leaves the key. `loss.gram` unset: no such term. What each is, and what stays different: "
-        "[method.md](method.md#official-recipes)."
+        "The keys in which the recipes of [official.py](../configs/official.py) differ; where a cell is "
+        "empty, the recipe leaves the key. `loss.gram` unset: no such term. What each is, and what stays "
+        "different: [method.md](method.md#official-recipes)."
     )
     return f"## Official recipes\n\n{words}\n\n{table(['key', *map(code, columns)], rows)}"
 
