@@ -95,6 +95,7 @@ CHOICES = {  # for every element of a tuple
     "model.attention": ("xla", "cudnn"),
     "model.ffn": ("mlp", "swiglu"),
     "model.positions": ("learned", "rope"),
+    "model.position_interpolation": ("dino", "antialias", "size"),
     "data.window.mode": ("", "fixed", "picture", "set"),
     "optim.name": ("adamw", "lars"),
     "optim.lr_scaling": tuple(SCALINGS),
