@@ -27,11 +27,16 @@ from dinotwins_jax.pretrained import read_backbone, with_position_interpolation
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
 from dinotwins_jax.settings import advice, auto
 from dinotwins_jax.settings.ranges import check_ranges
+from dinotwins_jax.settings.rates import peak_and_final, scaling
 from dinotwins_jax.streams import INIT, stream
 from dinotwins_jax.training.diagnosis import make_diagnosis
 from dinotwins_jax.training.optim import make_optimizer
 from dinotwins_jax.training.state import create_state, init_backbone
 from dinotwins_jax.training.step import make_train_step
+
+# Arguments of make_optimizer among the keys of config.optim; one that a config lacks has its default.
+OPTIMISER = ("clip", "clip_mode", "frozen_last_layer", "betas", "layer_decay", "patch_embed_lr_mult",
+             "predictor_lr_mult")  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -132,13 +137,9 @@ def build(
         )
     tx = make_optimizer(
         config.optim.name,
-        clip=config.optim.clip,
-        clip_mode=config.optim.clip_mode,
         freeze_last_layer_steps=steps["optim.freeze_last_layer_epochs"],
         freeze_backbone_steps=steps["optim.freeze_backbone_epochs"],
-        layer_decay=config.optim.layer_decay,
-        patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
-        predictor_lr_mult=config.optim.predictor_lr_mult,
+        **{key: config.optim[key] for key in OPTIMISER if key in config.optim},
     )
     parts = {
         "backbone": backbone,
@@ -203,6 +204,7 @@ def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
         epochs=config.total_epochs,
         embed_dim=make_backbone(config).embed_dim,
         optimizer=config.optim.name,
+        lr_scaling=scaling(config.optim),
         has_weights=bool(config.init_from),
     )
     chosen = auto.resolve(keys, facts)
@@ -231,9 +233,9 @@ def make_schedules(config: ConfigDict, num_steps: int, steps: dict[str, int]) ->
     Differs: the teacher's temperature warms up step by step as in DINOv2, not epoch by epoch.
     """
     optim, teacher = config.optim, config.teacher
-    peak = optim.lr * config.batch_size / 256
+    peak, final = peak_and_final(optim, config.batch_size)
     return {
-        "lr": cosine_schedule(peak, optim.final_lr, num_steps, steps["optim.warmup_epochs"]),
+        "lr": cosine_schedule(peak, final, num_steps, steps["optim.warmup_epochs"]),
         "weight_decay": cosine_schedule(optim.weight_decay, optim.final_weight_decay, num_steps),
         "teacher_momentum": cosine_schedule(teacher.momentum, teacher.final_momentum, num_steps),
         "teacher_temp": teacher_temp_schedule(

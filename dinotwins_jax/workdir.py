@@ -23,6 +23,10 @@ _ADDED = {
     **{"model.in_channels": 3, "data.mean": [], "data.std": []},
     **{"data.window.mode": "", "data.window.range": [], "data.window.percentiles": [0.5, 99.5]},
     **{"data.window.per_band": False, "model.position_interpolation": "dino"},
+    "model.drop_path_uniform": False,
+    **{"optim.betas": [0.9, 0.999], "optim.lr_scaling": "linear_256", "optim.final_lr_ratio": None},
+    **{"optim.frozen_last_layer": "skipped"},
+    **{"loss.dino.weight_norm": True, "loss.ibot.weight_norm": True},
 }
 _ABSENT = object()
 _OPEN = {

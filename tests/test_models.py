@@ -1,5 +1,7 @@
 """Backbones, heads and their PyTorch names against the official code's numbers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +105,37 @@ def test_dino_head_has_no_weight_g_unless_it_is_trained():
     assert names(True) == {"weight_v"} and names(False) == {"weight_v", "weight_g"}
 
 
+def test_a_head_without_weight_norm_ends_in_a_plain_linear_layer():
+    """Logits and gradients of <x / |x|, w_k>, with the norms of x and of the prototypes w_k far from 1."""
+    rng = np.random.default_rng(0)
+    head = DINOHead(7, 6, 4, weight_norm=False)
+    x = np.float32(rng.normal(size=(5, 3)))
+    params = head.init(jax.random.key(0), x)["params"]
+    assert {k: v.shape for k, v in params["last_layer"].items()} == {"weight": (7, 4)}
+    params = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params)
+    upstream = rng.normal(size=(5, 7))
+    logits, pullback = jax.vjp(lambda p: head.apply({"params": p}, x), params)
+    weight, unit, expected = np.float64(params["last_layer"]["weight"]), [], np.empty((5, 7))
+    for n, row in enumerate(np.float64(x)):
+        for layer in range(3):
+            dense = params[f"mlp_{layer}"]
+            row = row @ np.float64(dense["kernel"]) + np.float64(dense["bias"])
+            if layer < 2:
+                row = np.array([0.5 * v * (1 + math.erf(v / 2**0.5)) for v in row])
+        unit.append(row / np.sqrt(np.sum(row**2)))
+        for k in range(7):
+            expected[n, k] = np.sum(unit[-1] * weight[k])
+    assert_close(logits, expected)
+    assert_close(pullback(jnp.float32(upstream))[0]["last_layer"]["weight"], upstream.T @ unit)
+
+
+def test_a_plain_last_layer_starts_as_the_layers_before_it():
+    head = DINOHead(4096, 64, 64, weight_norm=False)
+    params = head.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+    for weight in (params["last_layer"]["weight"], params["mlp_1"]["kernel"]):
+        np.testing.assert_allclose(np.std(weight), 0.02, rtol=0.03)
+
+
 def test_dino_head_with_batch_norm_equals_a_plain_reference():
     rng = np.random.default_rng(0)
     shapes = {"mlp.0": (6, 5), "mlp.1": (6,), "mlp.3": (6, 6), "mlp.4": (6,), "mlp.6": (4, 6)}
@@ -182,6 +215,16 @@ def test_drop_path_of_a_sample_does_not_depend_on_its_batch():
     whole = drop_path(x, jax.random.key(0), 0.5, jnp.arange(8))
     halves = [drop_path(x[:4], jax.random.key(0), 0.5, jnp.arange(4) + o) for o in (0, 4)]
     np.testing.assert_array_equal(whole, jnp.concatenate(halves))
+
+
+def test_drop_path_is_linear_over_the_blocks_or_uniform():
+    def rates(**options):
+        vit = VisionTransformer(**TINY, drop_path_rate=0.3, **options)
+        params = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+        return [block.drop_path_rate for block in vit.bind({"params": params}).blocks]
+
+    np.testing.assert_allclose(rates(), [0.0, 0.15, 0.3])
+    assert rates(drop_path_uniform=True) == [0.3, 0.3, 0.3]
 
 
 @pytest.mark.slow

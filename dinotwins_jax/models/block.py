@@ -33,6 +33,8 @@ def drop_path(x: jax.Array, key: jax.Array, rate: float, sample_ids: jax.Array) 
 
     Each sample draws from (key, its id), so the mask does not depend on how the batch is split over
     devices. x: [B, T, D]; sample_ids: i32[B]; rate: fraction dropped, [0, 1).
+    Differs: above a rate of 0.1, dinov2 layers/block.py drops a fixed number of the samples of a device,
+    and saves their compute; here each sample is drawn by itself.
     """
     draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(sample_ids)
     keep = (draw >= rate).astype(x.dtype) / (1.0 - rate)

@@ -56,7 +56,7 @@ class VisionTransformer(nn.Module):
       remat (recompute each block in the backward pass instead of storing its activations),
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they
-      are not sharded), in_channels (C of the images).
+      are not sharded), in_channels (C of the images), drop_path_uniform (drop_path_rate in every block).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
     in dinov3.
     """
@@ -84,6 +84,7 @@ class VisionTransformer(nn.Module):
     plain_gradients: bool = False
     gather: Callable | None = None
     in_channels: int = 3
+    drop_path_uniform: bool = False
     position_interpolation: str = "dino"
 
     def setup(self):
@@ -110,7 +111,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = gathering(PatchEmbed, self.gather)(
             self.embed_dim, self.patch_size, self.dtype, self.plain_gradients
         )
-        rates = np.linspace(0.0, self.drop_path_rate, self.depth)
+        first = self.drop_path_rate if self.drop_path_uniform else 0.0
+        rates = np.linspace(first, self.drop_path_rate, self.depth)
         block = gathering(Block, self.gather)
         if self.remat or self.gather is not None:
             keep = None if self.remat else ALL_BUT_GATHERED
