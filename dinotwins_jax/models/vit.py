@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from dinotwins_jax.models.block import ATTENTION, FFN, INIT_STD, Block
+from dinotwins_jax.models.attention import ATTENTION
+from dinotwins_jax.models.block import FFN, INIT_STD, Block
 from dinotwins_jax.models.layers import LayerNorm, PatchEmbed
 from dinotwins_jax.models.positions import Rope, RopeMoves, interpolate_pos_embed, rope_of
 
@@ -59,7 +60,7 @@ class VisionTransformer(nn.Module):
       1e-6, DINOv3 1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
       dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
       almost linear and slow to start: there 1 / sqrt(D)), mask_token (whether there is one, to replace
-      masked patches), attention ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU),
+      masked patches), attention ("xla" anywhere | "cudnn": flash attention, see models/attention.py),
       remat (recompute each block in the backward pass instead of storing its activations),
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they

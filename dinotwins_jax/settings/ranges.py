@@ -90,7 +90,7 @@ RANGES |= {
 CHOICES = {  # for every element of a tuple
     "parallel": ("jit", "pmap"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("xla", "cudnn"),
+    "model.attention": ("auto", "xla", "cudnn"),
     "model.ffn": ("mlp", "swiglu"),
     "model.positions": ("learned", "rope"),
     "data.window.mode": ("", "fixed", "picture", "set"),
