@@ -44,7 +44,7 @@ def attention_anywhere(wanted: str) -> str:
 
 def _missing_for_cudnn(devices, dtype, head_dim: int, plain_gradients: bool) -> str:
     """What cuDNN's attention needs and what is there instead, or ""."""
-    lowest = min(map(_capability, devices))
+    lowest = min(map(_capability, devices))  # a run's GPUs are of one kind
     if lowest < (8, 0):
         return (
             "it needs NVIDIA GPUs of compute capability 8.0 (Ampere) or newer, here is "
@@ -52,7 +52,7 @@ def _missing_for_cudnn(devices, dtype, head_dim: int, plain_gradients: bool) -> 
         )
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs config.model.dtype bfloat16, which is {jnp.dtype(dtype)}: change that"
-    widest = 256 if lowest >= (9, 0) else 128
+    widest = 256 if lowest[0] == 9 else 128
     if head_dim % 8 or head_dim > widest:
         return (
             f"it needs heads whose width is a multiple of 8 up to {widest}, embed_dim / num_heads is "

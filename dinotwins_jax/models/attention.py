@@ -12,9 +12,11 @@ from dinotwins_jax.models.layers import attend
 def attend_padded(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax.Array:
     """`attend` by jax.nn.dot_product_attention, with odd numbers of queries and keys padded to even ones.
 
-    JAX refuses cuDNN's gradient for odd numbers. Keys that pad are masked by their position, so no weight
-    falls on them. Queries that pad are zeros and attend as any other; their outputs are dropped, so
-    that their gradient is zero, and with it what they add to the gradients of k and v.
+    JAX refuses cuDNN's gradient for odd numbers. Keys that pad are masked by the number of keys, so no
+    weight falls on them. Queries that pad are zeros and attend as any other; their outputs are dropped,
+    so that their gradient is zero, and with it what they add to the gradients of k and v. The number of
+    keys is given for even ones too: cuDNN's gradient on Hopper can be NaN without it where keys do not
+    fill a tile (github.com/NVIDIA/cudnn-frontend/issues/160 and 1072).
 
     Args:
       q: [B, H, T, D].
@@ -25,9 +27,9 @@ def attend_padded(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str)
     """
     T, S = q.shape[2], k.shape[2]
     q, k, v = (_to_even(x.swapaxes(1, 2)) for x in (q, k, v))  # [B, T, H, D]
-    lengths = jnp.full(len(k), S, jnp.int32) if S % 2 else None
+    keys = jnp.full(len(k), S, jnp.int32)
     y = jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=lengths, implementation=implementation
+        q, k, v, key_value_seq_lengths=keys, implementation=implementation
     )
     return y[:, :T].reshape(len(y), T, -1)
 
