@@ -32,7 +32,7 @@ def attention_for(
         return wanted
     missing = _missing_for_cudnn(devices, dtype, head_dim, plain_gradients)
     if missing and wanted == "cudnn":
-        raise ValueError(f"config.model.attention is 'cudnn': {missing}, or choose auto or xla")
+        raise ValueError(f"config.model.attention is 'cudnn': {missing}: choose auto or xla")
     return "xla" if missing else "cudnn"
 
 
@@ -44,22 +44,21 @@ def attention_anywhere(wanted: str) -> str:
 
 def _missing_for_cudnn(devices, dtype, head_dim: int, plain_gradients: bool) -> str:
     """What cuDNN's attention needs and what is there instead, or ""."""
-    lowest = min(map(_capability, devices))  # a run's GPUs are of one kind
-    if lowest < (8, 0):
-        return (
-            "it needs NVIDIA GPUs of compute capability 8.0 (Ampere) or newer, here is "
-            f"{devices[0].device_kind} ({devices[0].platform}): train there"
-        )
+    oldest = min(devices, key=_capability)
+    major, minor = _capability(oldest)
+    if major < 8:
+        here = f"{oldest.device_kind} ({major}.{minor})" if major else oldest.device_kind
+        return f"it needs NVIDIA GPUs of compute capability 8.0 (Ampere) or newer, here is {here}"
     if dtype not in (jnp.bfloat16, jnp.float16):
-        return f"it needs config.model.dtype bfloat16, which is {jnp.dtype(dtype)}: change that"
-    widest = 256 if lowest[0] == 9 else 128
+        return f"it needs config.model.dtype bfloat16, which is {jnp.dtype(dtype)}"
+    widest = 256 if major == 9 else 128
     if head_dim % 8 or head_dim > widest:
         return (
             f"it needs heads whose width is a multiple of 8 up to {widest}, embed_dim / num_heads is "
-            f"{head_dim}: change these"
+            f"{head_dim}"
         )
     if plain_gradients:
-        return "it has a gradient of its own, config.model.plain_gradients is True: change that"
+        return "it has a gradient of its own, and config.model.plain_gradients is True"
     return ""
 
 
