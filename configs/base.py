@@ -43,6 +43,9 @@ def get_config() -> ConfigDict:
     # mlp | swiglu: gated, with as many weights (DINOv2's and DINOv3's largest models).
     c.model.ffn = "mlp"
     c.model.positions = "learned"  # learned | rope: rotary, any grid without interpolation (DINOv3)
+    # How learned positions are resampled to another grid: dino | antialias (DINOv2 with registers, timm) |
+    # size (transformers' ViT and DINOv2); unset: that of the init_from weights, else dino.
+    c.model.position_interpolation = config_dict.placeholder(str)
     # Augmentation of rope's coordinates, in training only; unset: none. DINOv3 rescales by up to 2.
     c.model.rope_shift = config_dict.placeholder(
         float

@@ -22,7 +22,7 @@ from dinotwins_jax.evals.features import check_last_blocks
 from dinotwins_jax.inputs import make_crops_of, moments_of, with_window
 from dinotwins_jax.losses import WeightedSum, make_loss
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
-from dinotwins_jax.pretrained import read_backbone
+from dinotwins_jax.pretrained import read_backbone, with_position_interpolation
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
 from dinotwins_jax.settings import advice, auto
 from dinotwins_jax.settings.ranges import check_ranges
@@ -116,7 +116,7 @@ def build(
       devices: all devices by default.
       make_crops: batch -> crops, instead of the multi-crop of config.views.
     """
-    base = _without_losses(config, devices)
+    base = _without_losses(with_position_interpolation(config), devices)
     source, placement = base.source, base.placement
     config, recipe = _resolved(base.config, len(source), base.backbone.embed_dim)
     config.data.canvas_size = base.canvas_size  # for who loads the run without its data

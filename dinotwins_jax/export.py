@@ -20,7 +20,7 @@ from absl import flags
 from dinotwins_jax.cli import command, exit_code, fail
 from dinotwins_jax.configuration import config_of
 from dinotwins_jax.files import writing
-from dinotwins_jax.workdir import with_known_window
+from dinotwins_jax.workdir import with_known_values
 
 # Names of files that exports write.
 _FILES = re.compile(
@@ -59,7 +59,7 @@ def export_run(
     from dinotwins_jax.weights import teacher_of
 
     _check_out(out, workdir, overwrite)
-    config = copy.deepcopy(with_known_window(config, workdir))
+    config = copy.deepcopy(with_known_values(config, workdir))
     config.model.dtype, config.model.attention = "float32", "xla"  # of any machine
     with _of_this_version(workdir / "config.json"):
         backbone, pre = make_backbone(config), preprocessing_of(config)

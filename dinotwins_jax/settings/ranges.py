@@ -93,6 +93,7 @@ CHOICES = {  # for every element of a tuple
     "model.attention": ("auto", "xla", "cudnn"),
     "model.ffn": ("mlp", "swiglu"),
     "model.positions": ("learned", "rope"),
+    "model.position_interpolation": ("dino", "antialias", "size"),
     "data.window.mode": ("", "fixed", "picture", "set"),
     "optim.name": ("adamw", "lars"),
     "optim.clip_mode": ("per_parameter", "global"),
