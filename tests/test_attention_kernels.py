@@ -1,5 +1,7 @@
 """Padded attention equals plain attention, and a run gets the implementation that its devices have."""
 
+import json
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from shrunk import shrunk
 from dinotwins_jax.backbone import make_backbone
 from dinotwins_jax.build import build, for_evaluation
 from dinotwins_jax.devices.attention import attention_for
+from dinotwins_jax.features.loading import load
 from dinotwins_jax.models.attention import ATTENTION, attend_padded
 from dinotwins_jax.models.layers import attend
 from dinotwins_jax.models.vit import VisionTransformer
@@ -161,11 +164,21 @@ def test_the_default_is_plain_attention_on_a_cpu():
     assert make_backbone(config).attention == "xla"
 
 
-def test_cudnn_is_refused_where_it_cannot_train_and_replaced_where_weights_are_used():
+def test_cudnn_is_refused_where_it_cannot_train():
     config = shrunk()
     config.model.attention, config.model.dtype = "cudnn", "bfloat16"
     with pytest.raises(
         ValueError, match=r"attention is 'cudnn': .*, here is cpu: choose auto or xla"
     ):
         build(config)
+
+
+def test_weights_trained_with_cudnn_are_used_on_any_devices(teacher_run, tmp_path):
+    """By evaluation and by `load`, from a config.json that names cudnn."""
+    workdir = shutil.copytree(teacher_run[0], tmp_path / "run")
+    config = shrunk()
+    config.model.attention, config.model.dtype = "cudnn", "bfloat16"
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     assert make_backbone(for_evaluation(config)).attention == "xla"
+    model = load(workdir)
+    assert model.module.attention == "xla" and model.module.dtype == jnp.bfloat16
