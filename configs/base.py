@@ -58,7 +58,9 @@ def get_config() -> ConfigDict:
     c.model.init_std = 0.02
     # Compute dtype: float32 | bfloat16; parameters, norms, softmax and losses stay float32.
     c.model.dtype = "float32"
-    c.model.attention = "xla"  # cudnn: flash attention, bfloat16 on an NVIDIA GPU
+    # auto | xla | cudnn: flash attention, on NVIDIA GPUs of compute capability 8.0 or newer in bfloat16;
+    # auto: cudnn there, else xla.
+    c.model.attention = "auto"
     c.model.remat = (
         False  # recompute blocks in the backward pass instead of storing their activations
     )

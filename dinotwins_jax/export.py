@@ -52,7 +52,7 @@ def export_run(
     Raises:
       ValueError, OSError: no such run, or a model that the target cannot hold; nothing is written.
     """
-    from dinotwins_jax.build import make_backbone
+    from dinotwins_jax.backbone import make_backbone
     from dinotwins_jax.exports.model_card import model_card
     from dinotwins_jax.exports.targets import files_of
     from dinotwins_jax.preprocessing import preprocessing_of

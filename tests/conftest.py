@@ -33,6 +33,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # so LLVM does not optimise there; XLA's own passes run all the same. Golden numbers are met as shipped.
 _QUICKLY_COMPILED = {
     "test_api",
+    "test_attention_kernels",
     "test_augment_draws",
     "test_augment_loop",
     "test_balance",

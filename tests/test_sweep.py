@@ -46,7 +46,7 @@ VALUES = {
     "model.norm_eps": [1e-6, 0.0, -1.0],
     "model.init_std": [0.02, 0.0, -1.0],
     "model.dtype": ["float32", "bfloat16", "float16"],
-    "model.attention": ["xla", "cudnn", "flash"],
+    "model.attention": ["auto", "xla", "cudnn", "flash"],
     "model.remat": [True],
     "data.source": ["scenes", "coco", "scene"],
     "data.dir": ["nowhere"],

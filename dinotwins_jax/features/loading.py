@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 
 from dinotwins_jax.augment.multi_crop import channel_moments
-from dinotwins_jax.build import make_backbone
+from dinotwins_jax.backbone import make_backbone
 from dinotwins_jax.data.base import canvas_for_photos
 from dinotwins_jax.data.window import reading_with
+from dinotwins_jax.devices.attention import attention_anywhere
 from dinotwins_jax.devices.placement import make_placement
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.evals.view import View
@@ -60,10 +61,10 @@ def _from_run(workdir: Path, checkpoint: str, rule: str | None) -> Model:
     if rule:
         config.model.position_interpolation = rule
     teacher, step = teacher_of(workdir, config, checkpoint)
-    if config.model.get("attention") == "cudnn" and jax.default_backend() != "gpu":
-        config.model.attention = "xla"  # the same function on other devices
     try:
-        backbone, pre = with_mask_token(make_backbone(config), teacher), preprocessing_of(config)
+        config.model.attention = attention_anywhere(config.model.attention)
+        backbone = with_mask_token(make_backbone(config, jax.local_devices()), teacher)
+        pre = preprocessing_of(config)
         batch, canvas = config.evals.batch_size, config.data.canvas_size
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinotwins_jax.models.block import ATTENTION, FFN, INIT_STD, Block
+from dinotwins_jax.models.attention import ATTENTION
+from dinotwins_jax.models.block import FFN, INIT_STD, Block
 from dinotwins_jax.models.gathering import ALL_BUT_GATHERED, gathering
 from dinotwins_jax.models.layers import LayerNorm, PatchEmbed
 from dinotwins_jax.models.positions import (
@@ -52,7 +53,7 @@ class VisionTransformer(nn.Module):
       1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
       dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
       almost linear and slow to start: there 1 / sqrt(D)), mask_token (whether there is one, to replace
-      masked patches), attention ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU),
+      masked patches), attention ("xla" anywhere | "cudnn": flash attention, see models/attention.py),
       remat (recompute each block in the backward pass instead of storing its activations),
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they

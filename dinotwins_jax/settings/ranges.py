@@ -92,7 +92,7 @@ RANGES |= {
 CHOICES = {  # for every element of a tuple
     "parallel": ("jit", "pmap"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("xla", "cudnn"),
+    "model.attention": ("auto", "xla", "cudnn"),
     "model.ffn": ("mlp", "swiglu"),
     "model.positions": ("learned", "rope"),
     "model.position_interpolation": ("dino", "antialias", "size"),

@@ -26,7 +26,7 @@ METHODS = (
 _ABSENT = object()
 # Keys that change neither weights nor scores.
 _FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "data.probe.dir", "evals.tasks",
-         "evals.monitor_", "evals.batch_size", "evals.pictures")  # fmt: skip
+         "evals.monitor_", "evals.batch_size", "evals.pictures", "model.attention")  # fmt: skip
 
 
 def split_overrides(argv: list[str], methods) -> tuple[list[str], dict[str, dict[str, str]]]:
