@@ -25,17 +25,18 @@ from experiments import precision
 from experiments.precision import Found, Tensor
 
 BATCH, WIDTH = 32, 96
-# Least cosine of a tensor's gradient, and largest relative error of the loss.
+# Least cosine of a tensor's gradient. Losses that compare the images of a batch see what distinguishes
+# them, where a rounding of the features counts for more.
 BOUNDS = {
-    dino: (0.99, 2e-3),
-    hybrid: (0.99, 2e-3),
-    barlow_twins: (0.99, 2e-3),
-    byol: (0.99, 2e-3),
-    simclr: (0.99, 2e-3),
-    vicreg: (0.99, 2e-3),
-    dinov2: (0.99, 2e-3),
-    dinov3: (0.99, 2e-3),
-    hybrid_dinov2: (0.99, 2e-3),
+    dino: 0.995,
+    dinov2: 0.993,
+    dinov3: 0.993,
+    hybrid: 0.975,
+    hybrid_dinov2: 0.975,
+    barlow_twins: 0.975,
+    byol: 0.975,
+    vicreg: 0.975,
+    simclr: 0.965,
 }
 FIRST = (hybrid,)  # of the default suite
 
@@ -74,10 +75,9 @@ def test_a_step_in_bfloat16(module):
     config = config_of(module)
     found = precision.measure(config, [crops()])
     print(precision.table({module.__name__.split(".")[-1]: found}))
-    least, loss_error = BOUNDS[module]
-    assert found.loss_error() <= loss_error
+    assert found.loss_error() <= precision.LOSS
     cosine, tensor = found.least_cosine()
-    assert cosine >= least, f"{tensor}: {cosine}"
+    assert cosine >= BOUNDS[module], f"{tensor}: {cosine}"
     heads = {f"head {name}" for name in build(config).loss.heads}
     assert set(found.parts()) == heads | {"patch_embed", "tokens", "norm", "blocks_0", "blocks_1"}
 
