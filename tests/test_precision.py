@@ -34,9 +34,9 @@ BOUNDS = {
     hybrid: 0.975,
     hybrid_dinov2: 0.975,
     barlow_twins: 0.975,
-    byol: 0.975,
     vicreg: 0.975,
     simclr: 0.965,
+    byol: 0.96,
 }
 FIRST = (barlow_twins,)  # of the default suite
 
