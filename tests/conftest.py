@@ -59,6 +59,7 @@ _QUICKLY_COMPILED = {
     "test_nonfinite",
     "test_orientation",
     "test_plain_gradients",
+    "test_precision",
     "test_probe_data",
     "test_processes",
     "test_auto",

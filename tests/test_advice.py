@@ -94,6 +94,12 @@ def test_it_is_given_with_key_and_value(changes, message):
     assert all(line.startswith("config.") and "\n" not in line for line in found)
 
 
+def test_a_match_to_a_loss_of_patches_is_said_to_have_no_effect():
+    config = hybrid_dinov2.get_config("coco")
+    (line,) = find(changed(config, {"match_gradients_to": "ibot"}))
+    assert "match_gradients_to is 'ibot', which has no gradient at the class tokens" in line
+
+
 def test_what_a_method_has_no_use_for_is_said():
     config = dino.get_config("coco")
     (line,) = find(changed(config, {"match_gradients_to": "dino"}))

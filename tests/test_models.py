@@ -11,7 +11,7 @@ from golden_files import assert_close, assert_trees_close, load, subset
 
 from dinotwins_jax.models import VARIANTS, create_vit
 from dinotwins_jax.models.block import drop_path
-from dinotwins_jax.models.heads import BarlowProjector, DINOHead, l2_normalise
+from dinotwins_jax.models.heads import BarlowProjector, DINOHead, cosine_logits, l2_normalise
 from dinotwins_jax.models.torch_weights import (
     barlow_projector_from_torch,
     dino_head_from_torch,
@@ -196,9 +196,27 @@ def test_barlow_projector_equals_official():
     assert_close(after["var"], golden["running_var_after"])
 
 
-def test_l2_normalise_of_zero_has_a_finite_gradient():
-    grad = jax.grad(lambda x: jnp.sum(l2_normalise(x)))(jnp.zeros((2, 3)))
-    assert np.all(np.isfinite(grad))
+@pytest.mark.parametrize("eps", [1e-12, 1e-8])
+@pytest.mark.parametrize("size", [0.0, 0.1])
+def test_l2_normalise_is_linear_below_eps(size, eps):
+    """x / eps with a gradient of 1 / eps, at zero too, as PyTorch's normalize."""
+    upstream = jnp.array([[1.0, -2.0, 0.5]])
+    x = jnp.full((1, 3), size * eps)
+    y, pull_back = jax.vjp(lambda x: l2_normalise(x, eps), x)
+    np.testing.assert_allclose(y, size, rtol=1e-6)
+    np.testing.assert_allclose(pull_back(upstream)[0], upstream / eps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_prototype_of_zeros_has_logits_of_zero(plain):
+    """And finite gradients, where weight normalisation would divide 0 by 0."""
+    product = cosine_logits.fun if plain else cosine_logits
+    x = l2_normalise(jax.random.normal(jax.random.key(0), (5, 4)))
+    v = jax.random.normal(jax.random.key(1), (3, 4)).at[1].set(0.0)
+    logits, pull_back = jax.vjp(lambda x, v: product(x, v, jnp.float32), x, v)
+    assert not np.any(logits[:, 1])
+    np.testing.assert_allclose(logits[:, 0], x @ v[0] / jnp.linalg.norm(v[0]), rtol=1e-5)
+    assert all(np.all(np.isfinite(grad)) for grad in pull_back(jnp.ones_like(logits)))
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

@@ -17,7 +17,11 @@ from dinotwins_jax.models.layers import Dense, operations, torch_uniform
 
 
 def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """x / max(|x|, eps) over the last axis in float32, with a zero gradient (not NaN) at x = 0."""
+    """x / max(|x|, eps) over the last axis in float32.
+
+    Where |x| < eps, at x = 0 too, this is the linear map x / eps: its gradient is finite, but 1 / eps.
+    Source: torch.nn.functional.normalize, whose value, eps and gradient at 0 are these.
+    """
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps * eps))
 
@@ -25,6 +29,7 @@ def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def cosine_logits(x: jax.Array, v: jax.Array, dtype) -> jax.Array:
     """<x, v / |v|> f32[N, K] of x f32[N, D] and prototypes v f32[K, D]; the product is computed in dtype.
+    |v| is at least 1e-12: a prototype of zeros has logits of 0.
 
     The logits are scaled by 1 / |v| instead of the weights: the same numbers, without a K x D temporary,
     and XLA's CPU backend keeps the product a plain matmul. The gradient's part along v comes from the
@@ -34,7 +39,7 @@ def cosine_logits(x: jax.Array, v: jax.Array, dtype) -> jax.Array:
 
 
 def _cosine_forward(x, v, dtype):
-    scale = jax.lax.rsqrt(jnp.sum(v * v, axis=1))
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.sum(v * v, axis=1), 1e-24))
     # Logits are divided by a temperature of 0.04: bfloat16 would be coarse.
     logits = jnp.einsum(
         "nd,kd->nk", x.astype(dtype), v.astype(dtype), preferred_element_type=jnp.float32

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dinotwins_jax.settings.auto import half_life
-from dinotwins_jax.settings.keys import DISTILLING, kind_of, terms_of
+from dinotwins_jax.settings.keys import DISTILLING, OF_PATCHES, kind_of, terms_of
 from dinotwins_jax.settings.rates import FORMULAS, peak_and_final, scaling
 
 
@@ -48,6 +48,11 @@ def _run(s: Setting, c) -> Iterator[str]:
         yield f"match_gradients_to is '{target}', the only term: no effect"
     elif target and _weightless(c.loss[target]):
         yield f"match_gradients_to is '{target}', of weight 0: every other term is scaled to nothing"
+    elif target and kind_of(target, c.loss[target]) in OF_PATCHES:
+        yield (
+            f"match_gradients_to is '{target}', which has no gradient at the class tokens: all terms keep "
+            "their weights; usual is 'dino'"
+        )
     channels = c.model.get("in_channels", 3)
     if channels != 3 and (keys := _of_colours(c.views)):
         yield (
