@@ -17,7 +17,7 @@ from experiments.gpu.budget import needs
 from experiments.gpu.plan import Item
 from experiments.gpu.reason import of_error
 
-_AT_ONCE = 4  # compilations beside each other; each uses several cores
+_AT_ONCE = 4  # compilations at most
 
 
 class Job(NamedTuple):
@@ -45,12 +45,14 @@ class Job(NamedTuple):
 def serve(
     measure: Callable[[Item, Any, Job], dict],
     prepare: Callable[[Item, Job], Any] = lambda item, job: None,
+    cores: int = os.cpu_count() or 1,
 ) -> None:
     """Measures the items of the job on stdin that fit into its time, in their order.
 
     Args:
       measure: (item, what prepare returned, job) -> figures, all of them JSON.
       prepare: compiles; called in threads for several items at once, unless the job is alone.
+      cores: of the host; a compilation takes four.
     """
     values = json.loads(sys.stdin.readline())
     job = Job(**values | {"items": [Item(*item) for item in values["items"]]})
@@ -62,7 +64,7 @@ def serve(
         answers.write(json.dumps(values) + "\n")
         answers.flush()
 
-    at_once = 1 if job.alone else max(1, min(_AT_ONCE, (os.cpu_count() or 1) // 4))
+    at_once = 1 if job.alone else max(1, min(_AT_ONCE, cores // 4))
     waiting, done = list(job.items), []
     with ThreadPoolExecutor(at_once) as pool:
         while wave := _next(waiting, done, job.left(), at_once):

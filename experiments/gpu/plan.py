@@ -113,7 +113,7 @@ def plan(size: str, platform: str) -> tuple[Part, ...]:
 
 def _steps(settings: dict, keys: dict, flash: str, toy: bool, seconds) -> list[Item]:
     models = ("vit_tiny",) if toy else ("vit_small", "vit_base")
-    small, middle, large = (2, 4, 4) if toy else (64, 128, 256)
+    small, middle, large = (4, 8, 8) if toy else (64, 128, 256)
     ways = [("xla", False), (flash, False), ("xla", True), (flash, True)]
     wanted = [(m, small, *way) for m in models for way in ways[:2]]
     wanted += [(models[0], small, *way) for way in ways[2:]]
