@@ -92,6 +92,7 @@ def environment(out: Path) -> dict[str, str]:
     chosen = {
         "JAX_COMPILATION_CACHE_DIR": str(out.absolute() / "compiled" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "TORCHINDUCTOR_CACHE_DIR": str(out.absolute() / "compiled" / "torch"),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_CPP_MIN_LOG_LEVEL": "1",
     }

@@ -1,7 +1,6 @@
 """Part: from JPEG files, which it makes, to trained images: the host alone, then with the step."""
 
 import contextlib
-import os
 import time
 from collections import deque
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image
 
 from dinotwins_jax.data.pipeline import train_batches
 from dinotwins_jax.data.scenes import Scenes
+from dinotwins_jax.data.workers import num_cores
 from experiments.benchmark.input_pipeline import Repeated
 from experiments.gpu.child import Job, serve
 from experiments.gpu.plan import Item
@@ -33,7 +33,7 @@ def measure(item: Item, ready: None, job: Job) -> dict:
         seed=config.seed,
     )
     seconds = 0.5 if job.toy else 4.0
-    facts = {"batch_size": config.batch_size, "cores": len(os.sched_getaffinity(0))}
+    facts = {"batch_size": config.batch_size, "cores": num_cores()}
     with contextlib.closing(batches):
         if item.name == "host":
             return facts | host(batches, config.batch_size, seconds)

@@ -10,6 +10,7 @@ import numpy as np
 from dinotwins_jax.build import Run
 from dinotwins_jax.memory import abstract_batch
 from experiments.benchmark.flops import step_flops
+from experiments.benchmark.settings import Settings
 from experiments.benchmark.worker import random_crops
 from experiments.gpu.child import Job, serve
 from experiments.gpu.peaks import peak_of
@@ -38,8 +39,7 @@ def prepare(item: Item, job: Job) -> Compiled:
     if augments:
         batch = abstract_batch(run, config.batch_size)
     else:
-        crops = jax.eval_shape(lambda: random_crops(settings_of(values)._asdict()))
-        batch = run.placement.abstract_batch(crops)
+        batch = run.placement.abstract_batch(crop_shapes(settings_of(values)))
     state = run.placement.abstract(jax.eval_shape(run.fresh_state))
     start = time.perf_counter()
     step = run.placement.compile(run.train_step, state).lower(state, batch).compile()
@@ -97,9 +97,21 @@ def utilisation(flops: float | None, ms: float) -> dict:
     return {"flops": flops, "utilisation": share}
 
 
-def program_bytes(step) -> int:
-    """Memory of a compiled step on the device by XLA: arguments, results and temporaries."""
+def crop_shapes(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of `random_crops`, which takes seconds for a large batch."""
+    one = random_crops(settings._asdict() | {"batch_size": 1})
+    return {
+        name: jax.ShapeDtypeStruct((settings.batch_size, *crops.shape[1:]), crops.dtype)
+        for name, crops in one.items()
+    }
+
+
+def program_bytes(step) -> int | None:
+    """Memory of a compiled step on the device by XLA: arguments, results and temporaries; None: the
+    backend does not tell."""
     memory = step.memory_analysis()
+    if memory is None:
+        return None
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return kept - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 

@@ -90,7 +90,7 @@ def _steps(items: list[dict]) -> list[list[str]]:
             [
                 *_times(item),
                 UNKNOWN if item["utilisation"] is None else f"{item['utilisation']:.1%}",
-                f"{item['peak_bytes'] / 2**30:.2f}",
+                _gib(item["peak_bytes"]),
                 f"{item['compile_s']:.0f}",
             ]
             for item in items
@@ -105,13 +105,17 @@ def _pytorch(items: list[dict]) -> list[list[str]]:
         *(
             [
                 *_times(item),
-                f"{item['peak_bytes'] / 2**30:.2f}",
-                f"{item['compile_s']:.0f}",
+                _gib(item["peak_bytes"]),
+                f"{item['compile_s']:.0f}" if "compile_s" in item else "",
                 f"{item['ratio']:.2f}x ({item['ours']})" if "ratio" in item else "",
             ]
             for item in items
         ),
     ]
+
+
+def _gib(size: int | None) -> str:
+    return UNKNOWN if size is None else f"{size / 2**30:.2f}"
 
 
 def _times(item: dict) -> list[str]:

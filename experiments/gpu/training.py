@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dinotwins_jax.build import build
 from dinotwins_jax.configuration import named_config
+from dinotwins_jax.data.pipeline import train_batches
 from dinotwins_jax.evaluate import evaluate_run
 from dinotwins_jax.files import read_json_lines
 from dinotwins_jax.memory import abstract_batch
@@ -24,8 +25,9 @@ from experiments.gpu.budget import keeps, steps_that_fit
 from experiments.gpu.child import Job, serve
 from experiments.gpu.plan import Item
 from experiments.gpu.program import fresh_state
-from experiments.gpu.step import random_pictures
 
+_FIELDS = ("image", "size", "place")  # of a batch, for the step
+_WARM, _TIMED = 6, 20  # steps
 _PROBE = 0.3  # share of the time that the probe gets
 _TOY = {
     **{"batch_size": 8, "model.embed_dim": 48, "model.depth": 2, "model.num_heads": 3},
@@ -98,21 +100,23 @@ def config_of(keys: dict, steps: int) -> ConfigDict:
 
 
 def rate_of(config: ConfigDict) -> Rate:
-    """Compiles a run's step and measures it, on a resident batch."""
+    """Compiles a run's step and measures it with the run's data."""
     run = build(config)
     state = fresh_state(run)
     start = time.perf_counter()
     batch = abstract_batch(run, config.batch_size)
     step = run.placement.compile(run.train_step, state).lower(state, batch).compile()
     compile_s = time.perf_counter() - start
-    batch = run.placement.put_batch(random_pictures(config.batch_size, run.canvas_size))
-    state, _ = step(state, batch)
-    jax.block_until_ready(state)
-    start, count = time.perf_counter(), 10
-    for _ in range(count):
-        state, _ = step(state, batch)
-    jax.block_until_ready(state)
-    return Rate(config.total_steps, compile_s, (time.perf_counter() - start) / count)
+    options = {"batch_size": config.batch_size, "canvas_size": run.canvas_size}
+    with contextlib.closing(train_batches(run.source, seed=config.seed, **options)) as batches:
+        for number in range(_WARM + _TIMED):
+            if number == _WARM:
+                jax.block_until_ready(state)
+                start = time.perf_counter()
+            batch = next(batches)
+            state, _ = step(state, run.placement.put_batch({k: batch[k] for k in _FIELDS}))
+        jax.block_until_ready(state)
+    return Rate(config.total_steps, compile_s, (time.perf_counter() - start) / _TIMED)
 
 
 @contextlib.contextmanager
