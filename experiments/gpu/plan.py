@@ -76,7 +76,7 @@ def plan(size: str, platform: str) -> tuple[Part, ...]:
     highest = gradients("float32, highest precision", precision="highest", dtype="float32")
     return (
         part(
-            *("attention", "Gradients of a step, flash against plain attention", 10),
+            *("attention", "Gradients of a step, flash against plain attention", 12),
             (
                 plain,
                 gradients(f"bfloat16, {flash}", plain.name, attention=flash),
@@ -84,7 +84,7 @@ def plan(size: str, platform: str) -> tuple[Part, ...]:
             ),
         ),
         part(
-            *("precision", "Gradients of a step, bfloat16 against float32", 8),
+            *("precision", "Gradients of a step, bfloat16 against float32", 9),
             (
                 highest,
                 gradients("bfloat16, plain", highest.name),
@@ -95,14 +95,14 @@ def plan(size: str, platform: str) -> tuple[Part, ...]:
         part("step", "A training step", 32, _steps(settings, keys, flash, toy, seconds)),
         part("pytorch", "A training step of PyTorch", 20, _pytorch(settings, keys, toy, seconds)),
         part(
-            *("input", "From files to trained images", 10),
+            *("input", "From files to trained images", 8),
             (
                 Item("host", seconds(8), {"settings": settings, "keys": keys}),
                 Item("end to end", seconds(30), {"settings": settings, "keys": keys}),
             ),
         ),
         part(
-            *("training", "CIFAR-10, ViT-T/4", 16),
+            *("training", "CIFAR-10, ViT-T/4", 14),
             (
                 Item("training", seconds(60), {"steps_per_second": 30.0}, paces=False),
                 Item("probe", seconds(30)),
