@@ -13,7 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.gpu import budget, gradients, peaks, plan, pytorch, reason, table, training
+from experiments.benchmark.flops import step_flops
+from experiments.gpu import (
+    budget,
+    gradients,
+    peaks,
+    plan,
+    program,
+    pytorch,
+    reason,
+    table,
+    training,
+)
 from experiments.gpu.plan import Item, Part
 from experiments.gpu.report import FAILED, FILE, MEASURED, NOT_MEASURED, Report
 from experiments.gpu.runner import run_part
@@ -214,6 +225,20 @@ def test_every_item_has_a_name_of_its_own_and_values_that_are_json():
         "vit_small, batch 64, plain",
         "vit_small, batch 64, cudnn",
     ]
+
+
+def test_every_config_of_the_full_size_is_one():
+    """A key or a value that no config has would show only on a card."""
+    for part in plan.plan("full", "gpu"):
+        for item in part.items:
+            if "settings" in (item.values or {}):
+                config = program.config_for(item.values)
+                settings = program.settings_of(item.values)
+                assert config.model.name == settings.model
+                assert config.batch_size == settings.batch_size
+                assert config.total_steps == program.STEPS and step_flops(settings) > 1e12
+    config = training.config_of(training.data_keys(""), 100)
+    assert config.model.patch_size == 4 and config.total_steps == 100
 
 
 def test_a_reason_is_one_line(tmp_path):

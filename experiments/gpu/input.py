@@ -23,7 +23,7 @@ _WARM = 6  # batches, until the prefetch buffer is as full as at the end
 
 def measure(item: Item, ready: None, job: Job) -> dict:
     """Images/s."""
-    folder = make_pictures(Path(job.out) / "pictures", *((8, 64) if job.toy else (80, 640)))
+    folder = make_pictures(Path(job.out) / "pictures", *((8, 64) if job.toy else (40, 640)))
     config = config_for(item.values, source="folder", dir=str(folder))
     run = built(config)
     batches = train_batches(
