@@ -25,6 +25,7 @@ from dinotwins_jax.cli import exit_code
 from dinotwins_jax.stopping import Stopped
 from experiments.gpu import plan, table
 from experiments.gpu.budget import allotted
+from experiments.gpu.reason import of_error
 from experiments.gpu.report import Report, measured
 from experiments.gpu.runner import run_part
 
@@ -83,7 +84,11 @@ def _measure(report: Report, end: float, size: str, data: str, parts) -> None:
 
 
 def _tell(report: Report, name: str) -> None:
-    print(f"{table.part_text(name, report.data['parts'][name])}\n", flush=True)
+    try:
+        text = table.part_text(name, report.data["parts"][name])
+    except Exception as error:  # the figures are in the file, and the next parts must not be lost
+        text = f"{name}: no table, {of_error(error)}"
+    print(f"{text}\n", flush=True)
 
 
 def environment(out: Path) -> dict[str, str]:

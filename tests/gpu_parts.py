@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def measure(item, ready, job):
     if kind == "die":
         print("Fatal: the driver is gone", file=sys.stderr, flush=True)
         os._exit(9)
+    if kind == "linger":
+        threading.Thread(target=time.sleep, args=(60,)).start()
     if kind == "sleep":
         print("output of a library")
         other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -132,6 +132,13 @@ def test_what_does_not_fit_tells_what_it_needs(tmp_path):
     assert "2 value: not measured, no time left; needs about" in text
 
 
+def test_a_process_that_does_not_end_is_not_waited_for(tmp_path):
+    """Its items are measured; a device's runtime may hang on its way out."""
+    start = time.monotonic()
+    assert measure(tmp_path, "linger")["0 linger"]["status"] == MEASURED
+    assert time.monotonic() - start < 20
+
+
 def test_an_item_that_needs_more_than_is_left_is_not_begun(tmp_path):
     found = measure(tmp_path, "sleep", seconds=100.0)
     assert found["0 sleep"] == {

@@ -85,6 +85,7 @@ def serve(
                 if "figures" in found and item.paces:
                     done.append((item.seconds, taken))
                 tell({"item": item.name, "seconds": round(taken, 2)} | found)
+    tell({"ended": True})  # taking down a device's runtime can take long, or fail
 
 
 def _next(waiting: list[Item], done: list, left: float, at_once: int) -> list[Item]:

@@ -45,10 +45,10 @@ def run_part(
         job = {"items": list(work.waiting.values()), "end": work.end, "alone": alone}
         job |= {"toy": toy, "data": data, "out": str(out), "log": str(log), "found": report.data}
         with child(part.module, job, log, environment) as (process, lines):
-            code = work.follow(process, lines)
-        if code is None or code == 0:
+            death = work.follow(process, lines)
+        if death is None:
             break
-        reason = f"its process ended with {_named(code)}: {of_log(log)}"
+        reason = f"its process ended with {death}: {of_log(log)}"
         if not work.running or (alone and len(work.running) > 1):
             work.fail(list(work.waiting), reason)
         elif len(work.running) == 1:
@@ -71,8 +71,9 @@ class _Work:
     def left(self) -> float:
         return self.end - time.monotonic()
 
-    def follow(self, process, lines: queue.Queue) -> int | None:
-        """Reads what a process reports; returns its exit code, None at the end of the time."""
+    def follow(self, process, lines: queue.Queue) -> str | None:
+        """Reads what a process reports until it has no more to do or the time is over; else returns how it
+        died."""
         self.running = []
         while True:
             try:
@@ -80,14 +81,13 @@ class _Work:
             except queue.Empty:
                 return None
             if line is None:
-                return process.wait()
-            self._take(line)
+                return _named(process.wait())
+            told = _told(line)
+            if "ended" in told:
+                return None
+            self._take(told)
 
-    def _take(self, line: str) -> None:
-        try:
-            told = json.loads(line)
-        except ValueError:
-            return  # output of a library before its child could redirect it
+    def _take(self, told: dict) -> None:
         if "working" in told:
             self.running, self._since = list(told["working"]), time.monotonic()
         elif told.get("item") in self.waiting:
@@ -156,6 +156,15 @@ def _pump(stream, lines: queue.Queue) -> None:
     for line in stream:
         lines.put(line)
     lines.put(None)
+
+
+def _told(line: str) -> dict:
+    """What a line says; {}: it is a library's, printed before its output was redirected."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _named(code: int) -> str:
