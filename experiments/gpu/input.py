@@ -23,7 +23,8 @@ _WARM = 6  # batches, until the prefetch buffer is as full as at the end
 
 def measure(item: Item, ready: None, job: Job) -> dict:
     """Images/s."""
-    folder = make_pictures(Path(job.out) / "pictures", *((8, 64) if job.toy else (40, 640)))
+    count, width = (8, 64) if job.toy else (40, PICTURE[1])
+    folder = make_pictures(Path(job.out) / f"pictures_{width}", count, width)
     config = config_for(item.values, source="folder", dir=str(folder))
     run = built(config)
     batches = train_batches(
