@@ -49,6 +49,7 @@ _QUICKLY_COMPILED = {
     "test_export_programs",
     "test_family_step",
     "test_finetune",
+    "test_gpu_check",
     "test_invariance",
     "test_knn",
     "test_layers",

@@ -54,7 +54,9 @@ def test_the_table_marks_what_is_sure(tmp_path):
     dino, hybrid = (
         next(line for line in text.splitlines() if row in line) for row in list(scores)[:2]
     )
-    assert "71.0 ± 1.0 *" in dino and "3.1 ± 0.1   |" in dino and dino.endswith("| 1.00            |")
+    assert (
+        "71.0 ± 1.0 *" in dino and "3.1 ± 0.1   |" in dino and dino.endswith("| 1.00            |")
+    )
     assert "76.0 ± 1.0" in hybrid and "*" not in hybrid and hybrid.endswith("| 1.50            |")
     found = json.loads((tmp_path / "compositions.json").read_text())
     assert found["differences"]["DINO alone"]["k-NN, k=20"]["verdict"] == "worse"
