@@ -45,7 +45,8 @@ def check_index(path: Path) -> None:
 
     Orbax would detect this too, but array by array and with a traceback for each.
     """
-    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+    base = {"driver": "file", "path": f"{path}/"} if isinstance(path, Path) else f"{path}/"
+    spec = {"driver": "ocdbt", "base": base}
     if not tensorstore.KvStore.open(spec).result().list().result():
         raise ValueError("the index of its arrays is empty")
 

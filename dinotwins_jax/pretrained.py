@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinotwins_jax.buckets import at_hand, is_remote
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.damage import paths
 from dinotwins_jax.devices.processes import warn
@@ -31,15 +32,19 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
     match.
 
     Args:
-      path: the workdir of a run, whose last teacher is used; or a file, or a folder with one, of DINO,
-        DINOv2, DINOv3, timm or transformers, such as an export: see `models.torch_folder.weights_file`.
+      path: the workdir of a run, a directory or gs://BUCKET/RUN, whose last teacher is used; or a file,
+        or a folder with one, of DINO, DINOv2, DINOv3, timm or transformers, such as an export: see
+        `models.torch_folder.weights_file`.
       key: for randomly initialised parameters.
     Raises:
       ValueError: no such weights, or another architecture; the message names the first tensor that
         differs and both shapes.
     """
     try:
-        if _is_run(Path(path)):
+        if is_remote(path):
+            with at_hand(path) as workdir:
+                found, grid = _read_run(workdir, backbone)
+        elif _is_run(Path(path)):
             found, grid = _read_run(Path(path), backbone)
         else:
             found, grid = _read_file(path, backbone)

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from dinotwins_jax.augment.multi_crop import channel_moments
+from dinotwins_jax.buckets import at_hand, is_remote, shown
 from dinotwins_jax.build import make_backbone
 from dinotwins_jax.data.base import canvas_for_photos
 from dinotwins_jax.data.window import reading_with
@@ -29,9 +30,9 @@ def load(source: str | os.PathLike, checkpoint: str | int = "last") -> Model:
     """Loads a trained backbone with the preprocessing that belongs to it.
 
     Args:
-      source: a run's workdir, whose teacher is taken; a folder that `export` wrote, or one of timm or
-        transformers; or a file of weights with the names of DINO, DINOv2, DINOv3, timm or transformers
-        (.safetensors, .npz, .pth). No code that they name is run.
+      source: a run's workdir, a directory or gs://BUCKET/RUN, whose teacher is taken; a folder that
+        `export` wrote, or one of timm or transformers; or a file of weights with the names of DINO,
+        DINOv2, DINOv3, timm or transformers (.safetensors, .npz, .pth). No code that they name is run.
       checkpoint: of a run: "last", "best" by its config.checkpoint.best_metric, or a step.
     Returns:
       Model. Preprocessing is that of the run's evaluation, or what the folder states; for a bare file it
@@ -40,6 +41,9 @@ def load(source: str | os.PathLike, checkpoint: str | int = "last") -> Model:
       ValueError, OSError: no such run, folder or file, or another architecture; the message is one line.
     """
     quiet_orbax()
+    if is_remote(source):
+        with at_hand(source) as workdir:
+            return _from_run(workdir, "latest" if checkpoint == "last" else str(checkpoint))
     path = Path(source).expanduser()
     if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
         return _from_run(path, "latest" if checkpoint == "last" else str(checkpoint))
@@ -59,7 +63,7 @@ def _from_run(workdir: Path, checkpoint: str) -> Model:
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
     check_parameters(backbone, teacher, step)
-    return _placed(backbone, teacher, pre, canvas, batch, config=config, source=str(workdir))
+    return _placed(backbone, teacher, pre, canvas, batch, config=config, source=shown(str(workdir)))
 
 
 def _from_weights(path: Path) -> Model:
