@@ -7,6 +7,7 @@ writes the checkpoints in the bucket itself, from every process of a run.
 
 import contextlib
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -137,6 +138,13 @@ def remove_tree(folder: Path | epath.Path) -> None:
         folder.rmtree(missing_ok=True)
 
 
+def is_file_of_workdir(name: str) -> bool:
+    """Whether an object is mirrored: not the lock, a folder's marker, or what would lie outside."""
+    return (
+        name != LOCK and not name.endswith("/") and not {"..", "/", ""} & {*Path(name).parts, name}
+    )
+
+
 class Mirror:
     """The files of gs://BUCKET/RUN in a directory of this machine."""
 
@@ -170,7 +178,7 @@ class Mirror:
             for blob in self._client.list_blobs(self._bucket, retry=_retry(_START_S), **options):
                 name = blob.name.removeprefix(self._prefix)
                 path = self.folder / name
-                if name == LOCK or name.endswith("/") or ".." in Path(name).parts or path.exists():
+                if not is_file_of_workdir(name) or path.exists():
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(NotFound):  # removed since
@@ -240,6 +248,8 @@ def _connected(url: str, bucket: str):
     )  # one way to the bucket, with TensorFlow or without
     # Orbax lists what TensorStore has written beside gcsfs: a cached listing would lack it.
     fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    # At every request, where it may not ask for the kind of the bucket, which changes nothing here.
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)
     with _speaking(url):
         client = storage.Client()
         return client, client.bucket(bucket)
