@@ -138,6 +138,16 @@ def remove_tree(folder: Path | epath.Path) -> None:
         folder.rmtree(missing_ok=True)
 
 
+def move_tree(folder: Path | epath.Path, to: Path | epath.Path) -> None:
+    """Moves a folder; in a bucket object by object."""
+    if isinstance(folder, Path):
+        folder.rename(to)
+        return
+    import fsspec
+
+    fsspec.filesystem("gs").mv(str(folder), str(to), recursive=True)
+
+
 def is_file_of_workdir(name: str) -> bool:
     """Whether an object is mirrored: not the lock, a folder's marker, or what would lie outside."""
     return (
@@ -288,8 +298,12 @@ def _speaking(url: str) -> Iterator[None]:
 
 
 def _first(error: Exception) -> str:
-    cause = error.__cause__ or getattr(error, "cause", None) or error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+    """First line of the innermost of an error's reasons."""
+    inner = (error.__cause__, getattr(error, "reason", None), *error.args)
+    for reason in inner:
+        if isinstance(reason, Exception):
+            return _first(reason)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _name_address(error: BaseException) -> None:

@@ -10,7 +10,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dinotwins_jax.buckets import finished_steps, folder_of_checkpoints, remove_tree, unfinished
+from dinotwins_jax.buckets import (
+    finished_steps,
+    folder_of_checkpoints,
+    move_tree,
+    remove_tree,
+    unfinished,
+)
 from dinotwins_jax.damage import (
     changed,
     check_index,
@@ -222,7 +228,7 @@ class Checkpoints:
         self.damaged.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):  # another process may have removed it already
             remove_tree(self.damaged / str(step))
-            (self.path / str(step)).rename(self.damaged / str(step))
+            move_tree(self.path / str(step), self.damaged / str(step))
         self._manager.reload()
 
     @contextlib.contextmanager

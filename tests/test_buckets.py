@@ -234,6 +234,7 @@ def test_of_two_starts_at_once_one_wins(url):
             second._write(0)  # it had read that nobody held it
 
 
+@pytest.mark.slow
 def test_checkpoints_in_a_bucket(url, capfd):
     """Saved, kept, restored to the bit; unfinished ones are dropped, damaged ones moved aside."""
     with at_hand(url, writes=True) as workdir:
