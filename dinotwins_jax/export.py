@@ -17,7 +17,8 @@ from pathlib import Path
 
 from absl import flags
 
-from dinotwins_jax.buckets import at_hand, download, folder_of_checkpoints, shown
+from dinotwins_jax.buckets import at_hand, download, shown
+from dinotwins_jax.checkpoint_folder import folder_of_checkpoints
 from dinotwins_jax.cli import command, exit_code, fail
 from dinotwins_jax.configuration import config_of
 from dinotwins_jax.files import writing

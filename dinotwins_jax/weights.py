@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dinotwins_jax.buckets import folder_of_checkpoints
 from dinotwins_jax.build import EvalRun, Run
 from dinotwins_jax.checkpoint import Checkpoints, chosen_step
+from dinotwins_jax.checkpoint_folder import folder_of_checkpoints
 from dinotwins_jax.damage import check_shapes, paths
 from dinotwins_jax.streams import INIT, stream
 from dinotwins_jax.training.state import init_backbone

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from dinotwins_jax.buckets import finished_steps, folder_of_checkpoints
+from dinotwins_jax.checkpoint_folder import finished_steps, folder_of_checkpoints
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import read_config, replace_text
 from dinotwins_jax.settings.keys import flatten

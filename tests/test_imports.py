@@ -53,7 +53,7 @@ FLOORS = (
         ),
         (),
     ),
-    (("configuration", "lease"), ("devices",)),
+    (("configuration", "checkpoint_folder", "lease"), ("devices",)),
     (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "settings", "training")),
     (("run_config",), ("settings",)),
