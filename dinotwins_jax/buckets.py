@@ -48,22 +48,19 @@ def at_hand(place: str | os.PathLike, *, writes: bool = False) -> Iterator[Path]
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="dinotwins-", ignore_cleanup_errors=True) as folder:
-        mirror = Mirror(os.fspath(place), Path(folder).resolve())
+        mirror = Mirror(os.fspath(place), Path(folder).resolve(), writes)
         mirror.download()
-        if writes:
-            mirror.check_writes()
+        mirror.check_writes()
         _mirrors[mirror.folder] = mirror
         try:
             yield mirror.folder
         except BaseException as error:
-            with contextlib.suppress(
-                NoBucket
-            ):  # the error that stopped the command takes precedence
-                mirror.upload() if writes else None
+            with contextlib.suppress(NoBucket):  # what stopped the command takes precedence
+                mirror.upload()
             _name_address(error)
             raise
         else:
-            mirror.upload() if writes else None
+            mirror.upload()
         finally:
             del _mirrors[mirror.folder]
 
@@ -110,8 +107,13 @@ def is_file_of_workdir(name: str) -> bool:
 class Mirror:
     """The files of gs://BUCKET/RUN in a directory of this machine."""
 
-    def __init__(self, url: str, above: Path):
-        """Args: url: the address; above: the directory in which the mirror is made."""
+    def __init__(self, url: str, above: Path, writes: bool):
+        """
+        Args:
+          url: the address.
+          above: the directory in which the mirror is made.
+          writes: whether it uploads.
+        """
         self.url = url.rstrip("/")
         bucket, _, name = self.url.removeprefix(SCHEME).partition("/")
         if not bucket or not name:
@@ -119,9 +121,8 @@ class Mirror:
         self.folder = above / Path(name).name
         self.folder.mkdir()
         self.uploaded = 0.0  # time.monotonic()
-        self.in_use_by: str | None = (
-            None  # set by lease.py when another process has taken the workdir
-        )
+        self.in_use_by = ""  # the process that has taken the workdir, set by lease.py
+        self._writes = writes
         self._prefix = f"{name}/"
         self._known: dict[str, tuple[int, int]] = {}  # name -> size and time of what the bucket has
         self._client, self._bucket = _connected(self.url, bucket)
@@ -148,15 +149,13 @@ class Mirror:
                     self._known[name] = _stamp(path)
 
     def upload(self) -> None:
-        """Uploads the files that have changed and removes those that were removed here.
+        """Uploads the files that this process has changed and removes those that it has removed.
 
         Raises:
           NoBucket: the bucket cannot be written, or another process has taken the workdir.
         """
-        import jax
-
-        if jax.process_index():
-            return  # process 0 writes for all
+        if not self._writes:
+            return
         if self.in_use_by:
             raise NoBucket(
                 f"{self.url} was taken over by {self.in_use_by}: this process writes no more"
@@ -185,7 +184,9 @@ class Mirror:
             self.object(name).delete(retry=_retry(_LATER_S), **conditions)
 
     def check_writes(self) -> None:
-        """Raises NoBucket at once if the bucket cannot be written."""
+        """Raises NoBucket at once if what is to be written cannot be."""
+        if not self._writes:
+            return
         with self.speaking():
             name = f"writable-{os.urandom(4).hex()}"
             self.object(name).upload_from_string(b"", retry=_retry(_START_S))

@@ -16,7 +16,9 @@ def running_bucket(folder: Path):
     for package in ("gcsfs", "gcp_storage_emulator"):
         pytest.importorskip(package, reason="pip install -e '.[remote]' gcp-storage-emulator")
     port = folder / "port"
-    server = subprocess.Popen([sys.executable, Path(__file__).with_name("bucket_server.py"), port])
+    command = [sys.executable, Path(__file__).with_name("bucket_server.py"), port]
+    with open(folder / "server.log", "wb") as said:  # a traceback for each reader that hangs up
+        server = subprocess.Popen(command, stderr=said)
     try:
         deadline = time.monotonic() + 60
         while not port.exists():

@@ -24,6 +24,7 @@ from dinotwins_jax.buckets import (
     upload,
 )
 from dinotwins_jax.checkpoint import Checkpoints
+from dinotwins_jax.damage import damage
 from dinotwins_jax.data import make_source
 from dinotwins_jax.lock import locked
 from dinotwins_jax.workdir import has_checkpoints
@@ -217,11 +218,25 @@ def test_a_run_whose_lock_was_taken_writes_no_more(url, monkeypatch):
         mirror = mirror_of(workdir)
         mirror.object("lock").upload_from_string(json.dumps(taken))
         deadline = time.monotonic() + 30
-        while mirror.in_use_by is None and time.monotonic() < deadline:
+        while not mirror.in_use_by and time.monotonic() < deadline:
             time.sleep(0.05)
         (workdir / "metrics.jsonl").write_text("1")
         upload(workdir)
     assert set(objects(url)) == {"lock"} and json.loads(objects(url)["lock"]) == taken
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("Cannot connect to host x:443"),
+        ConnectionResetError("reset"),
+        OSError("Forbidden: x"),
+    ],
+)
+def test_a_network_that_fails_is_no_damage(error):
+    """A checkpoint that cannot be read now is not moved aside."""
+    with pytest.raises(OSError, match="a checkpoint cannot be read now"), damage():
+        raise error
 
 
 def test_of_two_starts_at_once_one_wins(url):
