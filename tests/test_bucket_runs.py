@@ -82,7 +82,8 @@ def test_killed_in_a_bucket_equals_unbroken_in_a_directory(tmp_path, monkeypatch
         assert lines(there["metrics.jsonl"]) == lines((whole / "metrics.jsonl").read_bytes())
         scores = json.loads(there["scores.json"])["scores"]
         assert scores == json.loads((whole / "scores.json").read_text())["scores"]
-        names = {"report.html", "config.json", "timing.json", "attention.png", "neighbours.png"}
+        names = {path.name for path in whole.iterdir() if path.is_file()} - {"lock"}
+        assert {"report.html", "config.json", "timing.json", "neighbours.png"} <= names
         assert names <= there.keys() and "lock" not in there
         assert sum(name.startswith("tensorboard/") for name in there) == 2  # a file a start
         assert any(name.startswith("features/") for name in there)
