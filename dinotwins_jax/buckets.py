@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SCHEME = "gs://"
-REQUIREMENT = "'dinotwins_jax[remote]'"
+REQUIREMENT = "gcsfs"  # brings google-cloud-storage
 MOUNT = "mount the bucket (gcsfuse BUCKET FOLDER) and give the folder"
 LOCK = "lock"  # of lease.py; never mirrored
 _START_S, _LATER_S = 15.0, 120.0  # seconds: how long a request is tried again

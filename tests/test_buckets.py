@@ -147,7 +147,7 @@ def test_no_network_is_one_line(monkeypatch):
 
 def test_without_gcsfs_the_line_names_package_and_mount(monkeypatch):
     monkeypatch.setattr(buckets.importlib.util, "find_spec", lambda name: None)
-    line = r"gs://bucket/run needs gcsfs: pip install 'dinotwins_jax\[remote\]'; or mount .*gcsfuse"
+    line = r"gs://bucket/run needs gcsfs: pip install gcsfs; or mount .*gcsfuse"
     with pytest.raises(NoBucket, match=line), at_hand("gs://bucket/run"):
         pytest.fail("it was used")
 
