@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import shutil
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from dinotwins_jax import checkpoint_folder as folder
 from dinotwins_jax.damage import (
     changed,
     check_index,
@@ -56,7 +56,7 @@ class Checkpoints:
           best_mode: whether "max" or "min" of best_metric is best.
           read_only: changes nothing on disk, as another process may be writing there.
         """
-        self.path = Path(workdir).absolute() / "checkpoints"
+        self.path = folder.folder_of_checkpoints(workdir)
         self.damaged = self.path.parent / "damaged"
         self._best_metric, self._best_mode, self._read_only = best_metric, best_mode, read_only
         if not read_only:
@@ -71,10 +71,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def _clean_up(self) -> None:
-        for unfinished in sorted(self.path.glob("*.orbax-checkpoint-tmp*")):  # Orbax removes them
-            warn(
-                f"checkpoint {unfinished.name.split('.')[0]} in {self.path} was never finished: dropped"
-            )
+        for part in folder.unfinished(self.path):  # Orbax removes them
+            warn(f"checkpoint {part.name.split('.')[0]} in {self.path} was never finished: dropped")
         # A checkpoint is usable without its metric, but Orbax cannot start with a broken metric file.
         for file in sorted(self.path.glob("*/metrics/metrics")):
             try:
@@ -83,7 +81,7 @@ class Checkpoints:
                 step = file.parts[-3]
                 warn(f"the metric of checkpoint {step} in {self.path} is broken ({error}): dropped")
                 if jax.process_index() == 0:
-                    shutil.rmtree(file.parent, ignore_errors=True)
+                    folder.remove_tree(file.parent)
 
     def save(self, state: TrainState, data_position: dict, metrics: dict | None = None) -> None:
         """Writes a checkpoint in the background; an existing one of this step is kept.
@@ -223,8 +221,8 @@ class Checkpoints:
         warn(f"checkpoint {step} in {self.path} is damaged ({reason}): moved to {self.damaged}")
         self.damaged.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):  # another process may have removed it already
-            shutil.rmtree(self.damaged / str(step), ignore_errors=True)
-            (self.path / str(step)).rename(self.damaged / str(step))
+            folder.remove_tree(self.damaged / str(step))
+            folder.move_tree(self.path / str(step), self.damaged / str(step))
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -237,9 +235,9 @@ class Checkpoints:
     def _not_written(self, error: Exception) -> CheckpointError:
         reason = no_room(self.path, error) if full_disk(error) else first_line(error)
         if jax.process_index() == 0:
-            for unfinished in self.path.glob("*.orbax-checkpoint-tmp*"):  # also frees space
-                shutil.rmtree(unfinished, ignore_errors=True)
-        whole = [int(p.name) for p in self.path.glob("*") if p.name.isdigit()]
+            for part in folder.unfinished(self.path):  # also frees space
+                folder.remove_tree(part)
+        whole = folder.finished_steps(self.path)
         left = f"the one of step {max(whole)} is intact" if whole else "there is none before it"
         return CheckpointError(
             f"a checkpoint could not be written to {self.path} ({reason}); {left}: when there is room, the "

@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from dinotwins_jax.buckets import at_hand, is_remote
 from dinotwins_jax.configuration import (
     UsageError,
     config_of,
@@ -73,6 +74,15 @@ def command(
     with contextlib.suppress(AttributeError, ValueError):  # not a text file, as in a notebook
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return work(values)
+
+
+def compiled_beside(workdir: str | os.PathLike) -> Path:
+    """Where the compiled programs of a run are kept: beside its workdir; for one in a bucket, in the
+    user's cache on this machine."""
+    if is_remote(workdir):
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(caches) / "dinotwins_jax" / COMPILED
+    return Path(workdir).expanduser().parent / COMPILED
 
 
 def _define_config(
@@ -153,10 +163,11 @@ def _check_directories(values: flags.FlagValues, names: Sequence[str]) -> None:
     """Raises UsageError if a flag that names a directory is an address or a file."""
     for name in names:
         place = (values[name].value or "") if name in values else ""
-        if "://" in place:
+        if "://" in place and not (name == "workdir" and is_remote(place)):
+            other = ", or gs://BUCKET/RUN" if name == "workdir" else ""
             raise UsageError(
-                f"--{name} is '{place}': it must be a directory of this machine, such as a mount of that "
-                "storage"
+                f"--{name} is '{place}': it must be a directory of this machine{other}; for other storage "
+                "mount it and give the folder"
             )
         if Path(place).is_file():
             raise UsageError(f"--{name} is '{place}', a file: give a directory")
@@ -206,7 +217,8 @@ def _with_config_of_run(arguments: list[str]) -> list[str]:
     if not workdir:
         raise UsageError(f"{keys[0]} needs a run, --workdir=RUN, or a config, --config=…")
     try:
-        config_of(Path(workdir), f", to change {keys[0]} of")
+        with at_hand(workdir) as folder:
+            config_of(folder, f", to change {keys[0]} of")
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from None
     return [f"--config={OF_RUN}:{workdir}", *arguments]

@@ -45,7 +45,8 @@ def check_index(path: Path) -> None:
 
     Orbax would detect this too, but array by array and with a traceback for each.
     """
-    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+    base = {"driver": "file", "path": f"{path}/"} if isinstance(path, Path) else f"{path}/"
+    spec = {"driver": "ocdbt", "base": base}
     if not tensorstore.KvStore.open(spec).result().list().result():
         raise ValueError("the index of its arrays is empty")
 
@@ -65,6 +66,7 @@ def check_shapes(step: int, saved: dict, wanted: dict) -> None:
 # Errors of the machine, not of the file: the checkpoint may be intact.
 _NOT_DAMAGE = (
     *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE", "Permission denied"),
+    *("Cannot connect to host", "Server disconnected", "Forbidden", "Unauthorized"),
     *("Input/output error", "Stale file handle", "Too many open files", "Cannot allocate memory"),
 )
 
@@ -81,7 +83,14 @@ def damage():
             chain.append(str(cause))
             cause = cause.__cause__ or cause.__context__
         text = "\n".join(chain)
-        machine = isinstance(error, MemoryError | PermissionError | jax.errors.JaxRuntimeError)
+        machine = isinstance(
+            error,
+            MemoryError
+            | PermissionError
+            | ConnectionError
+            | TimeoutError
+            | jax.errors.JaxRuntimeError,
+        )
         if machine or any(word in text for word in _NOT_DAMAGE):
             raise OSError(f"a checkpoint cannot be read now: {first_line(error)}") from error
         found.append(first_line(error))

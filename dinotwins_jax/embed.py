@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from dinotwins_jax.callable_module import call_as_function
-from dinotwins_jax.cli import COMPILED, command, exit_code, fail, overrides_of_run
+from dinotwins_jax.cli import command, compiled_beside, exit_code, fail, overrides_of_run
 from dinotwins_jax.data.base import SPLITS
 
 _OF_MODEL = ("data.window", "data.mean", "data.std", "data.canvas_size")  # of its preprocessing
@@ -171,7 +171,7 @@ def _embed(values: flags.FlagValues) -> int:
         check_out(out, values.overwrite)
         check_tokens(values.tokens)
         classifier = load_classifier(values.classifier) if values.classifier else None
-        remember_compilations(Path(values.workdir).expanduser().parent / COMPILED)
+        remember_compilations(compiled_beside(values.workdir))
         model = load(values.workdir, values.checkpoint)
         _change_data(model, changed or {})
         pictures = _pictures(model, values.images, values.split)

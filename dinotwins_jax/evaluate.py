@@ -10,6 +10,7 @@ scored with
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from dinotwins_jax.cli import COMPILED, command, exit_code, fail, overrides_of_run
+from dinotwins_jax.buckets import at_hand, download, shown
+from dinotwins_jax.cli import command, compiled_beside, exit_code, fail, overrides_of_run
 from dinotwins_jax.configuration import SHIPPED, config_of, load_config
 
 
 def evaluate_run(
-    workdir: Path,
+    workdir: str | os.PathLike,
     config: ConfigDict | None = None,
     tasks: list[str] | None = None,
     torch_weights: str | None = None,
@@ -37,6 +39,7 @@ def evaluate_run(
     Results on other data than the run's, or of other weights, go to WORKDIR/evals/NAME.
 
     Args:
+      workdir: a directory, or gs://BUCKET/RUN.
       config: None: the run's own, WORKDIR/config.json.
       tasks: None: all.
       torch_weights: a file, or a folder with one; its own sizes of the model replace the config's.
@@ -50,6 +53,24 @@ def evaluate_run(
       ValueError, OSError: no such run, bad config, data or weights; the message is one line.
       EvaluationFailed: tasks or pictures failed; all others are written.
     """
+    with at_hand(workdir, writes=True) as folder:
+        found = _evaluate_run(
+            folder, config, tasks, torch_weights, checkpoint, dict(overrides or {}), name
+        )
+    found.check()
+    return found.scores
+
+
+def _evaluate_run(
+    workdir: Path,
+    config: ConfigDict | None,
+    tasks: list[str] | None,
+    torch_weights: str | None,
+    checkpoint: str,
+    overrides: dict[str, Any],
+    name: str,
+):
+    """Scores the weights in a workdir of this machine, or a mirror."""
     from dinotwins_jax.build import build_for_evaluation
     from dinotwins_jax.data import probe_section
     from dinotwins_jax.evals import TASKS, check_tasks
@@ -66,10 +87,10 @@ def evaluate_run(
         own = config_of(workdir).to_dict()
     if not given:
         without = "; to score weights of a file give --config too"
-        names_source = "data.source" in (overrides or {})
+        names_source = "data.source" in overrides
         config = config_of(workdir, without, opens_data=not names_source)
         _check_keys(config, workdir)
-        config.update_from_flattened_dict(dict(overrides or {}))
+        config.update_from_flattened_dict(overrides)
     try:
         run = build_for_evaluation(config)
     except (
@@ -89,6 +110,7 @@ def evaluate_run(
         weights = from_checkpoint(run, config, workdir, checkpoint)
     data = probe_section(config.data.to_dict())
     chosen = {"weights": torch_weights or "", "name": name}
+    download(workdir / "evals")
     out = results_folder(workdir, own, data, run.probe_sources, **chosen)
     out.mkdir(parents=True, exist_ok=True)
     other = "" if name else ", on other data"  # a chosen name may be of the run's own
@@ -99,9 +121,8 @@ def evaluate_run(
     )
     if table := terminal_table(found.scores, balanced=found.unbalanced):
         print(table)
-    print(listing(out, EVALUATION))
-    found.check()
-    return found.scores
+    print(shown(listing(out, EVALUATION)))
+    return found
 
 
 def _check_keys(config: ConfigDict, workdir: Path) -> None:
@@ -165,16 +186,15 @@ def _define(values: flags.FlagValues) -> None:
 def _evaluate(values: flags.FlagValues) -> int:
     if values.workdir is None:
         return fail("--workdir is required, such as --workdir=runs/hybrid")
-    workdir = Path(values.workdir)
 
     def work():
         from dinotwins_jax.devices.compilation import remember_compilations
 
-        remember_compilations(workdir.parent / COMPILED)
+        remember_compilations(compiled_beside(values.workdir))
         overrides = overrides_of_run(values)
         config = None if overrides is not None else values.config
         chosen = (config, values.tasks, values.torch_weights, values.checkpoint)
-        evaluate_run(workdir, *chosen, overrides=overrides, name=values["name"].value)
+        evaluate_run(values.workdir, *chosen, overrides=overrides, name=values["name"].value)
 
     return exit_code(work)
 

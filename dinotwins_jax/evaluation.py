@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from dinotwins_jax.buckets import download, upload
 from dinotwins_jax.build import EvalRun, Run
 from dinotwins_jax.data import has_probe_data, probe_section
 from dinotwins_jax.devices.processes import warn
@@ -128,9 +129,9 @@ def evaluate(
     scored = [task for task in serves.tasks if task not in DRAWN_TASKS]
     report["seconds"] |= dict.fromkeys((task for task in tasks if task in DRAWN_TASKS), 0.0)
     with TaskProgress(scored + ["pictures"] * bool(drawn)) as progress:
-        features = frozen_features(
-            run, config, weights, cache or workdir / "features", checksums, progress.images
-        )
+        cache = cache or workdir / "features"
+        download(cache)
+        features = frozen_features(run, config, weights, cache, checksums, progress.images)
         for task in scored:
             found: dict[str, dict] = {}
             with progress.task(task), failing_alone(f"task {task}", task, failed):
@@ -170,6 +171,7 @@ def _unbalanced(run: Run | EvalRun) -> bool:
 
 def _write_scores(workdir: Path, report: dict) -> None:
     replace_text(workdir / "scores.json", json.dumps(report, indent=2) + "\n")
+    upload(workdir)
 
 
 def frozen_features(

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from absl import flags
 
+from dinotwins_jax.buckets import at_hand, download, shown
+from dinotwins_jax.checkpoint_folder import folder_of_checkpoints
 from dinotwins_jax.cli import command, exit_code, fail
 from dinotwins_jax.configuration import config_of
 from dinotwins_jax.files import writing
@@ -101,7 +103,9 @@ def _weights(workdir: Path, teacher, step: int):
             return {}
         return found if isinstance(found, dict) else {}
 
-    images = read(workdir / "checkpoints" / str(step) / "data" / "metadata").get("num_records")
+    images = read(folder_of_checkpoints(workdir) / str(step) / "data" / "metadata").get(
+        "num_records"
+    )
     report = read(workdir / "scores.json")
     known = report.get("step") == step and report.get("weights") == checksum(teacher)
     known = known and isinstance(report.get("scores"), dict)
@@ -205,13 +209,14 @@ def _size(text: str) -> tuple[int, int]:
 def _export(values: flags.FlagValues) -> int:
     if values.workdir is None or values.to is None:
         return fail("--workdir and --to are required, such as --workdir=runs/hybrid --to=timm")
-    workdir = Path(values.workdir)
-    out = Path(values.out) if values.out else workdir / f"export_{values.to}"
 
     def work():
         sizes = [_size(text) for text in values.image_size]
-        chosen = (values.to, out, values.checkpoint, values.overwrite, sizes)
-        print(export_run(workdir, values.config or config_of(workdir), *chosen))
+        with at_hand(values.workdir, writes=not values.out) as workdir:
+            out = Path(values.out) if values.out else workdir / f"export_{values.to}"
+            download(out)  # of an earlier export
+            chosen = (values.to, out, values.checkpoint, values.overwrite, sizes)
+            print(shown(export_run(workdir, values.config or config_of(workdir), *chosen)))
 
     return exit_code(work)
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import jax
 
+from dinotwins_jax.buckets import mirror_of
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import writing
+from dinotwins_jax.lease import leased
 
 
 @contextlib.contextmanager
@@ -22,13 +24,19 @@ def locked(workdir: Path) -> Iterator[None]:
     The lock is the kernel's, on the open file, so that it ends with its process however that ends, and a
     killed run blocks nothing; NFS passes it on to other hosts. The file's content only says who holds it,
     and the file stays: removing it would let two processes lock two files of that name. Child processes
-    do not inherit the lock. Where the file system has no locks there is one warning and no protection.
+    do not inherit the lock. Where the file system has no locks there is one warning and no protection. In
+    a bucket it is an object that runs out, see lease.py.
 
     Raises:
       ValueError: another process holds it; the message names its pid and host.
     """
     if jax.process_index():
         yield
+        return
+    if mirror := mirror_of(workdir):
+        with leased(mirror):
+            yield
+            mirror.upload()  # while it is this process' own
         return
     path = Path(workdir) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dinotwins_jax.cli import COMPILED, INTERRUPTED, USAGE_ERROR, command, exit_code
+from dinotwins_jax.cli import INTERRUPTED, USAGE_ERROR, command, compiled_beside, exit_code
 from dinotwins_jax.devices.huge_pages import restart_with_huge_pages
 from dinotwins_jax.logs.timing import Phases
 
@@ -24,7 +24,10 @@ def default_workdir(config_file: str) -> Path:
 def _define(values: flags.FlagValues) -> None:
     options = {"flag_values": values}
     flags.DEFINE_string(
-        "workdir", None, "where the run is kept; runs/<config>-<preset> if not given", **options
+        "workdir",
+        None,
+        "where the run is kept, a directory or gs://BUCKET/RUN; runs/<config>-<preset> if not given",
+        **options,
     )
     flags.DEFINE_enum(
         "resume",
@@ -82,8 +85,8 @@ def _train(values: flags.FlagValues) -> None:
         from dinotwins_jax.train import train
 
     join(values.distributed, values.coordinator_address, values.num_processes, values.process_id)
-    workdir = Path(values.workdir or default_workdir(values["config"].config_filename))
-    remember_compilations(workdir.parent / COMPILED)
+    workdir = values.workdir or default_workdir(values["config"].config_filename)
+    remember_compilations(compiled_beside(workdir))
     train(values.config, workdir, resume=values.resume, phases=phases)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinotwins_jax.buckets import at_hand, is_remote
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.damage import paths
 from dinotwins_jax.devices.processes import warn
@@ -32,15 +33,19 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
     match.
 
     Args:
-      path: the workdir of a run, whose last teacher is used; or a file, or a folder with one, of DINO,
-        DINOv2, DINOv3, timm or transformers, such as an export: see `models.torch_folder.weights_file`.
+      path: the workdir of a run, a directory or gs://BUCKET/RUN, whose last teacher is used; or a file,
+        or a folder with one, of DINO, DINOv2, DINOv3, timm or transformers, such as an export: see
+        `models.torch_folder.weights_file`.
       key: for randomly initialised parameters.
     Raises:
       ValueError: no such weights, or another architecture; the message names the first tensor that
         differs and both shapes.
     """
     try:
-        if _is_run(Path(path)):
+        if is_remote(path):
+            with at_hand(path) as workdir:
+                found, grid = _read_run(workdir, backbone)
+        elif _is_run(Path(path)):
             found, grid = _read_run(Path(path), backbone)
         else:
             found, grid = _read_file(path, backbone)
@@ -76,19 +81,28 @@ def with_position_interpolation(config):
     config = copy.deepcopy(config)
     path, rule = config.init_from, "dino"
     try:
-        if path and _is_run(Path(path)):
-            model = read_config(Path(path) / "config.json", ("model",))["model"]
-            rule = model.get("position_interpolation") or rule
+        if is_remote(path):
+            with at_hand(path) as workdir:
+                rule = _rule_of_run(workdir)
         elif path:
-            file = _file_of(path)
-            fields = vit_fields(read_state_dict(file))
-            fields |= stated_beside(file, fields["embed_dim"])
-            rule = fields.get("position_interpolation", rule)
+            rule = _rule_of_run(Path(path)) if _is_run(Path(path)) else _rule_of_file(path)
     except (ValueError, OSError) as error:
         text = str(error) if path in str(error) else f"{path}: {error}"
         raise ValueError(f"config.init_from: {text}") from None
     config.model.position_interpolation = rule
     return config
+
+
+def _rule_of_run(workdir: Path) -> str:
+    model = read_config(workdir / "config.json", ("model",))["model"]
+    return model.get("position_interpolation") or "dino"
+
+
+def _rule_of_file(path: str) -> str:
+    file = _file_of(path)
+    fields = vit_fields(read_state_dict(file))
+    fields |= stated_beside(file, fields["embed_dim"])
+    return fields.get("position_interpolation", "dino")
 
 
 def start_from(state: TrainState, backbone: dict) -> TrainState:

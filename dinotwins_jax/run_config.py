@@ -1,10 +1,10 @@
 """The config of a run as a --config file, for --config.KEY=VALUE without --config."""
 
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from dinotwins_jax.buckets import at_hand
 from dinotwins_jax.configuration import SHIPPED, config_of, load_config
 from dinotwins_jax.settings.keys import value_at
 
@@ -12,7 +12,8 @@ from dinotwins_jax.settings.keys import value_at
 def get_config(workdir: str) -> ConfigDict:
     """WORKDIR/config.json, with the types that flags need: tuples for lists, and types for unset keys."""
     shipped = load_config(f"{SHIPPED / 'hybrid.py'}:demo")
-    return ConfigDict(_typed(config_of(Path(workdir)).to_dict(), shipped))
+    with at_hand(workdir) as folder:
+        return ConfigDict(_typed(config_of(folder).to_dict(), shipped))
 
 
 def _typed(value: Any, like: ConfigDict) -> Any:

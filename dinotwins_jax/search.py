@@ -73,7 +73,8 @@ def _queries(values: flags.FlagValues, gallery) -> tuple[list[str], np.ndarray]:
     """Names and features f32[q, E] of the query pictures, by the model of the features."""
     import jax
 
-    from dinotwins_jax.cli import COMPILED
+    from dinotwins_jax.buckets import is_remote
+    from dinotwins_jax.cli import compiled_beside
     from dinotwins_jax.data.pictures import pictures_in
     from dinotwins_jax.devices.compilation import remember_compilations
     from dinotwins_jax.devices.processes import warn
@@ -83,9 +84,9 @@ def _queries(values: flags.FlagValues, gallery) -> tuple[list[str], np.ndarray]:
     where = values.workdir or gallery.source
     if not where:
         raise ValueError(f"{gallery.path} does not say which model made it: give --workdir")
-    if not values.workdir and not os.path.exists(where):
+    if not values.workdir and not is_remote(where) and not os.path.exists(where):
         raise FileNotFoundError(f"{where}, which made {gallery.path}, is not there: give --workdir")
-    remember_compilations(Path(where).expanduser().parent / COMPILED)
+    remember_compilations(compiled_beside(where))
     model = load(where, values.checkpoint)
     if model.identity != gallery.model:
         raise ValueError(

@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from dinotwins_jax.buckets import at_hand, shown, upload
 from dinotwins_jax.build import Run, build
 from dinotwins_jax.callable_module import call_as_function
 from dinotwins_jax.checkpoint import Checkpoints
-from dinotwins_jax.cli import COMPILED
+from dinotwins_jax.cli import compiled_beside
 from dinotwins_jax.configuration import named_config
 from dinotwins_jax.data import has_probe_data
 from dinotwins_jax.data.describe import describe_run
@@ -55,8 +56,8 @@ def api(
       ValueError, OSError: as `train`; no such config or key, or a value of another type.
     """
     quiet_orbax()
-    workdir = Path(workdir).expanduser()
-    remember_compilations(workdir.parent / COMPILED)
+    workdir = os.path.expanduser(workdir)
+    remember_compilations(compiled_beside(workdir))
     return train(named_config(config, overrides), workdir, resume=resume)
 
 
@@ -72,6 +73,7 @@ def train(
     A second call with the same config goes on from the last checkpoint.
 
     Args:
+      workdir: a directory, or gs://BUCKET/RUN.
       cache: of evaluation, see `evaluation.evaluate`.
       resume: "auto" refuses to go on with another config; "force" goes on all the same.
       phases: gets the seconds of each part of the run, also written to WORKDIR/timing.json.
@@ -86,13 +88,19 @@ def train(
     phases = phases or Phases()
     if resume not in ("auto", "force"):
         raise ValueError(f"--resume is '{resume}': choose auto or force")
+    with at_hand(workdir, writes=True) as folder:
+        found = _train(config, folder, cache, resume == "force", phases)
+    found.check()
+    return found.scores
+
+
+def _train(config, workdir: Path, cache, force: bool, phases: Phases) -> Evaluated:
+    """Trains and evaluates in a workdir of this machine, or a mirror."""
     with phases("build"):
-        run = build(with_known_values(config, Path(workdir)))
+        run = build(with_known_values(config, workdir))
         config = run.config
         check_writers(config.log.writers)
         monitor = _monitor(run, config)
-    workdir = Path(workdir)
-    force = resume == "force"
     with phases("initial state"):
         fresh = run.trained_backbone is not None and not has_checkpoints(workdir)
         backbone = run.trained_backbone() if fresh else None
@@ -100,9 +108,7 @@ def train(
         claim_workdir(workdir, config.to_dict(), force)
         for line in run.advice:
             warn(line)
-        found = _claimed(run, config, workdir, cache, force, phases, monitor, backbone)
-    found.check()
-    return found.scores
+        return _claimed(run, config, workdir, cache, force, phases, monitor, backbone)
 
 
 def _claimed(
@@ -130,7 +136,7 @@ def _claimed(
             print(table)
         replace_text(out / "timing.json", json.dumps(phases.seconds | {"total": phases.total()}))
         print(phases.text())
-        print(listing(out, EVALUATION, TRAINING))
+        print(shown(listing(out, EVALUATION, TRAINING)))
     return found
 
 
@@ -236,6 +242,7 @@ def _loop(
                         means |= monitor(teacher)
                 interval = Interval()
                 log.write(step, means)
+                upload(workdir, every_s=60.0)
                 progress.show(step, means)
                 if config.log.collapse_warnings:
                     for warning in watch.check(step, means):
@@ -245,6 +252,7 @@ def _loop(
             if saves:
                 with phases.within("steps", "checkpoints"):
                     check_finite(state, step, workdir, checkpoints)
+                    upload(workdir)  # the lines of the log before the checkpoint that they lead to
                     checkpoints.save(state, batches.get_state(), means)
                 if not checked and _lacks_best_metric(config, means, monitor):
                     progress.print(
@@ -261,6 +269,7 @@ def _stop(run: Run, workdir: Path, state: TrainState, batches, checkpoints, sign
     """Saves the state and raises Stopped."""
     step = int(state.step)
     check_finite(state, step, workdir, checkpoints)
+    upload(workdir)
     checkpoints.save(state, batches.get_state())
     checkpoints.wait()
     raise Stopped(

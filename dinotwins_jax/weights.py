@@ -9,6 +9,7 @@ import numpy as np
 
 from dinotwins_jax.build import EvalRun, Run
 from dinotwins_jax.checkpoint import Checkpoints, chosen_step
+from dinotwins_jax.checkpoint_folder import folder_of_checkpoints
 from dinotwins_jax.damage import check_shapes, paths
 from dinotwins_jax.streams import INIT, stream
 from dinotwins_jax.training.state import init_backbone
@@ -30,7 +31,7 @@ def teacher_of(workdir: Path, config, which: str = "latest") -> tuple[dict, int]
     Raises:
       ValueError, FileNotFoundError: there is no such checkpoint.
     """
-    if not (workdir / "checkpoints").is_dir():
+    if not folder_of_checkpoints(workdir).is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: none has been saved yet")
     best = config.checkpoint.get("best_metric", ""), config.checkpoint.get("best_mode", "max")
     with Checkpoints(workdir, 1, *best, read_only=True) as checkpoints:

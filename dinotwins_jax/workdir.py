@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from dinotwins_jax.checkpoint_folder import finished_steps, folder_of_checkpoints
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import read_config, replace_text
 from dinotwins_jax.settings.keys import flatten
@@ -79,8 +80,7 @@ def with_known_values(config, workdir: Path):
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether there is a run to resume."""
-    entries = (Path(workdir) / "checkpoints").glob("*")
-    return any(entry.name.isdigit() for entry in entries)
+    return bool(finished_steps(folder_of_checkpoints(workdir)))
 
 
 def _tuple(value):

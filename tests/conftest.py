@@ -40,6 +40,7 @@ _QUICKLY_COMPILED = {
     "test_benchmark",
     "test_backbone",
     "test_broken_runs",
+    "test_bucket_runs",
     "test_channels",
     "test_channels_runs",
     "test_collapse",

@@ -23,15 +23,28 @@ FOLDERS = {
     "data": ("files", "logs"),
     "evals": ("models", "augment", "data", "devices", "files"),
     "features": (
-        *("augment", "backbone", "configuration", "data", "devices", "evals", "files", "models"),
+        *("augment", "backbone", "buckets", "configuration", "data", "devices", "evals", "files"),
+        "models",
         *("preprocessing", "quiet", "run_config", "weights"),
     ),
     "exports": ("durations", "evals", "models", "preprocessing"),
 }
 # Files beside the folders, floor by floor: each may import the floors below it and the folders named.
 FLOORS = (
-    (("schedules", "durations", "streams", "files", "stopping", "quiet", "callable_module"), ()),
-    (("configuration",), ()),
+    (
+        (
+            "schedules",
+            "durations",
+            "streams",
+            "files",
+            "stopping",
+            "quiet",
+            "callable_module",
+            "buckets",
+        ),
+        (),
+    ),
+    (("configuration", "checkpoint_folder", "lease"), ("devices",)),
     (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "settings", "training")),
     (("run_config",), ("settings",)),

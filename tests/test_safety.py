@@ -250,16 +250,25 @@ def test_a_file_system_without_locks_is_one_warning(tmp_path, monkeypatch, capfd
     assert capfd.readouterr().err.count("cannot be locked") == 1
 
 
-@pytest.mark.parametrize("workdir", ["gs://bucket/run", "s3://bucket/run", "file:///run"])
-def test_a_workdir_elsewhere_is_refused_at_the_start(workdir, capfd):
+@pytest.mark.parametrize(
+    "flag", ["--workdir=s3://bucket/run", "--workdir=file:///run", "--out=gs://bucket/x"]
+)
+def test_a_place_elsewhere_is_refused_at_the_start(flag, capfd):
+    """A workdir may be in a bucket (test_buckets.py), what a command writes elsewhere may not."""
+
     def define(values):
         from absl import flags
 
-        flags.DEFINE_string("workdir", None, "", flag_values=values)
+        for name in ("workdir", "out"):
+            flags.DEFINE_string(name, None, "", flag_values=values)
 
-    argv = [f"--workdir={workdir}"]
-    assert command("name", "", define, lambda _: pytest.fail(), argv, config_required=False) == 2
-    assert f"--workdir is '{workdir}': it must be a directory" in capfd.readouterr().err
+    assert command("name", "", define, lambda _: pytest.fail(), [flag], config_required=False) == 2
+    name, _, place = flag.partition("=")
+    said = capfd.readouterr().err
+    assert f"{name} is '{place}': it must be a directory of this machine" in said
+    assert ("or gs://BUCKET/RUN" in said) == (name == "--workdir")
+    argv = ["--workdir=gs://bucket/run"]
+    assert command("name", "", define, lambda _: 0, argv, config_required=False) == 0
 
 
 def test_ctrl_c_is_one_line_and_130(capfd):

@@ -35,6 +35,11 @@ def make_source(name: str, split: str, /, *, dir: str = "", **kwargs: Any) -> So
         accept.
     """
     check_split(split)
+    if name in SOURCES and "://" in str(dir):
+        raise ValueError(
+            f"config.data.dir is '{dir}': data source {name!r} reads directories of this machine: mount "
+            "that storage (a bucket: gcsfuse BUCKET FOLDER) and give the folder"
+        )
     factory = _find(name)
     signature = inspect.signature(factory)
     try:

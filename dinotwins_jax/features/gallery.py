@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dinotwins_jax.buckets import at_hand
 from dinotwins_jax.configuration import config_of
 from dinotwins_jax.data import data_section, open_source, split_section
 from dinotwins_jax.data.bands import as_colours
@@ -106,9 +107,9 @@ class Gallery:
     def _reading(self) -> Reading:
         """The channels and the window of the run or export that made the features; RGB if they are not
         known."""
-        for read in (_of_run, stated_reading):
+        for read, source in ((_of_run, self.source), (stated_reading, Path(self.source))):
             with contextlib.suppress(ValueError, OSError, KeyError, TypeError, AttributeError):
-                return read(Path(self.source))
+                return read(source)
         return RGB
 
     @cached_property
@@ -117,7 +118,8 @@ class Gallery:
         kind, _, split = self._place.partition(" ")
         try:
             if kind == "split" and self.source:
-                config = config_of(Path(self.source), opens_data=True)
+                with at_hand(self.source) as workdir:
+                    config = config_of(workdir, opens_data=True)
                 return open_source(split_section(config, split), split)
             if self._place and (Path(self._place) / MANIFEST).is_file():
                 return pictures_in(self._place, self._reading)
@@ -131,8 +133,9 @@ class Gallery:
         return {} if found is None else {printable(found.name(i)): i for i in range(len(found))}
 
 
-def _of_run(workdir: Path) -> Reading:
-    data = data_section(config_of(workdir))
+def _of_run(source: str) -> Reading:
+    with at_hand(source) as workdir:
+        data = data_section(config_of(workdir))
     return reading_with(data["in_channels"], data.get("window"))
 
 

@@ -7,6 +7,7 @@ import jax
 
 from dinotwins_jax.augment.multi_crop import channel_moments
 from dinotwins_jax.backbone import make_backbone
+from dinotwins_jax.buckets import at_hand, is_remote, shown
 from dinotwins_jax.data.base import canvas_for_photos
 from dinotwins_jax.data.window import reading_with
 from dinotwins_jax.devices.attention import attention_anywhere
@@ -34,9 +35,9 @@ def load(
     """Loads a trained backbone with the preprocessing that belongs to it.
 
     Args:
-      source: a run's workdir, whose teacher is taken; a folder that `export` wrote, or one of timm or
-        transformers; or a file of weights with the names of DINO, DINOv2, DINOv3, timm or transformers
-        (.safetensors, .npz, .pth). No code that they name is run.
+      source: a run's workdir, a directory or gs://BUCKET/RUN, whose teacher is taken; a folder that
+        `export` wrote, or one of timm or transformers; or a file of weights with the names of DINO,
+        DINOv2, DINOv3, timm or transformers (.safetensors, .npz, .pth). No code that they name is run.
       checkpoint: of a run: "last", "best" by its config.checkpoint.best_metric, or a step.
       position_interpolation: of learned positions at other image sizes, of
         `models.positions.INTERPOLATIONS`; None: as the run, the folder or the names of the tensors say.
@@ -47,9 +48,12 @@ def load(
       ValueError, OSError: no such run, folder or file, or another architecture; the message is one line.
     """
     quiet_orbax()
+    which = "latest" if checkpoint == "last" else str(checkpoint)
+    if is_remote(source):
+        with at_hand(source) as workdir:
+            return _from_run(workdir, which, position_interpolation)
     path = Path(source).expanduser()
     if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
-        which = "latest" if checkpoint == "last" else str(checkpoint)
         return _from_run(path, which, position_interpolation)
     if checkpoint != "last":
         raise ValueError(f"{path} is not a run: checkpoint={checkpoint!r} cannot be chosen there")
@@ -69,7 +73,7 @@ def _from_run(workdir: Path, checkpoint: str, rule: str | None) -> Model:
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
     check_parameters(backbone, teacher, step)
-    return _placed(backbone, teacher, pre, canvas, batch, config=config, source=str(workdir))
+    return _placed(backbone, teacher, pre, canvas, batch, config=config, source=shown(str(workdir)))
 
 
 def _from_weights(path: Path, rule: str | None) -> Model:
