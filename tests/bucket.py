@@ -14,7 +14,7 @@ def running_bucket(folder: Path):
     """Context manager that gives the environment in which gs://bucket is there, and gs://forbidden may
     not be used. Skips the test where the packages are not installed."""
     for package in ("gcsfs", "gcp_storage_emulator"):
-        pytest.importorskip(package, reason="pip install -e '.[remote]' gcp-storage-emulator")
+        pytest.importorskip(package, reason="pip install -r requirements-remote.txt")
     port = folder / "port"
     command = [sys.executable, Path(__file__).with_name("bucket_server.py"), port]
     with open(folder / "server.log", "wb") as said:  # a traceback for each reader that hangs up

@@ -29,6 +29,8 @@ from dinotwins_jax.data import make_source
 from dinotwins_jax.lock import locked
 from dinotwins_jax.workdir import has_checkpoints
 
+pytestmark = pytest.mark.slow  # needs requirements-remote.txt, which .ci/run installs
+
 HOLDER = """
 import sys, time
 from dinotwins_jax.buckets import at_hand
