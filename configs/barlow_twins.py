@@ -3,8 +3,7 @@
     python -m dinotwins_jax.main --config=configs/barlow_twins.py:demo      # also :coco, :cifar10
 
 Two global views at the official crop scale and no local ones. The EMA of the backbone is what is
-evaluated. The official optimiser, for ResNets: --config.optim.name=lars --config.optim.lr=0.2
---config.optim.clip=0 --config.optim.weight_decay=1e-6 --config.optim.final_weight_decay=1e-6
+evaluated. The official recipe, LARS among it, which is for ResNets: configs/barlow_twins.py:coco+official
 """
 
 from dinotwins_jax.augment.presets import BARLOW_TWINS

@@ -37,12 +37,16 @@ def get_config() -> ConfigDict:
     # Channels that are read of a picture: 3 colours, 1 grey (colours by their luma), or as many bands or
     # grey pages as a picture has.
     c.model.in_channels = 3
-    c.model.drop_path_rate = 0.1  # student only, linear over the blocks
+    c.model.drop_path_rate = 0.1  # student only, of the last block: linear over the blocks from 0
+    c.model.drop_path_uniform = False  # the same rate in every block (DINOv2)
     c.model.num_register_tokens = 0  # 4: no high-norm artefacts in attention (arXiv:2309.16588)
     c.model.layer_scale_init = config_dict.placeholder(float)  # e.g. 1e-5; unset: no LayerScale
     # mlp | swiglu: gated, with as many weights (DINOv2's and DINOv3's largest models).
     c.model.ffn = "mlp"
     c.model.positions = "learned"  # learned | rope: rotary, any grid without interpolation (DINOv3)
+    # How learned positions are resampled to another grid: dino | antialias (DINOv2 with registers, timm) |
+    # size (transformers' ViT and DINOv2); unset: that of the init_from weights, else dino.
+    c.model.position_interpolation = config_dict.placeholder(str)
     # Augmentation of rope's coordinates, in training only; unset: none. DINOv3 rescales by up to 2.
     c.model.rope_shift = config_dict.placeholder(
         float
@@ -54,7 +58,9 @@ def get_config() -> ConfigDict:
     c.model.init_std = 0.02
     # Compute dtype: float32 | bfloat16; parameters, norms, softmax and losses stay float32.
     c.model.dtype = "float32"
-    c.model.attention = "xla"  # cudnn: flash attention, bfloat16 on an NVIDIA GPU
+    # auto | xla | cudnn: flash attention, on NVIDIA GPUs of compute capability 8.0 or newer in bfloat16;
+    # auto: cudnn there, else xla.
+    c.model.attention = "auto"
     c.model.remat = (
         False  # recompute blocks in the backward pass instead of storing their activations
     )
@@ -148,15 +154,25 @@ def get_config() -> ConfigDict:
 
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw | lars (the official one of Barlow Twins)
-    c.optim.lr = 5e-4  # for a batch of 256; scaled linearly with batch_size
+    # Decay rates of AdamW's two moments.
+    c.optim.betas = (0.9, 0.999)
+    c.optim.lr = 5e-4  # for the batch of lr_scaling
+    # linear_256: the peak is lr * batch_size / 256 (DINO) | sqrt_1024: lr * root of batch_size / 1024
+    # (DINOv2).
+    c.optim.lr_scaling = "linear_256"
     c.optim.final_lr = 1e-6  # not scaled
+    # Final rate over the peak, in place of final_lr; 1: constant after the warm-up (DINOv3).
+    c.optim.final_lr_ratio = config_dict.placeholder(float)
     c.optim.warmup_epochs = 10.0
     # Not on biases and 1-D tensors; follows a cosine to final_weight_decay.
     c.optim.weight_decay = 0.04
     c.optim.final_weight_decay = 0.4
     c.optim.clip = 3.0  # largest gradient norm; 0: none
-    c.optim.clip_mode = "per_parameter"  # per_parameter (DINO) | global
+    # per_parameter (DINO) | per_module: backbone and each head (DINOv2) | global
+    c.optim.clip_mode = "per_parameter"
     c.optim.freeze_last_layer_epochs = 1.0  # prototypes stay fixed; stabilises DINO's start
+    # skipped: their moments stay 0 (DINO) | zero_rate: their moments advance (DINOv2)
+    c.optim.frozen_last_layer = "skipped"
     # The backbone stays fixed while new heads adapt to its init_from weights.
     c.optim.freeze_backbone_epochs = 0.0
     # Layer-wise decay: learning rate of a block over that of the next one, 1.0: none (DINOv2 0.9);
@@ -219,7 +235,8 @@ def dino_terms(
             "out_dim": out_dim,  # prototypes K
             "hidden_dim": hidden_dim,
             "bottleneck_dim": bottleneck_dim,
-            "norm_last_layer": True,
+            "norm_last_layer": True,  # the prototypes' norms stay 1; False: they are learned (DINOv2)
+            "weight_norm": True,  # False: a plain linear last layer (DINOv3)
             "use_bn": False,  # batch norm in the head: helps short runs of small models to start
             "student_temp": 0.1,
             "centering": "ema",  # ema | sinkhorn_knopp (DINOv2): prototypes get equal shares of a batch
@@ -252,6 +269,7 @@ def ibot_terms(
             "hidden_dim": hidden_dim,
             "bottleneck_dim": bottleneck_dim,
             "norm_last_layer": True,
+            "weight_norm": True,
             "shared_head": "",  # dino: use that term's head; out_dim must be equal
             "student_temp": 0.1,
             "centering": "sinkhorn_knopp",  # ema | sinkhorn_knopp

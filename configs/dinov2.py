@@ -3,7 +3,8 @@
     python -m dinotwins_jax.main --config=configs/dinov2.py:demo      # also :coco, :cifar10
 
 The student's global crops are masked for all losses. To share one head between DINO and iBOT, as in
-DINOv2's short recipe: --config.loss.ibot.shared_head=dino
+DINOv2's short recipe: --config.loss.ibot.shared_head=dino. The official recipes:
+configs/dinov2.py:coco+official and coco+official_long
 """
 
 from dinotwins_jax.configs import base, presets

@@ -2,7 +2,8 @@
 
     python -m dinotwins_jax.main --config=configs/dinov3.py:demo      # also :coco, :cifar10
 
-Gram anchoring keeps the similarities between patch features close to those of an earlier teacher.
+Gram anchoring keeps the similarities between patch features close to those of an earlier teacher. The
+official recipes: configs/dinov3.py:coco+official, coco+official_gram and coco+official_short
 """
 
 from dinotwins_jax.configs import base, dinov2, presets

@@ -1,7 +1,8 @@
 """Presets for all methods: data set and size of a run, and published crops, as changes to base.py.
 
 After the colon comes the data set, then published crops, joined with "+" and applied from left to right:
-configs/hybrid.py:coco+dinov2_as_trained. The word "auto" leaves the keys that depend on the number of
+configs/hybrid.py:coco+dinov2_as_trained. The word "official" and those like it set the whole recipe of a
+method's own repository (official.py). The word "auto" leaves the keys that depend on the number of
 images, the batch and the steps to dinotwins_jax/settings/auto.py. Keys given on the command line are
 applied last.
 """
@@ -9,9 +10,11 @@ applied last.
 from ml_collections import config_dict
 
 from dinotwins_jax.augment.presets import PRESETS as VIEWS
+from dinotwins_jax.configs import official
 from dinotwins_jax.settings.auto import known_keys
 from dinotwins_jax.settings.keys import LOSSES, terms_of
 
+WORDS = (*VIEWS, *official.WORDS, "auto")
 PRESETS = ("demo", "coco", "cifar10", "coco_cpu", "cifar10_cpu")
 
 
@@ -19,11 +22,11 @@ def apply(config, preset: str):
     """Applies presets, such as "demo" or "coco+barlow_twins", to a config and returns it.
 
     Raises:
-      ValueError: unknown preset, or an augmentation without a data set.
+      ValueError: unknown preset, a word without a data set, or an official recipe that the method lacks.
     """
     place, *words = preset.split("+")
     if place not in PRESETS:
-        hint = f" (as in {PRESETS[0]}+{place})" if place in (*VIEWS, "auto") else ""
+        hint = f" (as in {PRESETS[0]}+{place})" if place in WORDS else ""
         raise ValueError(f"unknown preset '{place}': choose one of {', '.join(PRESETS)}{hint}")
     {
         "demo": _demo,
@@ -37,9 +40,10 @@ def apply(config, preset: str):
             _auto(config)
         elif word in VIEWS:
             config.views.update(VIEWS[word])
+        elif word in official.WORDS:
+            official.apply(config, word, pixels=place == "coco")
         else:
-            known = ", ".join((*VIEWS, "auto"))
-            raise ValueError(f"unknown augmentation '{word}': choose one of {known}")
+            raise ValueError(f"unknown preset '+{word}': choose one of {', '.join(WORDS)}")
     return config
 
 

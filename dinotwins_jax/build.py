@@ -3,35 +3,39 @@
 Modules below this one do not see `config`.
 """
 
-import contextlib
 import copy
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from dinotwins_jax.backbone import make_backbone
 from dinotwins_jax.data import data_section, open_source, probe_section
 from dinotwins_jax.data.look import Look, look_at, settle_window
+from dinotwins_jax.devices.attention import attention_anywhere
 from dinotwins_jax.devices.placement import Placement, make_placement
 from dinotwins_jax.durations import durations, terms_in_steps, total_steps
 from dinotwins_jax.evals import check_tasks
 from dinotwins_jax.evals.features import check_last_blocks
 from dinotwins_jax.inputs import make_crops_of, moments_of, with_window
 from dinotwins_jax.losses import WeightedSum, make_loss
-from dinotwins_jax.models import create_vit
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
-from dinotwins_jax.pretrained import read_backbone
+from dinotwins_jax.pretrained import read_backbone, with_position_interpolation
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
 from dinotwins_jax.settings import advice, auto
 from dinotwins_jax.settings.ranges import check_ranges
+from dinotwins_jax.settings.rates import peak_and_final, scaling
 from dinotwins_jax.streams import INIT, stream
 from dinotwins_jax.training.diagnosis import make_diagnosis
 from dinotwins_jax.training.optim import make_optimizer
 from dinotwins_jax.training.state import create_state, init_backbone
 from dinotwins_jax.training.step import make_train_step
+
+# Arguments of make_optimizer among the keys of config.optim; one that a config lacks has its default.
+OPTIMISER = ("clip", "clip_mode", "frozen_last_layer", "betas", "layer_decay", "patch_embed_lr_mult",
+             "predictor_lr_mult")  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -88,7 +92,7 @@ def _without_losses(config: ConfigDict, devices: list[jax.Device] | None = None)
         fsdp=config.mesh.fsdp,
         micro_batches=config.micro_batches,
     )
-    backbone = make_backbone(config)
+    backbone = make_backbone(config, devices)
     for name in ("global_size", "local_size"):
         if name == "global_size" or views["num_local"]:
             _check_crop(name, views[name], backbone.patch_size)
@@ -117,9 +121,9 @@ def build(
       devices: all devices by default.
       make_crops: batch -> crops, instead of the multi-crop of config.views.
     """
-    base = _without_losses(config, devices)
+    base = _without_losses(with_position_interpolation(config), devices)
     source, placement = base.source, base.placement
-    config, recipe = _resolved(base.config, len(source))
+    config, recipe = _resolved(base.config, len(source), base.backbone.embed_dim)
     config.data.canvas_size = base.canvas_size  # for who loads the run without its data
     num_steps = total_steps(config, len(source))
     steps = durations(config, num_steps)
@@ -132,13 +136,9 @@ def build(
         )
     tx = make_optimizer(
         config.optim.name,
-        clip=config.optim.clip,
-        clip_mode=config.optim.clip_mode,
         freeze_last_layer_steps=steps["optim.freeze_last_layer_epochs"],
         freeze_backbone_steps=steps["optim.freeze_backbone_epochs"],
-        layer_decay=config.optim.layer_decay,
-        patch_embed_lr_mult=config.optim.patch_embed_lr_mult,
-        predictor_lr_mult=config.optim.predictor_lr_mult,
+        **{key: config.optim[key] for key in OPTIMISER if key in config.optim},
     )
     parts = {
         "backbone": backbone,
@@ -184,14 +184,16 @@ def build(
 def for_evaluation(config: ConfigDict) -> ConfigDict:
     """Adapts a config to the devices present, which may differ from those of the training."""
     here = copy.deepcopy(config)
+    here.model.attention = attention_anywhere(config.model.attention)
     if auto.open_keys(config.to_dict()):  # before batch_size is changed below
-        here, _ = _resolved(here, len(open_source(data_section(config), "pretrain")))
+        images = len(open_source(data_section(config), "pretrain"))
+        here, _ = _resolved(here, images, make_backbone(here).embed_dim)
     here.parallel, here.micro_batches, here.batch_size = "jit", 1, jax.local_device_count()
     here.mesh.data, here.mesh.fsdp = 0, 1
     return here
 
 
-def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
+def _resolved(config: ConfigDict, images: int, embed_dim: int) -> tuple[ConfigDict, list[str]]:
     """Returns the config with its open keys filled in, and the recipe as lines."""
     keys, config = auto.open_keys(config.to_dict()), copy.deepcopy(config)
     if not keys:
@@ -201,28 +203,14 @@ def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
         batch_size=config.batch_size,
         steps=total_steps(config, images),
         epochs=config.total_epochs,
-        embed_dim=make_backbone(config).embed_dim,
+        embed_dim=embed_dim,
         optimizer=config.optim.name,
+        lr_scaling=scaling(config.optim),
         has_weights=bool(config.init_from),
     )
     chosen = auto.resolve(keys, facts)
     config.update_from_flattened_dict({key: choice.value for key, choice in chosen.items()})
     return config, auto.table(config.to_dict(), chosen, facts)
-
-
-def make_backbone(config: ConfigDict) -> VisionTransformer:
-    """Builds the ViT of config.model; position embeddings have the grid of the global crops."""
-    fields = {name: value for name, value in config.model.to_dict().items() if value is not None}
-    fields["dtype"] = jnp.dtype(fields["dtype"])
-    if fields["attention"] == "cudnn" and (
-        jax.default_backend() != "gpu" or fields["dtype"] not in (jnp.bfloat16, jnp.float16)
-    ):
-        raise ValueError(
-            "config.model.attention is 'cudnn': it needs a GPU, here is a "
-            f"{jax.default_backend()}, and config.model.dtype bfloat16, which is {fields['dtype']}"
-        )
-    with _key("config.model.name"):
-        return create_vit(fields.pop("name"), image_size=config.views.global_size, **fields)
 
 
 def make_schedules(config: ConfigDict, num_steps: int, steps: dict[str, int]) -> dict:
@@ -231,9 +219,9 @@ def make_schedules(config: ConfigDict, num_steps: int, steps: dict[str, int]) ->
     Differs: the teacher's temperature warms up step by step as in DINOv2, not epoch by epoch.
     """
     optim, teacher = config.optim, config.teacher
-    peak = optim.lr * config.batch_size / 256
+    peak, final = peak_and_final(optim, config.batch_size)
     return {
-        "lr": cosine_schedule(peak, optim.final_lr, num_steps, steps["optim.warmup_epochs"]),
+        "lr": cosine_schedule(peak, final, num_steps, steps["optim.warmup_epochs"]),
         "weight_decay": cosine_schedule(optim.weight_decay, optim.final_weight_decay, num_steps),
         "teacher_momentum": cosine_schedule(teacher.momentum, teacher.final_momentum, num_steps),
         "teacher_temp": teacher_temp_schedule(
@@ -258,23 +246,16 @@ def _terms(config: ConfigDict, num_steps: int) -> dict[str, dict]:
 def _check_evals(config: ConfigDict, backbone: VisionTransformer) -> None:
     """Checks the keys of config.evals against the rest of the config."""
     evals = config.evals
-    with _key("config.evals.tasks"):
+    try:
         check_tasks(evals.tasks)
+    except ValueError as error:
+        raise ValueError(f"config.evals.tasks: {error}") from error
     check_last_blocks(backbone, evals.n_last_blocks)
     if evals.attention_size < config.model.patch_size:
         raise ValueError(
             f"config.evals.attention_size is {evals.attention_size}: at least one patch of "
             f"config.model.patch_size {config.model.patch_size} pixels"
         )
-
-
-@contextlib.contextmanager
-def _key(key: str):
-    """Context manager that adds the config key to a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
 
 
 def _check_crop(name: str, size, patch_size: int) -> None:

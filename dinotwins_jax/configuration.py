@@ -45,7 +45,7 @@ def config_name(path: str) -> str:
 
 def shipped_names() -> list[str]:
     """The names of the shipped configs."""
-    helpers = {"__init__", "base", "presets"}
+    helpers = {"__init__", "base", "official", "presets"}
     return sorted({path.stem for path in SHIPPED.glob("*.py")} - helpers)
 
 

@@ -83,7 +83,8 @@ def evaluate_run(
             f"{workdir / 'config.json'} is of another version ({error!r}); give the run's --config=…"
         ) from None
     if torch_weights:
-        run, weights = _from_torch(run, config, torch_weights)
+        rule = config.model.get("position_interpolation") if given else None
+        run, weights = _from_torch(run, config, torch_weights, rule)
     else:
         weights = from_checkpoint(run, config, workdir, checkpoint)
     data = probe_section(config.data.to_dict())
@@ -115,8 +116,9 @@ def _check_keys(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _from_torch(run, config, path: str):
-    """The run with the backbone that the file holds, and its weights."""
+def _from_torch(run, config, path: str, rule: str | None):
+    """The run with the backbone that the file holds, and its weights; rule: of interpolation, instead of
+    the file's."""
     import jax
 
     from dinotwins_jax.devices.processes import warn
@@ -127,6 +129,7 @@ def _from_torch(run, config, path: str):
     from dinotwins_jax.weights import EvalWeights
 
     backbone, params = load_vit(path, like=run.backbone)
+    backbone = backbone.clone(position_interpolation=rule) if rule else backbone
     there, wanted = backbone.in_channels, run.backbone.in_channels
     if there != wanted:
         warn(f"{path} has {there} channels, the data are read as {wanted}: {CONVERTED}")

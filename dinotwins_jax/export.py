@@ -20,7 +20,7 @@ from absl import flags
 from dinotwins_jax.cli import command, exit_code, fail
 from dinotwins_jax.configuration import config_of
 from dinotwins_jax.files import writing
-from dinotwins_jax.workdir import with_known_window
+from dinotwins_jax.workdir import with_known_values
 
 # Names of files that exports write.
 _FILES = re.compile(
@@ -52,14 +52,14 @@ def export_run(
     Raises:
       ValueError, OSError: no such run, or a model that the target cannot hold; nothing is written.
     """
-    from dinotwins_jax.build import make_backbone
+    from dinotwins_jax.backbone import make_backbone
     from dinotwins_jax.exports.model_card import model_card
     from dinotwins_jax.exports.targets import files_of
     from dinotwins_jax.preprocessing import preprocessing_of
     from dinotwins_jax.weights import teacher_of
 
     _check_out(out, workdir, overwrite)
-    config = copy.deepcopy(with_known_window(config, workdir))
+    config = copy.deepcopy(with_known_values(config, workdir))
     config.model.dtype, config.model.attention = "float32", "xla"  # of any machine
     with _of_this_version(workdir / "config.json"):
         backbone, pre = make_backbone(config), preprocessing_of(config)

@@ -1,5 +1,6 @@
 """Initial weights of a run from a file or folder of other code, or the teacher of another run."""
 
+import copy
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import read_config
 from dinotwins_jax.models import VARIANTS
 from dinotwins_jax.models.channels import CONVERTED, with_channels
-from dinotwins_jax.models.torch_files import read_state_dict, stated_beside
+from dinotwins_jax.models.torch_files import read_state_dict, stated_beside, vit_fields
 from dinotwins_jax.models.torch_folder import weights_file
 from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer, as_pair, interpolate_pos_embed
@@ -25,9 +26,9 @@ _FRESH = ("register_tokens", "mask_token")
 def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dict:
     """Reads parameters of `backbone` from pretrained weights.
 
-    Positions are interpolated to the backbone's grid, and a patch embedding of other channels is converted
-    (models/channels.py), with a warning; registers and a mask token that the weights lack
-    are initialised at random, with a warning. An unneeded mask token is dropped. All other tensors must
+    Positions are interpolated to the backbone's grid by its rule, and a patch embedding of other channels
+    is converted (models/channels.py), with a warning; registers and a mask token that the weights lack are
+    initialised at random, with a warning. An unneeded mask token is dropped. All other tensors must
     match.
 
     Args:
@@ -64,6 +65,32 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
         raise ValueError(f"config.init_from: {text}") from None
 
 
+def with_position_interpolation(config):
+    """The config with model.position_interpolation: as given, or that of its init_from weights, or "dino".
+
+    Raises:
+      ValueError: no such weights.
+    """
+    if config.model.get("position_interpolation", "dino"):
+        return config
+    config = copy.deepcopy(config)
+    path, rule = config.init_from, "dino"
+    try:
+        if path and _is_run(Path(path)):
+            model = read_config(Path(path) / "config.json", ("model",))["model"]
+            rule = model.get("position_interpolation") or rule
+        elif path:
+            file = _file_of(path)
+            fields = vit_fields(read_state_dict(file))
+            fields |= stated_beside(file, fields["embed_dim"])
+            rule = fields.get("position_interpolation", rule)
+    except (ValueError, OSError) as error:
+        text = str(error) if path in str(error) else f"{path}: {error}"
+        raise ValueError(f"config.init_from: {text}") from None
+    config.model.position_interpolation = rule
+    return config
+
+
 def start_from(state: TrainState, backbone: dict) -> TrainState:
     """Replaces the backbones of student, teacher and anchor, keeping the state's placement and dtypes."""
 
@@ -95,9 +122,9 @@ def _is_run(path: Path) -> bool:
     raise ValueError(f"it is a run with checkpoints, and holds {file.name} too: give that file")
 
 
-def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
+def _file_of(path: str) -> Path:
     try:
-        file = weights_file(path)
+        return weights_file(path)
     except FileNotFoundError as error:
         nor = (
             "; and it is not a run: config.json or checkpoints are missing"
@@ -105,6 +132,10 @@ def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
             else ""
         )
         raise FileNotFoundError(f"{error}{nor}") from None
+
+
+def _read_file(path: str, backbone: VisionTransformer) -> tuple[dict, None]:
+    file = _file_of(path)
     found = vit_from_torch(read_state_dict(file))
     width = found["cls_token"].shape[-1]
     stated = stated_beside(file, width).get("num_heads")
@@ -154,7 +185,8 @@ def _positions(positions, grid, backbone: VisionTransformer) -> np.ndarray:
     if grid[0] * grid[1] != tokens:
         raise ValueError(f"pos_embed {positions.shape}: not a class token and a square grid")
     target = backbone.grid(as_pair(backbone.image_size))
-    return np.asarray(interpolate_pos_embed(jnp.asarray(positions), grid, target))
+    rule = backbone.position_interpolation
+    return np.asarray(interpolate_pos_embed(jnp.asarray(positions), grid, target, rule))
 
 
 def _check_shapes(found: dict, wanted: dict) -> None:

@@ -31,7 +31,9 @@ def cosine_schedule(base, final, total_steps, warmup_steps=0, warmup_start=0.0) 
       warmup_steps both have `base`; the last step is close to `final`, not at it.
     Raises:
       ValueError: warmup_steps outside of [0, total_steps], or total_steps < 1.
-    Source: dino utils.py, cosine_scheduler.
+    Source: dino utils.py, cosine_scheduler; dinov2 utils/utils.py, CosineScheduler.
+    Differs: Barlow Twins and DINOv3 (linear_warmup_cosine_decay) reach `base` one step later, in step
+    warmup_steps; DINOv3's cosine includes its last point.
     """
     if total_steps < 1 or not 0 <= warmup_steps <= total_steps:
         raise ValueError(

@@ -37,7 +37,7 @@ from dinotwins_jax.quiet import quiet_orbax
 from dinotwins_jax.stopping import Stopped, StopSignals
 from dinotwins_jax.training.state import TrainState
 from dinotwins_jax.weights import EvalWeights
-from dinotwins_jax.workdir import claim_workdir, has_checkpoints, with_known_window
+from dinotwins_jax.workdir import claim_workdir, has_checkpoints, with_known_values
 
 
 def api(
@@ -87,7 +87,7 @@ def train(
     if resume not in ("auto", "force"):
         raise ValueError(f"--resume is '{resume}': choose auto or force")
     with phases("build"):
-        run = build(with_known_window(config, Path(workdir)))
+        run = build(with_known_values(config, Path(workdir)))
         config = run.config
         check_writers(config.log.writers)
         monitor = _monitor(run, config)

@@ -22,10 +22,17 @@ _ADDED = {
     **{"views.vertical_flip": 0.0, "views.rotate90": 0.0, "data.folder.labels": ""},
     **{"model.in_channels": 3, "data.mean": [], "data.std": []},
     **{"data.window.mode": "", "data.window.range": [], "data.window.percentiles": [0.5, 99.5]},
-    "data.window.per_band": False,
+    **{"data.window.per_band": False, "model.position_interpolation": "dino"},
+    "model.drop_path_uniform": False,
+    **{"optim.betas": [0.9, 0.999], "optim.lr_scaling": "linear_256", "optim.final_lr_ratio": None},
+    **{"optim.frozen_last_layer": "skipped"},
+    **{"loss.dino.weight_norm": True, "loss.ibot.weight_norm": True},
 }
 _ABSENT = object()
-_OPEN = {"data.canvas_size": 0}  # values that stand for the one that the data give
+_OPEN = {
+    "data.canvas_size": 0,
+    "model.position_interpolation": None,
+}  # values that stand for the one that the data give
 
 
 def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
@@ -53,21 +60,20 @@ def claim_workdir(workdir: Path, config: dict, force: bool = False) -> None:
         replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def with_known_window(config, workdir: Path):
-    """The config with the window of a set that the run in a workdir has computed, to go on with."""
+def with_known_values(config, workdir: Path):
+    """The config with what the run in a workdir has found out, to go on with: the window of a set, and the
+    interpolation of positions of its initial weights."""
     path = Path(workdir) / "config.json"
-    window = config.data.get("window", {})
-    if window.get("mode") != "set" or len(window.range) or not has_checkpoints(workdir):
+    if not has_checkpoints(workdir) or not path.is_file():
         return config
-    known = read_config(path)["data"].get("window", {}) if path.is_file() else {}
-    same = all(
-        json.loads(json.dumps(window[key])) == known.get(key)
-        for key in ("mode", "percentiles", "per_band")
-    )
-    if not same:
-        return config
-    config = copy.deepcopy(config)
-    config.data.window.range = tuple(map(_tuple, known["range"]))
+    known, config = read_config(path), copy.deepcopy(config)
+    if config.model.get("position_interpolation", "") is None:
+        config.model.position_interpolation = known["model"].get("position_interpolation") or "dino"
+    window, before = config.data.get("window", {}), known["data"].get("window", {})
+    keys = ("mode", "percentiles", "per_band")
+    open_set = window.get("mode") == "set" and not len(window.range)
+    if open_set and all(json.loads(json.dumps(window[k])) == before.get(k) for k in keys):
+        window.range = tuple(map(_tuple, before["range"]))
     return config
 
 

@@ -33,6 +33,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # so LLVM does not optimise there; XLA's own passes run all the same. Golden numbers are met as shipped.
 _QUICKLY_COMPILED = {
     "test_api",
+    "test_attention_kernels",
     "test_augment_draws",
     "test_augment_loop",
     "test_balance",
@@ -59,6 +60,7 @@ _QUICKLY_COMPILED = {
     "test_nonfinite",
     "test_orientation",
     "test_plain_gradients",
+    "test_precision",
     "test_probe_data",
     "test_processes",
     "test_auto",

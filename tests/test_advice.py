@@ -63,7 +63,10 @@ SAYS = [
     ({"loss.barlow_twins.lambd": 1.0}, "loss.barlow_twins.lambd is 1: the off-diagonal terms"),
     ({"optim.lr": 0.0}, "optim.lr is 0: nothing is trained"),
     ({"optim.lr": 1e-7}, "optim.final_lr is 1e-06, above the peak 1e-07"),
+    ({"optim.final_lr_ratio": 2.0}, "optim.final_lr is 0.001, above the peak 0.0005"),
     ({"optim.clip": 0.0, "optim.lr": 4e-3}, "optim.clip is 0 with a peak rate of 0.004"),
+    ({"optim.clip": 0.0, "optim.lr": 6e-3, "optim.lr_scaling": "sqrt_1024"},
+     "peak rate of 0.003 (optim.lr times the root of batch_size / 1024)"),
     ({"optim.lr": 0.1}, "optim.lr is 0.1, a peak rate of 0.1"),
     ({"optim.name": "lars"}, "optim.lr is 0.0005 with lars"),
     ({"optim.warmup_epochs": 60.0}, "optim.warmup_epochs is 60, most of 100"),
@@ -89,6 +92,12 @@ def test_it_is_given_with_key_and_value(changes, message):
     found = find(changed(hybrid.get_config("coco"), changes))
     assert sum(message in line for line in found) == 1
     assert all(line.startswith("config.") and "\n" not in line for line in found)
+
+
+def test_a_match_to_a_loss_of_patches_is_said_to_have_no_effect():
+    config = hybrid_dinov2.get_config("coco")
+    (line,) = find(changed(config, {"match_gradients_to": "ibot"}))
+    assert "match_gradients_to is 'ibot', which has no gradient at the class tokens" in line
 
 
 def test_what_a_method_has_no_use_for_is_said():

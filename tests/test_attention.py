@@ -10,6 +10,7 @@ import pytest
 import refs_attention as refs
 
 from dinotwins_jax.evals import attention, pictures
+from dinotwins_jax.evals.object_masks import grid_jaccards
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -21,6 +22,15 @@ def test_mass_mask_equals_the_official_code(keep):
         np.testing.assert_array_equal(
             attention.mass_mask(maps, keep=keep / 100), data[f"mask_{keep}"]
         )
+
+
+@pytest.mark.parametrize(("name", "width"), [("sq", 480), ("rect", 368)])
+def test_masks_and_their_overlap_with_objects_equal_the_official_code_at_480(name, width):
+    data = np.load(GOLDEN / "attention_480.npz")
+    kept = attention.mass_mask(data[f"{name}.att"], keep=0.6)
+    np.testing.assert_array_equal(kept, data[f"{name}.mask"])
+    objects = np.unpackbits(data[f"{name}.masks"], axis=-1)[..., :width].astype(bool)
+    np.testing.assert_allclose(grid_jaccards(kept, objects), data[f"{name}.iou"], atol=1e-12)
 
 
 def test_mass_mask_keeps_the_fewest_patches_with_that_mass():

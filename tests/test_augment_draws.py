@@ -378,8 +378,8 @@ def test_explicit_keys_win_over_presets(monkeypatch):
 @pytest.mark.parametrize(
     ("preset", "message"),
     [
-        ("coco+dinov3", "unknown augmentation 'dinov3': choose one of dino, barlow_twins"),
-        ("coco+", "unknown augmentation ''"),
+        ("coco+dinov3", r"unknown preset '\+dinov3': choose one of dino, barlow_twins"),
+        ("coco+", r"unknown preset '\+'"),
         ("barlow_twins", r"unknown preset 'barlow_twins': .* \(as in demo\+barlow_twins\)"),
         ("dinov2_as_trained+coco", "unknown preset 'dinov2_as_trained'"),
     ],

@@ -86,6 +86,15 @@ def test_trained_weights_and_lars_have_other_rates():
     assert lars["optim.weight_decay"] == lars["optim.final_weight_decay"] == 1e-6
 
 
+def test_the_peak_is_the_same_under_either_scaling_of_the_rate():
+    """optim.lr means another batch, the rate in use does not change."""
+    for batch in (64, 1024):
+        facts = IMAGENET._replace(batch_size=batch)
+        linear = values(facts)["optim.lr"] * batch / 256
+        root = values(facts._replace(lr_scaling="sqrt_1024"))["optim.lr"] * (batch / 1024) ** 0.5
+        assert root == pytest.approx(linear, rel=0.01)
+
+
 def test_a_predictor_is_as_fast_as_by_hand_in_short_runs_and_as_the_rest_in_long_ones():
     (key,) = set(known_keys(byol.get_config().to_dict())) - set(KEYS)
     by_hand = byol.get_config("demo").optim.predictor_lr_mult

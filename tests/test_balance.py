@@ -13,7 +13,7 @@ from small_steps import step_on_crops
 
 from configs import hybrid
 from dinotwins_jax.build import build
-from dinotwins_jax.losses import make_loss
+from dinotwins_jax.losses import Loss, make_loss, weighted_sum
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.schedules import cosine_schedule
 from dinotwins_jax.training.balance import balance
@@ -124,10 +124,95 @@ def test_matched_norms():
     assert_close(grads["heads"]["barlow_twins"]["dense_0"]["kernel"], factor * unmatched, 1e-5)
 
 
-def test_a_vanished_gradient_is_not_blown_up():
-    zero, one = jnp.zeros((2, 2, 3)), jnp.ones((2, 2, 3))
-    weights, metrics = balance({"a": 1.0, "b": 0.5}, {"a": one, "b": zero}, match_to="a")
-    assert weights["b"] <= 0.5 * 1e4 and np.isfinite(metrics["balance/cos/a,b"])
+ONES = jnp.ones((2, 2, 3))
+ANGLED = ONES.at[:, :, 0].set(-1.0)  # cosine 1/3 with ONES
+MATCHED = jax.jit(lambda g: balance({"a": 1.0, "b": 0.5}, g, match_to="a"))
+
+
+@pytest.mark.parametrize(
+    ("of_a", "of_b"),
+    [(1.0, 2e-25), (2e-25, 3e-25), (1e-30, 1e-30), (1e25, 1.0), (1e30, 1e-30), (-1e30, 2e30)],
+)
+def test_norm_and_cosine_hold_over_the_range_of_float32(of_a, of_b):
+    """Squares of these gradients vanish, or are infinite."""
+    weights, metrics = MATCHED({"a": of_a * ONES, "b": of_b * ANGLED})
+    assert metrics["balance/a/norm"] == pytest.approx(abs(of_a) * 12**0.5, rel=1e-6)
+    assert metrics["balance/b/norm"] == pytest.approx(of_b * 12**0.5, rel=1e-6)
+    assert metrics["balance/cos/a,b"] == pytest.approx(np.sign(of_a) / 3, rel=1e-6)
+    assert weights["b"] == pytest.approx(0.5 * min(abs(of_a) / of_b, 1e4), rel=1e-6)
+
+
+def test_the_cosine_of_parallel_gradients_is_at_most_one():
+    rng = np.random.default_rng(0)
+    for size in (3, 50, 384):
+        g = jnp.asarray(rng.normal(size=(4, 2, size)), jnp.float32)
+        for factor in (0.1, -3.0):
+            cosine = MATCHED({"a": g, "b": factor * g})[1]["balance/cos/a,b"]
+            assert 1.0 - 1e-6 < abs(cosine) <= 1.0
+
+
+@pytest.mark.parametrize(("of_a", "of_b"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_without_a_norm_to_match_all_terms_keep_their_weights(of_a, of_b):
+    """A zero gradient, of the term to match or of the other."""
+    weights, metrics = MATCHED({"a": of_a * ONES, "b": of_b * ANGLED})
+    assert weights == {"a": 1.0, "b": 0.5}
+    assert metrics["balance/cos/a,b"] == 0.0
+
+
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
+def test_a_gradient_that_is_not_finite_changes_no_weight_and_has_no_cosine(bad):
+    for g in ({"a": bad * ONES, "b": ANGLED}, {"a": ONES, "b": ANGLED.at[0, 0, 0].set(bad)}):
+        weights, metrics = MATCHED(g)
+        assert weights == {"a": 1.0, "b": 0.5} and np.isnan(metrics["balance/cos/a,b"])
+
+
+def test_a_term_to_match_of_weight_zero_silences_the_others():
+    weights, _ = balance({"a": 0.0, "b": 0.5}, {"a": ONES, "b": ANGLED}, match_to="a")
+    assert weights["b"] == 0.0
+
+
+@pytest.mark.parametrize("of_a", [1.0, 2e-25, 1e30, 0.0])
+def test_devices_agree_on_norms_and_weights_where_one_holds_none(of_a):
+    """Under pmap: the second device's images have no gradient, the first one's are out of range."""
+    a, b = of_a * ONES.at[1].set(0.0), ANGLED
+    whole = MATCHED({"a": a, "b": b})
+    mapped = jax.pmap(
+        lambda g: balance({"a": 1.0, "b": 0.5}, g, match_to="a", axis_name="data"),
+        axis_name="data",
+        devices=jax.devices()[:2],
+    )({"a": 2.0 * a[:, None], "b": 2.0 * b[:, None]})  # of losses that are means over devices
+    for part, expected in zip(mapped, whole, strict=True):
+        for name, value in expected.items():
+            np.testing.assert_allclose(part[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_a_step_trains_the_other_terms_while_the_one_to_match_has_no_gradient():
+    """Step 0: its gradient is zero, the other term trains at its weight. Step 1: infinite, nothing changes.
+    Step 2: matched."""
+
+    def shaky(loss_state, student, teacher, hparams):
+        scale = jnp.select([hparams["step"] == 0, hparams["step"] == 1], [0.0, jnp.inf], 1.0)
+        return scale * jnp.mean(student["cls"][:, 0] ** 3), loss_state, {}
+
+    def steady(loss_state, student, teacher, hparams):
+        return jnp.mean(student["cls"] ** 3), loss_state, {}
+
+    terms = {"shaky": (1.0, Loss({}, dict, shaky)), "steady": (0.5, Loss({}, dict, steady))}
+    loss, tx = weighted_sum(terms), make_optimizer()
+    values = {"lr": 1e-2, "weight_decay": 0.0, "teacher_momentum": 0.9, "teacher_temp": 0.05}
+    step = jax.jit(step_on_crops(VIT, loss, tx, values, match_gradients_to="shaky"))
+    state = create_state(VIT, loss, tx, jax.random.key(0))
+    crops = {"global_crops": jax.random.normal(jax.random.key(1), (4, 2, 8, 8, 3))}
+    crops["local_crops"], found = jnp.zeros((4, 0, 8, 8, 3)), []
+    for _ in range(3):
+        before, (state, metrics) = state, step(state, crops)
+        kernels = (s.params["backbone"]["patch_embed"]["kernel"] for s in (before, state))
+        moved = np.any(np.not_equal(*kernels))
+        found.append((moved, int(metrics["skipped/total"]), metrics["balance/steady/weight"]))
+    assert found[0] == (True, 0, 0.5)
+    assert found[1] == (False, 1, 0.5)
+    norms = [float(metrics[f"balance/{name}/norm"]) for name in terms]
+    assert found[2] == (True, 1, pytest.approx(0.5 * norms[0] / norms[1], rel=1e-5))
 
 
 @pytest.mark.slow

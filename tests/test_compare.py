@@ -247,6 +247,7 @@ def test_a_run_is_finished_when_its_steps_and_tasks_are(tmp_path):
         ("evals.pictures", 1, True),
         ("log.every_steps", 3, True),
         ("data.dir", "elsewhere", True),
+        ("model.attention", "xla", True),  # the default of before
     ],
 )
 def test_a_finished_run_is_of_the_same_config(tmp_path, key, value, finished):

@@ -143,10 +143,7 @@ def test_the_page_of_all_keys_has_all_of_them():
     page = document()
     keys = flatten(base.get_config().to_dict()).keys() - {"loss"}
     assert [key for key in keys if f"| `{key}` |" not in page] == []
-    assert (
-        "| `optim.lr` | `5e-4` | ≥ 0 | for a batch of 256; scaled linearly with batch_size |"
-        in page
-    )
+    assert "| `optim.lr` | `5e-4` | ≥ 0 | for the batch of lr_scaling |" in page
 
 
 def printed_texts() -> list[str]:

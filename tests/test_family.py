@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import refs_family as refs
+import scipy.special
 from golden_files import assert_close, load
 
 from dinotwins_jax.losses import make_loss
@@ -165,6 +166,20 @@ def test_sinkhorn_shares_prototypes_equally_and_ignores_padding():
     assert_close(ours[:12], q, 1e-5)
     assert not np.any(ours[12:])
     assert np.all(np.isfinite(sinkhorn_knopp(jnp.float32(1e4 * logits), 0.04)))  # no overflow
+
+
+@pytest.mark.parametrize("depth", [70.0, 1e4])
+def test_sinkhorn_assigns_an_image_whose_logits_lie_far_below_the_others(depth):
+    """Its entries would all be zero beside the others'; float64 and logarithms know the answer."""
+    logits = normal(6, 4, scale=3.0)
+    logits[2] -= depth
+    ours = np.asarray(sinkhorn_knopp(jnp.float32(logits), 1.0))
+    q = logits
+    for _ in range(3):
+        q = q - scipy.special.logsumexp(q, axis=0)
+        q = q - scipy.special.logsumexp(q, axis=1, keepdims=True)
+    np.testing.assert_allclose(ours.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(ours, np.exp(q), rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ FOLDERS = {
     "data": ("files", "logs"),
     "evals": ("models", "augment", "data", "devices", "files"),
     "features": (
-        *("augment", "build", "configuration", "data", "devices", "evals", "files", "models"),
+        *("augment", "backbone", "configuration", "data", "devices", "evals", "files", "models"),
         *("preprocessing", "quiet", "run_config", "weights"),
     ),
     "exports": ("durations", "evals", "models", "preprocessing"),
@@ -40,6 +40,7 @@ FLOORS = (
         ("devices", "training", "models", "augment", "data"),
     ),
     (("preprocessing",), ("models",)),
+    (("backbone",), ("devices", "models")),
     (("build",), tuple(name for name in FOLDERS if name not in ("features", "exports"))),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
     (("drawing",), ("evals", "models")),

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from blobs import blobs
+from golden_files import assert_close, load
 from refs_evals import softmax_regression
 from refs_probes import sigmoid_regression
 
@@ -22,6 +23,17 @@ def test_sgd_equals_the_plain_loop():
         expected = softmax_regression(features, labels, order, weight.T, float(rate), 0.9)
         np.testing.assert_allclose(weights[row].T, expected[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(biases[row], expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_sgd_equals_pytorch_s():
+    """Rates are for 256 images, as there; the batches have 128."""
+    golden = load("linear_sgd")
+    x, labels, order = golden["x"], np.int32(golden["y"]), np.int32(golden["order"])
+    rates = np.float32([0.01, 0.1]) * order.shape[1] / 256
+    weights, biases = linear.sgd(x, labels, order, golden["w0"], rates, np.float32(0.9))
+    for row, rate in enumerate(("0.01", "0.1")):
+        assert_close(weights[row], golden[f"w{rate}"], 1e-5)
+        assert_close(biases[row], golden[f"b{rate}"], 1e-5)
 
 
 def test_batch_order_visits_every_image_once_a_pass():

@@ -1,5 +1,7 @@
 """Backbones, heads and their PyTorch names against the official code's numbers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from golden_files import assert_close, assert_trees_close, load, subset
 
 from dinotwins_jax.models import VARIANTS, create_vit
 from dinotwins_jax.models.block import drop_path
-from dinotwins_jax.models.heads import BarlowProjector, DINOHead, l2_normalise
+from dinotwins_jax.models.heads import BarlowProjector, DINOHead, cosine_logits, l2_normalise
 from dinotwins_jax.models.torch_weights import (
     barlow_projector_from_torch,
     dino_head_from_torch,
@@ -103,6 +105,37 @@ def test_dino_head_has_no_weight_g_unless_it_is_trained():
     assert names(True) == {"weight_v"} and names(False) == {"weight_v", "weight_g"}
 
 
+def test_a_head_without_weight_norm_ends_in_a_plain_linear_layer():
+    """Logits and gradients of <x / |x|, w_k>, with the norms of x and of the prototypes w_k far from 1."""
+    rng = np.random.default_rng(0)
+    head = DINOHead(7, 6, 4, weight_norm=False)
+    x = np.float32(rng.normal(size=(5, 3)))
+    params = head.init(jax.random.key(0), x)["params"]
+    assert {k: v.shape for k, v in params["last_layer"].items()} == {"weight": (7, 4)}
+    params = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params)
+    upstream = rng.normal(size=(5, 7))
+    logits, pullback = jax.vjp(lambda p: head.apply({"params": p}, x), params)
+    weight, unit, expected = np.float64(params["last_layer"]["weight"]), [], np.empty((5, 7))
+    for n, row in enumerate(np.float64(x)):
+        for layer in range(3):
+            dense = params[f"mlp_{layer}"]
+            row = row @ np.float64(dense["kernel"]) + np.float64(dense["bias"])
+            if layer < 2:
+                row = np.array([0.5 * v * (1 + math.erf(v / 2**0.5)) for v in row])
+        unit.append(row / np.sqrt(np.sum(row**2)))
+        for k in range(7):
+            expected[n, k] = np.sum(unit[-1] * weight[k])
+    assert_close(logits, expected)
+    assert_close(pullback(jnp.float32(upstream))[0]["last_layer"]["weight"], upstream.T @ unit)
+
+
+def test_a_plain_last_layer_starts_as_the_layers_before_it():
+    head = DINOHead(4096, 64, 64, weight_norm=False)
+    params = head.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+    for weight in (params["last_layer"]["weight"], params["mlp_1"]["kernel"]):
+        np.testing.assert_allclose(np.std(weight), 0.02, rtol=0.03)
+
+
 def test_dino_head_with_batch_norm_equals_a_plain_reference():
     rng = np.random.default_rng(0)
     shapes = {"mlp.0": (6, 5), "mlp.1": (6,), "mlp.3": (6, 6), "mlp.4": (6,), "mlp.6": (4, 6)}
@@ -163,9 +196,27 @@ def test_barlow_projector_equals_official():
     assert_close(after["var"], golden["running_var_after"])
 
 
-def test_l2_normalise_of_zero_has_a_finite_gradient():
-    grad = jax.grad(lambda x: jnp.sum(l2_normalise(x)))(jnp.zeros((2, 3)))
-    assert np.all(np.isfinite(grad))
+@pytest.mark.parametrize("eps", [1e-12, 1e-8])
+@pytest.mark.parametrize("size", [0.0, 0.1])
+def test_l2_normalise_is_linear_below_eps(size, eps):
+    """x / eps with a gradient of 1 / eps, at zero too, as PyTorch's normalize."""
+    upstream = jnp.array([[1.0, -2.0, 0.5]])
+    x = jnp.full((1, 3), size * eps)
+    y, pull_back = jax.vjp(lambda x: l2_normalise(x, eps), x)
+    np.testing.assert_allclose(y, size, rtol=1e-6)
+    np.testing.assert_allclose(pull_back(upstream)[0], upstream / eps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_prototype_of_zeros_has_logits_of_zero(plain):
+    """And finite gradients, where weight normalisation would divide 0 by 0."""
+    product = cosine_logits.fun if plain else cosine_logits
+    x = l2_normalise(jax.random.normal(jax.random.key(0), (5, 4)))
+    v = jax.random.normal(jax.random.key(1), (3, 4)).at[1].set(0.0)
+    logits, pull_back = jax.vjp(lambda x, v: product(x, v, jnp.float32), x, v)
+    assert not np.any(logits[:, 1])
+    np.testing.assert_allclose(logits[:, 0], x @ v[0] / jnp.linalg.norm(v[0]), rtol=1e-5)
+    assert all(np.all(np.isfinite(grad)) for grad in pull_back(jnp.ones_like(logits)))
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
@@ -182,6 +233,16 @@ def test_drop_path_of_a_sample_does_not_depend_on_its_batch():
     whole = drop_path(x, jax.random.key(0), 0.5, jnp.arange(8))
     halves = [drop_path(x[:4], jax.random.key(0), 0.5, jnp.arange(4) + o) for o in (0, 4)]
     np.testing.assert_array_equal(whole, jnp.concatenate(halves))
+
+
+def test_drop_path_is_linear_over_the_blocks_or_uniform():
+    def rates(**options):
+        vit = VisionTransformer(**TINY, drop_path_rate=0.3, **options)
+        params = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+        return [block.drop_path_rate for block in vit.bind({"params": params}).blocks]
+
+    np.testing.assert_allclose(rates(), [0.0, 0.15, 0.3])
+    assert rates(drop_path_uniform=True) == [0.3, 0.3, 0.3]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.schedules import cosine_schedule, teacher_temp_schedule
 from dinotwins_jax.training.optim import (
     adamw,
+    clip_per_module,
     clip_per_parameter,
     decay_mask,
     labels,
@@ -50,6 +51,7 @@ def test_teacher_temp_warms_up_linearly_then_stays():
         (lambda: teacher_temp_schedule(0.0, 0.07, 3), "must be positive"),
         (lambda: make_optimizer("adam"), "unknown optimizer 'adam'"),
         (lambda: make_optimizer(clip_mode="norm"), "unknown clip_mode 'norm'"),
+        (lambda: make_optimizer(frozen_last_layer="0"), "unknown frozen_last_layer '0'"),
     ],
 )
 def test_bad_arguments_are_named(call, message):
@@ -135,6 +137,72 @@ def test_global_clip_scales_all_tensors_alike():
     updates, _ = tx.update(grads, tx.init(grads), grads, lr=1.0, weight_decay=0.0)
     assert_close(updates["a"], -0.5 * grads["a"], 1e-5)
     assert_close(updates["b"], -0.5 * grads["b"], 1e-5)
+
+
+def test_per_module_clip_equals_a_loop_over_the_modules():
+    """Backbone, and each head, at most at the norm by itself; a small one is left alone."""
+    rng = np.random.default_rng(0)
+
+    def module(scale):
+        sizes = {"a": (3, 4), "b": (5,)}
+        return {k: np.float32(scale * rng.normal(size=size)) for k, size in sizes.items()}
+
+    grads = {"backbone": {"blocks_0": module(2.0), "norm": module(1.0)},
+             "heads": {"dino": module(3.0), "ibot": module(0.1)}}  # fmt: skip
+    clipped, _ = clip_per_module(3.0).update(grads, optax.EmptyState())
+    for path in (("backbone",), ("heads", "dino"), ("heads", "ibot")):
+        given, ours = grads, clipped
+        for name in path:
+            given, ours = given[name], ours[name]
+        squares = 0.0
+        for leaf in jax.tree.leaves(given):
+            for value in leaf.reshape(-1):
+                squares += float(value) ** 2
+        coefficient = 3.0 / (squares**0.5 + 1e-6)
+        assert (coefficient < 1) == (path[-1] != "ibot")
+        for theirs, of_ours in zip(jax.tree.leaves(given), jax.tree.leaves(ours), strict=True):
+            assert_close(of_ours, theirs * min(coefficient, 1.0), 1e-6)
+
+
+def test_a_last_layer_at_rate_zero_keeps_its_moments_up_to_date():
+    """Fixed bit for bit for two steps; then a step whose moments know all three gradients, as the loop."""
+    tx = make_optimizer(
+        clip=0.0, freeze_last_layer_steps=2, frozen_last_layer="zero_rate", betas=(0.8, 0.95)
+    )
+    params = random_tree(0)
+    state, memory, reference = tx.init(params), {}, params
+    for i in range(3):
+        grads = random_tree(9 + i)
+        rates = jax.tree.map(
+            lambda group, i=i: 0.0 if group == "last_layer" and i < 2 else 0.1, labels(params)
+        )
+        updates, state = tx.update(grads, state, params, lr=0.1, weight_decay=0.5)
+        params = optax.apply_updates(params, updates)
+        reference = adamw_loop(reference, grads, rates, memory, i + 1, 0.5, (0.8, 0.95))
+        last = params["head"]["last_layer"]["weight_v"]
+        same = np.array_equal(last, random_tree(0)["head"]["last_layer"]["weight_v"])
+        assert same == (i < 2)
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(reference), strict=True):
+        assert_close(ours, theirs, 1e-5)
+
+
+def adamw_loop(params, grads, rates, memory, count, decay, betas):
+    """AdamW element by element, in float64; rates: of each leaf."""
+    mask, b1, b2 = jax.tree.leaves(decay_mask(params)), *betas
+    leaves = (jax.tree.leaves(tree) for tree in (params, grads, rates))
+    found = []
+    for number, (p, g, rate) in enumerate(zip(*leaves, strict=True)):
+        p, g = np.float64(p), np.float64(g)
+        m, v = memory.setdefault(number, (np.zeros_like(g), np.zeros_like(g)))
+        new = np.empty_like(p)
+        for at in np.ndindex(p.shape):
+            m[at] = b1 * m[at] + (1 - b1) * g[at]
+            v[at] = b2 * v[at] + (1 - b2) * g[at] ** 2
+            kept = p[at] * (1 - rate * decay) if mask[number] else p[at]
+            root = (v[at] / (1 - b2**count)) ** 0.5
+            new[at] = kept - rate * m[at] / (1 - b1**count) / (root + 1e-8)
+        found.append(new)
+    return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
 def test_frozen_last_layer_is_skipped_wholly():

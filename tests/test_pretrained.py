@@ -153,8 +153,9 @@ def test_a_run_starts_from_another_ones_teacher_and_warms_up_its_heads(tmp_path,
 
 
 def test_a_state_that_is_split_over_devices_starts_from_weights_too(tmp_path):
-    config = shrunk(mesh__data=1, mesh__fsdp=2, init_from=str(tmp_path / "vit.npz"))
+    config = shrunk(mesh__data=1, mesh__fsdp=2)
     random = build(config).random_backbone()
+    config.init_from = str(tmp_path / "vit.npz")
     weights = jax.tree.map(lambda x: x + 1.0, random)
     np.savez(tmp_path / "vit.npz", **vit_to_torch(weights))
     run = build(config)

@@ -1,5 +1,6 @@
 """Whole runs at reduced size: their files, resuming, and errors for invalid input."""
 
+import copy
 import json
 import os
 import re
@@ -41,6 +42,7 @@ from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.logs.progress import Progress
 from dinotwins_jax.memory import abstract_batch
+from dinotwins_jax.settings.keys import value_at
 from dinotwins_jax.stopping import NonFiniteError
 from dinotwins_jax.train import train
 from dinotwins_jax.workdir import claim_workdir
@@ -374,6 +376,35 @@ def test_a_workdir_belongs_to_one_config(tmp_path, capfd):
     claim_workdir(tmp_path, config | {"seed": 1}, force=True)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
     assert "is continued with another config: seed (0 -> 1)" in capfd.readouterr().err
+
+
+def test_a_config_from_before_the_official_recipes_goes_on(tmp_path):
+    """It lacks their keys: the same optimiser, rates, backbone and heads, and the workdir is its own."""
+    config = shrunk(dinov2)
+    old = copy.deepcopy(config)
+    for section, keys in {
+        "model": ["drop_path_uniform"],
+        "optim": ["betas", "lr_scaling", "final_lr_ratio", "frozen_last_layer"],
+        "loss.dino": ["weight_norm"],
+        "loss.ibot": ["weight_norm"],
+    }.items():
+        for key in keys:
+            del value_at(old, section)[key]
+    runs = [build(c) for c in (old, config)]
+    states = [jax.eval_shape(run.fresh_state) for run in runs]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    of = build_module.make_schedules
+    steps = [of(run.config, 4, durations.durations(run.config, 4)) for run in runs]
+    for name in steps[0]:
+        assert [float(steps[0][name](i)) for i in range(4)] == [
+            float(steps[1][name](i)) for i in range(4)
+        ]
+    claim_workdir(tmp_path, old.to_dict())
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    claim_workdir(tmp_path, config.to_dict())
+    config.optim.frozen_last_layer = "zero_rate"
+    with pytest.raises(ValueError, match=r"optim.frozen_last_layer \(skipped -> zero_rate\)"):
+        claim_workdir(tmp_path, config.to_dict())
 
 
 def test_labels_of_both_splits_must_mean_the_same(monkeypatch):

@@ -13,7 +13,7 @@ from dinotwins_jax.data.base import UnfitImage, decode_image
 from dinotwins_jax.data.look import look_at, set_ranges, settle_window
 from dinotwins_jax.data.window import eight_bits, window_keys, window_of
 from dinotwins_jax.inputs import moments_of
-from dinotwins_jax.workdir import claim_workdir, with_known_window
+from dinotwins_jax.workdir import claim_workdir, with_known_values
 
 TWELVE = random_pixels((40, 50), np.uint16) >> 4
 TWELVE[0, :2] = 0, 4095
@@ -214,14 +214,14 @@ def test_a_resumed_run_has_the_window_that_it_had(of_a_set, tmp_path):
     workdir = tmp_path / "run"
     before = build_for_evaluation(of_a_set).config
     claim_workdir(workdir, before.to_dict())
-    assert with_known_window(of_a_set, workdir).data.window.range == ()  # no checkpoint yet
+    assert with_known_values(of_a_set, workdir).data.window.range == ()  # no checkpoint yet
     (workdir / "checkpoints" / "2").mkdir(parents=True)
     files(tmp_path / "data", [tiff(TWELVE // 8)] * 8)  # the pictures have changed since
-    resumed = with_known_window(of_a_set, workdir)
+    resumed = with_known_values(of_a_set, workdir)
     assert resumed.data.window.range == (0.0, 4095.0)
     claim_workdir(workdir, build_for_evaluation(resumed).config.to_dict())
     of_a_set.data.window.percentiles = (1.0, 99.0)  # another window: refused by claim_workdir
-    other = build_for_evaluation(with_known_window(of_a_set, workdir)).config
+    other = build_for_evaluation(with_known_values(of_a_set, workdir)).config
     with pytest.raises(ValueError, match=r"another config.*data\.window\.percentiles"):
         claim_workdir(workdir, other.to_dict())
 

@@ -11,6 +11,7 @@ from dinotwins_jax.evals.names import TERMS, task_title, term_title
 from dinotwins_jax.evals.table import markdown, score_rows, summary
 from dinotwins_jax.exports.targets import Export
 from dinotwins_jax.exports.usage import code
+from dinotwins_jax.models.torch_export import interpolation_in
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.preprocessing import Preprocessing
 
@@ -47,7 +48,7 @@ def model_card(
         "Features of images, learned without labels: a Vision Transformer trained with dinotwins_jax "
         f"{__version__}.",
         markdown([["", ""], *_facts(vit, config, pre, export, weights)]),
-        f"## Input\n\n{_input(target, pre, export)}",
+        f"## Input\n\n{_input(target, vit, pre, export)}",
         "## Use\n\nIn this directory, with a `picture.jpg`:\n\n"
         + code(target, vit, view, export.config, file),
         f"## Scores\n\n{_scores(weights)}",
@@ -150,7 +151,7 @@ def _training(config, weights: Weights) -> str:
     return f"{text}, {batches}, {_plain(optim.name)}, learning rate {optim.lr:g} for a batch of 256"
 
 
-def _input(target: str, pre: Preprocessing, export: Export) -> str:
+def _input(target: str, vit, pre: Preprocessing, export: Export) -> str:
     views = export.programs or {"model.safetensors": pre}
     several = len(views) > 1
     parts = [f"For `{name}`:\n\n{_view(v)}" if several else _view(v) for name, v in views.items()]
@@ -163,6 +164,13 @@ def _input(target: str, pre: Preprocessing, export: Export) -> str:
         parts.append(
             "The image processor rounds the corner of the crop down, training rounded it to the nearest "
             "pixel: in a quarter of all pictures they are a pixel apart."
+        )
+    there = interpolation_in(target, vit, export.config)
+    if there not in ("", vit.position_interpolation):
+        parts.append(
+            f"At other image sizes {_LIBRARIES[target]} resamples the positions in another way than this "
+            f"model did in training ({there}, not {vit.position_interpolation}), and features differ from "
+            "those of dinotwins_jax."
         )
     return "\n\n".join(parts)
 

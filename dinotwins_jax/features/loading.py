@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 
 from dinotwins_jax.augment.multi_crop import channel_moments
-from dinotwins_jax.build import make_backbone
+from dinotwins_jax.backbone import make_backbone
 from dinotwins_jax.data.base import canvas_for_photos
 from dinotwins_jax.data.window import reading_with
+from dinotwins_jax.devices.attention import attention_anywhere
 from dinotwins_jax.devices.placement import make_placement
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.evals.view import View
@@ -25,7 +26,11 @@ from dinotwins_jax.weights import check_parameters, teacher_of, with_mask_token
 _BATCH = 64  # images at once for weights that no run of ours made
 
 
-def load(source: str | os.PathLike, checkpoint: str | int = "last") -> Model:
+def load(
+    source: str | os.PathLike,
+    checkpoint: str | int = "last",
+    position_interpolation: str | None = None,
+) -> Model:
     """Loads a trained backbone with the preprocessing that belongs to it.
 
     Args:
@@ -33,6 +38,8 @@ def load(source: str | os.PathLike, checkpoint: str | int = "last") -> Model:
         transformers; or a file of weights with the names of DINO, DINOv2, DINOv3, timm or transformers
         (.safetensors, .npz, .pth). No code that they name is run.
       checkpoint: of a run: "last", "best" by its config.checkpoint.best_metric, or a step.
+      position_interpolation: of learned positions at other image sizes, of
+        `models.positions.INTERPOLATIONS`; None: as the run, the folder or the names of the tensors say.
     Returns:
       Model. Preprocessing is that of the run's evaluation, or what the folder states; for a bare file it
       is the official one of ImageNet evaluation, said in a warning.
@@ -42,19 +49,22 @@ def load(source: str | os.PathLike, checkpoint: str | int = "last") -> Model:
     quiet_orbax()
     path = Path(source).expanduser()
     if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
-        return _from_run(path, "latest" if checkpoint == "last" else str(checkpoint))
+        which = "latest" if checkpoint == "last" else str(checkpoint)
+        return _from_run(path, which, position_interpolation)
     if checkpoint != "last":
         raise ValueError(f"{path} is not a run: checkpoint={checkpoint!r} cannot be chosen there")
-    return _from_weights(path)
+    return _from_weights(path, position_interpolation)
 
 
-def _from_run(workdir: Path, checkpoint: str) -> Model:
+def _from_run(workdir: Path, checkpoint: str, rule: str | None) -> Model:
     config = get_config(str(workdir))
+    if rule:
+        config.model.position_interpolation = rule
     teacher, step = teacher_of(workdir, config, checkpoint)
-    if config.model.get("attention") == "cudnn" and jax.default_backend() != "gpu":
-        config.model.attention = "xla"  # the same function on other devices
     try:
-        backbone, pre = with_mask_token(make_backbone(config), teacher), preprocessing_of(config)
+        config.model.attention = attention_anywhere(config.model.attention)
+        backbone = with_mask_token(make_backbone(config, jax.local_devices()), teacher)
+        pre = preprocessing_of(config)
         batch, canvas = config.evals.batch_size, config.data.canvas_size
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{workdir / 'config.json'} is of another version ({error!r})") from None
@@ -62,7 +72,7 @@ def _from_run(workdir: Path, checkpoint: str) -> Model:
     return _placed(backbone, teacher, pre, canvas, batch, config=config, source=str(workdir))
 
 
-def _from_weights(path: Path) -> Model:
+def _from_weights(path: Path, rule: str | None) -> Model:
     if not path.exists():
         raise FileNotFoundError(f"no run, folder or file of weights: {path}")
     try:
@@ -70,6 +80,7 @@ def _from_weights(path: Path) -> Model:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no run with checkpoints, and {error}") from None
     backbone, params = load_vit(file)
+    backbone = backbone.clone(position_interpolation=rule) if rule else backbone
     stated = stated_preprocessing(file.parent, backbone.in_channels) if path.is_dir() else None
     canvas = 0
     if stated is None:

@@ -67,7 +67,10 @@ class Model:
     def identity(self) -> str:
         """sha256 of the parameters and the preprocessing: features of two models never mix."""
         view = self.view._replace(batch_size=0, put=None, report=None)
-        seen = np.array(f"{view} {self.reading} {np.dtype(self.module.dtype)}".encode())
+        rule = self.module.position_interpolation
+        other = "" if rule == "dino" else f" {rule}"
+        seen = f"{view} {self.reading} {np.dtype(self.module.dtype)}{other}"
+        seen = np.array(seen.encode())
         return checksum({"params": self.params, "seen": seen})
 
     def __call__(self, images: Picture, *, batch_size: int | None = None) -> Features:

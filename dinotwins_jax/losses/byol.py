@@ -16,6 +16,7 @@ def byol_loss(predictions: jax.Array, targets: jax.Array, axis_name: str | None 
     Returns:
       f32[] in [0, 8]; 4 for unrelated features.
     Source: eq. 2, and its sum with the views exchanged; byol byol_experiment.py, loss_fn.
+    Differs: the smallest norm is 1e-12, there 1e-6.
     """
     if predictions.shape != targets.shape or predictions.ndim != 3 or predictions.shape[1] != 2:
         raise ValueError(

@@ -76,6 +76,7 @@ def dino(
     hidden_dim: int = 2048,
     bottleneck_dim: int = 256,
     norm_last_layer: bool = True,
+    weight_norm: bool = True,
     use_bn: bool = False,
     student_temp: float = 0.1,
     centering: str = "ema",
@@ -92,7 +93,8 @@ def dino(
       ValueError: temperature, momentum or centering outside its range.
     """
     check_centering(centering, student_temp, center_momentum)
-    spec = HeadSpec(DINOHead(out_dim, hidden_dim, bottleneck_dim, norm_last_layer, use_bn=use_bn))
+    options = {"use_bn": use_bn, "weight_norm": weight_norm}
+    spec = HeadSpec(DINOHead(out_dim, hidden_dim, bottleneck_dim, norm_last_layer, **options))
 
     def init():
         return {"center": jnp.zeros((out_dim,), jnp.float32)} if centering == "ema" else {}

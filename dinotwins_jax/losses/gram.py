@@ -75,8 +75,9 @@ def gram(
       refresh_steps: interval in steps at which the anchor is reset to the current teacher; 0: never.
       max_refreshes: largest number of resets.
       level, normalise, remove_negatives: as `gram_loss`.
-    Differs: the anchor sees the crops that the student sees; the official high-resolution stage feeds
-      it larger, undistorted ones and shrinks their feature map.
+    Differs: the anchor sees the crops that the student sees; the official stage feeds it undistorted ones
+      of twice the size and shrinks their feature map. The loss has its weight from the first step on;
+      there the weight rises over one epoch, and the first anchor is a checkpoint that the user names.
     """
     _check_level(level)
     if min(start_steps, refresh_steps, max_refreshes) < 0:

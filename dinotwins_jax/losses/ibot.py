@@ -76,6 +76,7 @@ def ibot(
     hidden_dim: int = 2048,
     bottleneck_dim: int = 256,
     norm_last_layer: bool = True,
+    weight_norm: bool = True,
     shared_head: str = "",
     student_temp: float = 0.1,
     centering: str = "ema",
@@ -88,7 +89,7 @@ def ibot(
     """The iBOT loss term; hparams["teacher_temp"] comes from the schedule.
 
     Args:
-      out_dim, hidden_dim, bottleneck_dim, norm_last_layer: of its own head, as `DINOHead`.
+      out_dim, hidden_dim, bottleneck_dim, norm_last_layer, weight_norm: of its own head, as `DINOHead`.
       shared_head: a head of another loss, such as "dino", to use instead; out_dim must be equal.
       student_temp, center_momentum: as in losses/dino.py. centering: "ema" | "sinkhorn_knopp".
       image_fraction, mask_ratio, min_patches: see `Masks`.
@@ -101,7 +102,7 @@ def ibot(
             f"image_fraction {image_fraction} must lie in (0, 1], mask_ratio {tuple(mask_ratio)} must "
             "rise within [0, 1)"
         )
-    own = DINOHead(out_dim, hidden_dim, bottleneck_dim, norm_last_layer)
+    own = DINOHead(out_dim, hidden_dim, bottleneck_dim, norm_last_layer, weight_norm=weight_norm)
     spec = HeadSpec(None if shared_head else own, input="masked", shares=shared_head)
 
     def init():

@@ -20,6 +20,9 @@ def nt_xent_loss(z: jax.Array, temp: float = 0.1, axis_name: str | None = None):
     Returns:
       f32[], {"accuracy": share of views whose partner is the nearest}.
     Source: eq. 1 and algorithm 1; simclr objective.py, add_contrastive_loss.
+    Differs: half of what that code computes, which adds the means over the two views where the paper's
+      algorithm 1 averages over both. For its scale set the weight of the term to 2. The smallest norm
+      is 1e-12, there 1e-6.
     """
     if z.ndim != 3 or z.shape[1] != 2:
         raise ValueError(f"z {z.shape} must be [B, 2, D]")

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+# In units of the temperature: e^-60 beside 1 is nothing, and e^-87 is float32's smallest number.
+_DEEPEST = 60.0
+
 
 def sinkhorn_knopp(
     teacher_logits: jax.Array,
@@ -25,7 +28,9 @@ def sinkhorn_knopp(
     Returns:
       f32[B, K], without gradient.
     Source: dinov2 loss/dino_clstoken_loss.py and ibot_patch_loss.py, sinkhorn_knopp_teacher.
-    Differs: the largest logit is subtracted before the exponential, which only avoids overflow.
+    Differs: the largest logit is subtracted before the exponential, which only avoids overflow. A row
+      whose largest logit lies more than 60 temperatures below is raised to there: its entries would all
+      become zero and leave it without an assignment, in the official code with NaN.
     """
     if teacher_logits.ndim != 2 or num_iters < 1:
         raise ValueError(
@@ -40,6 +45,7 @@ def sinkhorn_knopp(
     B, K = total(jnp.sum(real)), logits.shape[1]
     peak = jnp.max(jnp.where(real[:, None] > 0, logits, -jnp.inf))
     peak = peak if axis_name is None else jax.lax.pmax(peak, axis_name)
+    peak = jnp.minimum(peak, jnp.max(logits, axis=1, keepdims=True) + _DEEPEST)
     q = jnp.where(real[:, None] > 0, jnp.exp(logits - peak), 0.0)
     q = _share(q, total(jnp.sum(q)))
     for _ in range(num_iters):

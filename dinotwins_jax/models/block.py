@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from dinotwins_jax.models.attention import ATTENTION
 from dinotwins_jax.models.barriers import in_memory
 from dinotwins_jax.models.layers import (
     Dense,
     LayerNorm,
     Operations,
-    attend,
     attention_weights,
     operations,
     silu_gate,
@@ -33,20 +33,12 @@ def drop_path(x: jax.Array, key: jax.Array, rate: float, sample_ids: jax.Array) 
 
     Each sample draws from (key, its id), so the mask does not depend on how the batch is split over
     devices. x: [B, T, D]; sample_ids: i32[B]; rate: fraction dropped, [0, 1).
+    Differs: above a rate of 0.1, dinov2 layers/block.py drops a fixed number of the samples of a device,
+    and saves their compute; here each sample is drawn by itself.
     """
     draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(sample_ids)
     keep = (draw >= rate).astype(x.dtype) / (1.0 - rate)
     return x * keep[:, None, None]
-
-
-def attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`attend` by cuDNN's flash attention: bfloat16 or float16 on an NVIDIA GPU (Ampere or newer)."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, T, H, D]
-    y = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    return y.reshape(*y.shape[:2], -1)
-
-
-ATTENTION = {"xla": attend, "cudnn": attend_cudnn}
 
 
 class Attention(nn.Module):

@@ -17,7 +17,11 @@ from dinotwins_jax.models.layers import Dense, operations, torch_uniform
 
 
 def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """x / max(|x|, eps) over the last axis in float32, with a zero gradient (not NaN) at x = 0."""
+    """x / max(|x|, eps) over the last axis in float32.
+
+    Where |x| < eps, at x = 0 too, this is the linear map x / eps: its gradient is finite, but 1 / eps.
+    Source: torch.nn.functional.normalize, whose value, eps and gradient at 0 are these.
+    """
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps * eps))
 
@@ -25,6 +29,7 @@ def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def cosine_logits(x: jax.Array, v: jax.Array, dtype) -> jax.Array:
     """<x, v / |v|> f32[N, K] of x f32[N, D] and prototypes v f32[K, D]; the product is computed in dtype.
+    |v| is at least 1e-12: a prototype of zeros has logits of 0.
 
     The logits are scaled by 1 / |v| instead of the weights: the same numbers, without a K x D temporary,
     and XLA's CPU backend keeps the product a plain matmul. The gradient's part along v comes from the
@@ -34,7 +39,7 @@ def cosine_logits(x: jax.Array, v: jax.Array, dtype) -> jax.Array:
 
 
 def _cosine_forward(x, v, dtype):
-    scale = jax.lax.rsqrt(jnp.sum(v * v, axis=1))
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.sum(v * v, axis=1), 1e-24))
     # Logits are divided by a temperature of 0.04: bfloat16 would be coarse.
     logits = jnp.einsum(
         "nd,kd->nk", x.astype(dtype), v.astype(dtype), preferred_element_type=jnp.float32
@@ -56,16 +61,23 @@ cosine_logits.defvjp(_cosine_forward, _cosine_backward)
 
 
 class Prototypes(nn.Module):
-    """Weight-normalised linear layer without bias; weights stored [K, D]."""
+    """Weight-normalised linear layer without bias; weights stored [K, D]. Without weight_norm a plain
+    one, whose initial weights are those of the MLP before it."""
 
     num_prototypes: int
     norm_last_layer: bool = True
     dtype: Any = jnp.float32
     plain_gradients: bool = False
+    weight_norm: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         D = x.shape[-1]
+        if not self.weight_norm:
+            shape = (self.num_prototypes, D)
+            weight = self.param("weight", nn.initializers.normal(INIT_STD), shape)
+            x, weight = x.astype(self.dtype), weight.astype(self.dtype)
+            return jnp.einsum("nd,kd->nk", x, weight, preferred_element_type=jnp.float32)
         v = self.param("weight_v", torch_uniform(D), (self.num_prototypes, D))
         product = cosine_logits.fun if self.plain_gradients else cosine_logits
         logits = product(x.astype(jnp.float32), v, self.dtype)
@@ -78,10 +90,12 @@ class DINOHead(nn.Module):
     """MLP (exact GELU) -> L2-normalised bottleneck -> weight-normalised prototypes.
 
     __call__: x [N, D] -> logits f32[N, out_dim]. `norm_last_layer=True` fixes the prototypes' norm
-    at 1 (no weight_g parameter, where PyTorch keeps a frozen one). `use_bn=True` puts batch norm
+    at 1 (no weight_g parameter, where PyTorch keeps a frozen one), `weight_norm=False` leaves the norms
+    free (DINOv3, whose last layer is a plain linear one). `use_bn=True` puts batch norm
     before each GELU, over all rows of a call: images and views, over the global batch; the teacher's
     too uses its own batch, as in the official code.
-    Source: DINO, arXiv:2104.14294, appendix C; dino vision_transformer.py, DINOHead.
+    Source: DINO, arXiv:2104.14294, appendix C; dino vision_transformer.py, DINOHead; dinov3
+    layers/dino_head.py.
     """
 
     out_dim: int
@@ -93,6 +107,7 @@ class DINOHead(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     plain_gradients: bool = False
+    weight_norm: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
@@ -106,8 +121,8 @@ class DINOHead(nn.Module):
                 x = BatchNorm(axis_name=self.axis_name, name=f"bn_{layer}")(x, train)
             x = x if last else gelu(x)
         x = l2_normalise(x)
-        last_layer = Prototypes(self.out_dim, self.norm_last_layer, name="last_layer", **options)
-        return last_layer(x)
+        options |= {"weight_norm": self.weight_norm, "name": "last_layer"}
+        return Prototypes(self.out_dim, self.norm_last_layer, **options)(x)
 
 
 class BatchNorm(nn.Module):

@@ -127,7 +127,10 @@ def _tokens(graph: _Graph, vit, params, size, mean, std) -> str:
     prefix = np.asarray(params["cls_token"])
     if vit.positions == "learned":
         stored = vit.grid(as_pair(vit.image_size))
-        positions = interpolate_pos_embed(jnp.asarray(params["pos_embed"]), stored, (rows, columns))
+        positions = jnp.asarray(params["pos_embed"])
+        positions = interpolate_pos_embed(
+            positions, stored, (rows, columns), vit.position_interpolation
+        )
         prefix = prefix + np.asarray(positions[:, :1])
         x = graph("Add", x, graph.constant(np.asarray(positions[:, 1:]), "pos_embed"))
     if vit.num_register_tokens:

@@ -12,41 +12,78 @@ import numpy as np
 ROPE_BASE = 100.0  # official; all released DINOv3 models have it
 
 
-def bicubic_matrix(source: int, target: int, scale: float) -> np.ndarray:
-    """Rows of PyTorch's bicubic weights (a = -0.75, no antialias, edges repeated): f64[target, source]."""
+# How a learned embedding is resampled to another grid, by `interpolation_matrix`, and who does so:
+#   dino        scale factor (h' + 0.1) / h, no antialias   DINO; DINOv2 without registers
+#   antialias   to h' x w', antialias                       DINOv2 with registers; timm; transformers'
+#                                                           Dinov2WithRegistersModel
+#   size        to h' x w', no antialias                    transformers' ViTModel and Dinov2Model
+INTERPOLATIONS = ("dino", "antialias", "size")
 
-    def kernel(distance):
-        d, a = np.abs(distance), -0.75
-        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
+def interpolation_matrix(source: int, target: int, rule: str = "dino") -> np.ndarray:
+    """Weights f64[target, source] of PyTorch's bicubic interpolation of one axis.
+
+    Without antialias: a = -0.75, edges repeated; with it: a = -0.5, the kernel as wide as the step, weights
+    outside of the axis left out and the others scaled to a sum of 1.
+
+    Raises:
+      ValueError: unknown rule.
+    """
+    if rule not in INTERPOLATIONS:
+        raise ValueError(
+            f"position_interpolation is '{rule}': choose {', '.join(INTERPOLATIONS[:-1])} or "
+            f"{INTERPOLATIONS[-1]}"
+        )
+    if rule == "antialias":
+        return _antialiased(source, target)
+    scale = (target + 0.1 if rule == "dino" else target) / source
     centers = (np.arange(target) + 0.5) / scale - 0.5
     matrix = np.zeros((target, source))
     for tap in range(-1, 3):
         position = np.floor(centers) + tap
         column = np.clip(position, 0, source - 1).astype(int)
-        np.add.at(matrix, (np.arange(target), column), kernel(centers - position))
+        np.add.at(matrix, (np.arange(target), column), _cubic(centers - position, -0.75))
     return matrix
 
 
+def _antialiased(source: int, target: int) -> np.ndarray:
+    step = source / target
+    width = max(step, 1.0)
+    centers = (np.arange(target) + 0.5)[:, None] * step
+    columns = np.arange(source)
+    first = np.maximum(np.floor(centers - 2.0 * width + 0.5), 0)
+    end = np.minimum(np.floor(centers + 2.0 * width + 0.5), source)
+    weights = _cubic((columns - centers + 0.5) / width, -0.5)
+    weights = np.where((columns >= first) & (columns < end), weights, 0.0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _cubic(distance, a: float):
+    d = np.abs(distance)
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
 def interpolate_pos_embed(
-    pos_embed: jax.Array, grid: tuple[int, int], target: tuple[int, int]
+    pos_embed: jax.Array, grid: tuple[int, int], target: tuple[int, int], rule: str = "dino"
 ) -> jax.Array:
     """Interpolates a position embedding to another patch grid.
 
     Args:
       pos_embed: f32[1, 1 + h * w, E], class position first.
       grid: (h, w) of pos_embed; target: (h', w').
+      rule: of INTERPOLATIONS.
     Returns:
       f32[1, 1 + h' * w', E]; the input itself when the grids agree.
-    Source: dino vision_transformer.py, interpolate_pos_encoding: the scale factor is (h' + 0.1) / h.
+    Source: dino vision_transformer.py and dinov2 models/vision_transformer.py, interpolate_pos_encoding;
+      timm layers/pos_embed.py, resample_abs_pos_embed.
     """
     if grid == target:
         return pos_embed
-    rows = jnp.asarray(bicubic_matrix(grid[0], target[0], (target[0] + 0.1) / grid[0]), jnp.float32)
-    columns = jnp.asarray(
-        bicubic_matrix(grid[1], target[1], (target[1] + 0.1) / grid[1]), jnp.float32
+    rows, columns = (
+        jnp.asarray(interpolation_matrix(h, to, rule), jnp.float32)
+        for h, to in zip(grid, target, strict=True)
     )
     patches = pos_embed[0, 1:].reshape(*grid, -1)  # [h, w, E]
     patches = jnp.einsum("ih,hwd->iwd", rows, patches, precision="highest")

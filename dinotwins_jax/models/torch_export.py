@@ -27,10 +27,22 @@ def exported(vit: VisionTransformer, params, target: str) -> tuple[dict[str, np.
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}, config
 
 
+def interpolation_in(target: str, vit: VisionTransformer, config: dict) -> str:
+    """The rule of `positions.INTERPOLATIONS` by which the code of a target resamples the positions of this
+    export for other image sizes; "" for rotary positions."""
+    if vit.positions == "rope":
+        return ""
+    hf = {"vit": "size", "dinov2": "size", "dinov2_with_registers": "antialias"}
+    return {"timm": "antialias", "hf": hf.get(config.get("model_type"))}.get(
+        target, vit.position_interpolation
+    )
+
+
 def described(vit: VisionTransformer) -> dict:
     """What an export's config.json says of the model under "dinotwins_jax"."""
     fields = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio")
     fields += ("in_channels", "num_register_tokens", "layer_scale_init", "ffn", "positions")
+    fields += ("position_interpolation",)
     return {name: getattr(vit, name) for name in (*fields, "norm_eps")}
 
 
@@ -95,6 +107,7 @@ def _dino(vit, weights) -> tuple[dict, dict]:
     rope = vit.positions == "rope"
     eps = (1e-6, 1e-5) if rope else (1e-6,)
     options = vit.num_register_tokens or vit.layer_scale_init is not None or vit.ffn != "mlp"
+    options = options or vit.position_interpolation != "dino"
     code = "dinov3" if rope else "dinov2" if options else "dino"
     _need(vit.norm_eps in eps, code, f"norm_eps but {eps}, here it is {vit.norm_eps}")
     side = _side(vit)
@@ -118,6 +131,9 @@ def _dino(vit, weights) -> tuple[dict, dict]:
         arguments |= {"mlp_ratio": vit.mlp_ratio, "init_values": vit.layer_scale_init}
         arguments |= {"ffn_layer": vit.ffn, "block_chunks": 0}
         arguments |= {"num_register_tokens": vit.num_register_tokens}
+        rule = vit.position_interpolation
+        arguments |= {"interpolate_offset": 0.1 if rule == "dino" else 0.0}
+        arguments |= {"interpolate_antialias": rule == "antialias"}
     else:
         arguments |= {"ffn_ratio": vit.mlp_ratio, "layerscale_init": vit.layer_scale_init}
         arguments |= {"ffn_layer": vit.ffn, "n_storage_tokens": vit.num_register_tokens}

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from dinotwins_jax.models.block import ratio_of
 from dinotwins_jax.models.positions import ROPE_BASE
 from dinotwins_jax.models.torch_folder import weights_file
-from dinotwins_jax.models.torch_names import PERIODS, blocks_of, common
+from dinotwins_jax.models.torch_names import PERIODS, blocks_of, common, interpolation_of
 from dinotwins_jax.models.torch_pickle import Refused, read_torch
 from dinotwins_jax.models.torch_weights import vit_from_torch
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
@@ -29,8 +29,9 @@ def load_vit(
 ) -> tuple[VisionTransformer, dict]:
     """Loads a ViT and its parameters from weights of DINO, DINOv2, DINOv3, timm or HF transformers.
 
-    The number of heads and the norms' epsilon cannot be read from weights: they are taken from a
-    config.json beside the file (HF's, or of our export), if it is for a model of the same width.
+    The number of heads, the norms' epsilon and the interpolation of positions are in no tensor: they are
+    taken from a config.json beside the file (HF's, timm's, or of our export), if it is for a model of the
+    same width; else the interpolation is that of the code whose names the tensors have.
 
     Args:
       path: a file, or a folder with one: see `weights_file`.
@@ -119,10 +120,11 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """The fields of a VisionTransformer, inferred from the shapes of its weights.
 
-    num_heads is for heads 64 wide (0: impossible), or from DINOv3's periods; norm_eps is that of the
-    official models; image_size is 0 if the grid of positions is not square. Raises ValueError for another
-    architecture.
+    num_heads is for heads 64 wide (0: impossible), or from DINOv3's periods; norm_eps and
+    position_interpolation are those of the official models; image_size is 0 if the grid of positions is
+    not square. Raises ValueError for another architecture.
     """
+    rule = interpolation_of(weights)
     weights = common(weights)
     ffn = "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp"
     first = f"blocks.0.mlp.{'w12' if ffn == 'swiglu' else 'fc1'}.weight"
@@ -158,6 +160,7 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
         if len(weights[PERIODS]):
             fields["num_heads"] = D // (4 * len(weights[PERIODS]))
     else:
+        fields["position_interpolation"] = rule
         grid = math.isqrt(weights["pos_embed"].shape[1] - 1)
         square = grid * grid + 1 == weights["pos_embed"].shape[1]
         fields["image_size"] = grid * patch_size if square else 0
@@ -167,8 +170,8 @@ def vit_fields(weights: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def stated_beside(path: Path, embed_dim: int) -> dict[str, Any]:
-    """num_heads and norm_eps from the config.json beside a file, and of our exports image_size; {} without
-    one of this width."""
+    """num_heads, norm_eps and position_interpolation from the config.json beside a file, and of our exports
+    image_size; {} without one of this width."""
     file = path.with_name("config.json")
     try:
         config = json.loads(file.read_text()) if file.is_file() else {}
@@ -179,10 +182,12 @@ def stated_beside(path: Path, embed_dim: int) -> dict[str, Any]:
     ours = config.get("dinotwins_jax")
     if isinstance(ours, dict) and ours.get("embed_dim") == embed_dim:
         found = {name: ours[name] for name in ("num_heads", "norm_eps") if name in ours}
-        side = ours.get("image_size", 0)
-        return found | (
-            {"image_size": side if isinstance(side, int) else tuple(side)} if side else {}
-        )
+        found["position_interpolation"] = ours.get("position_interpolation", "dino")
+        if side := ours.get("image_size", 0):
+            found["image_size"] = side if isinstance(side, int) else tuple(side)
+        return found
+    if "pretrained_cfg" in config and config.get("num_features", embed_dim) == embed_dim:
+        return {"position_interpolation": "antialias"}  # timm's
     if config.get("hidden_size") != embed_dim:
         return {}
     if config.get("rope_theta", ROPE_BASE) != ROPE_BASE:

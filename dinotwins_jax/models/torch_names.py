@@ -90,6 +90,20 @@ def common(state_dict) -> Weights:
     return weights
 
 
+def interpolation_of(names) -> str:
+    """The rule of `positions.INTERPOLATIONS` by which the code with these tensor names resamples learned
+    positions.
+
+    DINO, DINOv2 and timm name the tensors of a ViT without registers alike: "dino" for these, though timm's
+    is "antialias".
+    """
+    registers = any(name.endswith(("register_tokens", "reg_token")) for name in names)
+    if registers:
+        return "antialias"
+    hf = any("embeddings.patch_embeddings." in name for name in names)
+    return "size" if hf else "dino"
+
+
 def blocks_of(weights) -> list[str]:
     """The blocks that have tensors: "blocks.0", "blocks.1", …"""
     numbers = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))}

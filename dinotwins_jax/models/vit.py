@@ -10,11 +10,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
-from dinotwins_jax.models.block import ATTENTION, FFN, INIT_STD, Block
+from dinotwins_jax.models.attention import ATTENTION
+from dinotwins_jax.models.block import FFN, INIT_STD, Block
+from dinotwins_jax.models.gathering import ALL_BUT_GATHERED, gathering
 from dinotwins_jax.models.layers import LayerNorm, PatchEmbed
-from dinotwins_jax.models.positions import Rope, RopeMoves, interpolate_pos_embed, rope_of
+from dinotwins_jax.models.positions import (
+    INTERPOLATIONS,
+    Rope,
+    RopeMoves,
+    interpolate_pos_embed,
+    rope_of,
+)
 
 
 class ViTOutput(NamedTuple):
@@ -30,20 +37,6 @@ def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-_ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names("gathered")
-
-
-def gathering(module: type[nn.Module], gather: Callable | None) -> type[nn.Module]:
-    """Wraps a module so that it gathers its sharded parameters before use."""
-    if gather is None:
-        return module
-
-    def whole(variables):
-        return jax.tree.map(lambda x: checkpoint_name(x, "gathered"), gather(variables))
-
-    return nn.map_variables(module, "params", whole)
-
-
 class VisionTransformer(nn.Module):
     """Pre-norm ViT: class token, learned or rotary positions, exact GELU or SwiGLU, final LayerNorm.
 
@@ -54,16 +47,17 @@ class VisionTransformer(nn.Module):
       ramp from 0; only with train=True, which then needs rngs={"drop_path": key}), num_register_tokens
       (arXiv:2309.16588, after the class token, without position), layer_scale_init (None: no LayerScale),
       ffn ("mlp" | "swiglu"), positions ("learned" | "rope": rotary, any grid without interpolation, no
-      pos_embed), rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with
-      train=True, which then needs rngs={"rope": key}), norm_eps (of all LayerNorms; DINO and DINOv2 have
-      1e-6, DINOv3 1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
+      pos_embed), position_interpolation (of learned ones to other grids, of `INTERPOLATIONS`),
+      rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with train=True,
+      which then needs rngs={"rope": key}), norm_eps (of all LayerNorms; DINO and DINOv2 have 1e-6, DINOv3
+      1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
       dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
       almost linear and slow to start: there 1 / sqrt(D)), mask_token (whether there is one, to replace
-      masked patches), attention ("xla" anywhere | "cudnn": flash attention in bfloat16 on an NVIDIA GPU),
+      masked patches), attention ("xla" anywhere | "cudnn": flash attention, see models/attention.py),
       remat (recompute each block in the backward pass instead of storing its activations),
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they
-      are not sharded), in_channels (C of the images).
+      are not sharded), in_channels (C of the images), drop_path_uniform (drop_path_rate in every block).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
     in dinov3.
     """
@@ -91,6 +85,8 @@ class VisionTransformer(nn.Module):
     plain_gradients: bool = False
     gather: Callable | None = None
     in_channels: int = 3
+    drop_path_uniform: bool = False
+    position_interpolation: str = "dino"
 
     def setup(self):
         if self.embed_dim % self.num_heads:
@@ -116,10 +112,11 @@ class VisionTransformer(nn.Module):
         self.patch_embed = gathering(PatchEmbed, self.gather)(
             self.embed_dim, self.patch_size, self.dtype, self.plain_gradients
         )
-        rates = np.linspace(0.0, self.drop_path_rate, self.depth)
+        first = self.drop_path_rate if self.drop_path_uniform else 0.0
+        rates = np.linspace(first, self.drop_path_rate, self.depth)
         block = gathering(Block, self.gather)
         if self.remat or self.gather is not None:
-            keep = None if self.remat else _ALL_BUT_GATHERED
+            keep = None if self.remat else ALL_BUT_GATHERED
             block = nn.remat(block, static_argnums=(3, 4), policy=keep)  # train, cls_only
         self.blocks = [
             block(
@@ -140,6 +137,7 @@ class VisionTransformer(nn.Module):
 
     def _check_options(self):
         choices = {"attention": ATTENTION, "ffn": FFN, "positions": ("learned", "rope")}
+        choices["position_interpolation"] = INTERPOLATIONS
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}")
@@ -180,7 +178,8 @@ class VisionTransformer(nn.Module):
         cls = jnp.broadcast_to(self.cls_token.astype(self.dtype), (x.shape[0], 1, self.embed_dim))
         x = jnp.concatenate([cls, x], axis=1)
         if self.positions == "learned":
-            x += interpolate_pos_embed(self.pos_embed, stored, grid).astype(self.dtype)
+            rule = self.position_interpolation
+            x += interpolate_pos_embed(self.pos_embed, stored, grid, rule).astype(self.dtype)
         if self.num_register_tokens:
             registers = self.register_tokens.astype(self.dtype)
             registers = jnp.broadcast_to(registers, (x.shape[0], *registers.shape[1:]))

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dinotwins_jax.settings.auto import half_life
-from dinotwins_jax.settings.keys import DISTILLING, kind_of, terms_of
+from dinotwins_jax.settings.keys import DISTILLING, OF_PATCHES, kind_of, terms_of
+from dinotwins_jax.settings.rates import FORMULAS, peak_and_final, scaling
 
 
 class Setting(NamedTuple):
@@ -47,6 +48,11 @@ def _run(s: Setting, c) -> Iterator[str]:
         yield f"match_gradients_to is '{target}', the only term: no effect"
     elif target and _weightless(c.loss[target]):
         yield f"match_gradients_to is '{target}', of weight 0: every other term is scaled to nothing"
+    elif target and kind_of(target, c.loss[target]) in OF_PATCHES:
+        yield (
+            f"match_gradients_to is '{target}', which has no gradient at the class tokens: all terms keep "
+            "their weights; usual is 'dino'"
+        )
     channels = c.model.get("in_channels", 3)
     if channels != 3 and (keys := _of_colours(c.views)):
         yield (
@@ -58,7 +64,8 @@ def _run(s: Setting, c) -> Iterator[str]:
             f"views.num_local is 0 and views.global_scale starts at {smallest:g}: two views of nearly "
             "the same part teach little; (0.14, 1.0) for DINO, (0.08, 1.0) for Barlow Twins"
         )
-    if c.model.drop_path_rate > 0 and c.model.depth == 1:
+    uniform = c.model.get("drop_path_uniform", False)
+    if c.model.drop_path_rate > 0 and c.model.depth == 1 and not uniform:
         yield (
             f"model.drop_path_rate is {c.model.drop_path_rate:g} and model.depth 1: the rate is 0 in "
             "the first block and grows from there: no effect"
@@ -154,17 +161,18 @@ def _losses(s: Setting, c) -> Iterator[str]:
 
 def _optimiser(s: Setting, c) -> Iterator[str]:
     lr, adamw = c.optim.lr, c.optim.name == "adamw"
-    peak = lr * c.batch_size / 256
+    peak, final = peak_and_final(c.optim, c.batch_size)
+    formula = FORMULAS[scaling(c.optim)]
     if lr == 0:
         yield "optim.lr is 0: nothing is trained"
-    if 0 < peak < c.optim.final_lr:
+    if 0 < peak < final:
         yield (
-            f"optim.final_lr is {c.optim.final_lr:g}, above the peak {peak:g} (optim.lr times "
-            "batch_size / 256): the rate increases until the end"
+            f"optim.final_lr is {final:g}, above the peak {peak:g} ({formula}): the rate increases "
+            "until the end"
         )
     if adamw and c.optim.clip == 0 and peak > 2e-3:
         yield (
-            f"optim.clip is 0 with a peak rate of {peak:g} (optim.lr times batch_size / 256): one bad "
+            f"optim.clip is 0 with a peak rate of {peak:g} ({formula}): one bad "
             "batch may end the run; 3"
         )
     if adamw and peak > 0.02:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from dinotwins_jax.settings.keys import DISTILLING, terms_of, value_at
+from dinotwins_jax.settings.rates import SCALINGS
 
 SHORT, LONG = 1_000, 125_000  # steps: this project's CPU presets; DINOv2's 100 epochs of 1,250
 
@@ -21,7 +22,7 @@ class Facts(NamedTuple):
 
     images: of the training set; batch_size: global; steps: of the whole run; epochs: config.total_epochs,
     the unit of durations; embed_dim: of the backbone; optimizer: adamw | lars; has_weights: the backbone
-    starts from pretrained weights.
+    starts from pretrained weights; lr_scaling: config.optim's.
     """
 
     images: int
@@ -31,6 +32,7 @@ class Facts(NamedTuple):
     embed_dim: int
     optimizer: str = "adamw"
     has_weights: bool = False
+    lr_scaling: str = "linear_256"
 
 
 class Choice(NamedTuple):
@@ -126,7 +128,7 @@ def _final_momentum(facts: Facts) -> Choice:
 
 
 def _lr(facts: Facts) -> Choice:
-    """Value of config.optim.lr, for a batch of 256."""
+    """Value of config.optim.lr, for the batch of its scaling."""
     if facts.optimizer == "lars":
         return Choice(0.2, "Barlow Twins' LARS, linear in the batch")
     peak = 1e-3 * (facts.batch_size / 512) ** 0.5 * 384 / facts.embed_dim
@@ -134,7 +136,8 @@ def _lr(facts: Facts) -> Choice:
     why += " and 1 / width (arXiv:2203.03466)"
     if facts.has_weights:
         peak, why = peak / 10, f"{why}, a tenth of it for pretrained weights"
-    return Choice(_digits(peak * 256 / facts.batch_size), f"peak {_digits(peak)}: {why}")
+    lr = peak / SCALINGS[facts.lr_scaling](facts.batch_size)
+    return Choice(_digits(lr), f"peak {_digits(peak)}: {why}")
 
 
 def _warmup_epochs(facts: Facts) -> Choice:

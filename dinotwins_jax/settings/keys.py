@@ -5,6 +5,7 @@ from typing import Any
 
 # The package's losses, as in losses/__init__.py (a test compares the two).
 LOSSES = ("dino", "barlow_twins", "ibot", "koleo", "gram", "byol", "simclr", "vicreg")
+OF_PATCHES = ("ibot", "gram")  # losses of patch tokens alone
 DISTILLING = ("dino", "ibot")  # losses with prototypes and a teacher temperature
 
 

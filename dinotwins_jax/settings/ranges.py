@@ -6,6 +6,7 @@ import math
 from ml_collections import ConfigDict
 
 from dinotwins_jax.settings.keys import LOSSES, kind_of, value_at
+from dinotwins_jax.settings.rates import SCALINGS
 
 POSITIVE, NOT_NEGATIVE = "(0, inf)", "[0, inf)"
 SEED = "[0, 4294967295]"  # of numpy's generators
@@ -61,6 +62,7 @@ RANGES = {
         for k in ("lr", "final_lr", "warmup_epochs", "weight_decay", "final_weight_decay", "clip")
     },
     **{"optim.freeze_backbone_epochs": NOT_NEGATIVE, "optim.layer_decay": "(0, 1]"},
+    **{"optim.betas": "[0, 1)", "optim.final_lr_ratio": NOT_NEGATIVE},
     **{"optim.patch_embed_lr_mult": NOT_NEGATIVE, "optim.predictor_lr_mult": POSITIVE},
     **{"optim.freeze_last_layer_epochs": NOT_NEGATIVE, "log.every_steps": POSITIVE},
     **{"checkpoint.every_epochs": POSITIVE, "checkpoint.keep": POSITIVE},
@@ -90,18 +92,22 @@ RANGES |= {
 CHOICES = {  # for every element of a tuple
     "parallel": ("jit", "pmap"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("xla", "cudnn"),
+    "model.attention": ("auto", "xla", "cudnn"),
     "model.ffn": ("mlp", "swiglu"),
     "model.positions": ("learned", "rope"),
+    "model.position_interpolation": ("dino", "antialias", "size"),
     "data.window.mode": ("", "fixed", "picture", "set"),
     "optim.name": ("adamw", "lars"),
-    "optim.clip_mode": ("per_parameter", "global"),
+    "optim.lr_scaling": tuple(SCALINGS),
+    "optim.clip_mode": ("per_parameter", "per_module", "global"),
+    "optim.frozen_last_layer": ("skipped", "zero_rate"),
     "log.writers": ("jsonl", "tensorboard", "wandb", "mlflow"),
     "checkpoint.best_mode": ("max", "min"),
     "evals.bank_solver": ("ridge", "logistic"),
 }
 PAIRS = (
     "loss.ibot.mask_ratio",
+    "optim.betas",
     "data.window.percentiles",
     "views.global_scale",
     "views.local_scale",

@@ -145,6 +145,24 @@ def lars(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def clip_per_module(max_norm: float) -> optax.GradientTransformation:
+    """Scales the gradient of the backbone, and of each head, to an L2 norm of at most `max_norm`.
+
+    One norm over all tensors of a module; the coefficient is that of `clip_per_parameter`.
+    Source: dinov2 train/train.py, do_train, which clips each entry of model.student by itself.
+    """
+
+    def clip(grads):
+        coefficient = jnp.minimum(1.0, max_norm / (optax.global_norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: g * coefficient.astype(g.dtype), grads)
+
+    def update(updates, params):
+        heads = {name: clip(head) for name, head in updates["heads"].items()}
+        return {"backbone": clip(updates["backbone"]), "heads": heads}
+
+    return optax.stateless(update)
+
+
 class FromStep(NamedTuple):
     """step: i32[], updates so far; inner_state: of the delayed transformation."""
 
@@ -157,6 +175,7 @@ def from_step(
 ) -> optax.GradientTransformationExtraArgs:
     """Applies `inner` from update number `first` on; before, updates are 0 and its state is unchanged.
 
+    As PyTorch skips a parameter whose grad is None. Source: dino utils.py, cancel_gradients_last_layer.
     Differs from optax.conditionally_mask: no branch, which would make XLA copy the whole state.
     """
 
@@ -178,7 +197,34 @@ def from_step(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def zero_rate_until(
+    inner: optax.GradientTransformationExtraArgs, first: int
+) -> optax.GradientTransformationExtraArgs:
+    """Applies `inner` with a rate of 0 before update number `first`: its moments and counts advance.
+
+    Source: dinov2 train/train.py, build_schedulers, last_layer_lr_schedule.
+    """
+
+    def init(params):
+        return FromStep(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(grads, state, params, *, lr, keep: Callable = _new, **kwargs):
+        lr = jnp.where(state.step >= first, lr, 0.0)
+        updates, inner_state = inner.update(
+            grads, state.inner_state, params, lr=lr, keep=keep, **kwargs
+        )
+        return updates, FromStep(keep(state.step + 1, state.step), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 OPTIMIZERS = {"adamw": adamw, "lars": lars}
+CLIPPERS = {
+    "per_parameter": clip_per_parameter,
+    "per_module": clip_per_module,
+    "global": optax.clip_by_global_norm,
+}
+FREEZERS = {"skipped": from_step, "zero_rate": zero_rate_until}
 
 
 def make_optimizer(
@@ -188,6 +234,8 @@ def make_optimizer(
     clip_mode: str = "per_parameter",
     freeze_last_layer_steps: int = 0,
     freeze_backbone_steps: int = 0,
+    frozen_last_layer: str = "skipped",
+    betas: tuple[float, float] = (0.9, 0.999),
     layer_decay: float = 1.0,
     patch_embed_lr_mult: float = 1.0,
     predictor_lr_mult: float = 1.0,
@@ -198,30 +246,40 @@ def make_optimizer(
     Args:
       name: adamw | lars; options are its own keyword arguments.
       clip: largest gradient norm, 0 for none.
-      clip_mode: per_parameter (DINO: each tensor by itself) | global (one norm over all).
-      freeze_last_layer_steps: steps in which the prototypes are skipped entirely: no update, no
-        decay, no moments, no step count, as PyTorch skips a parameter whose grad is None.
-      freeze_backbone_steps: the same for the whole backbone, so that new heads adapt before it changes.
+      clip_mode: per_parameter (DINO: each tensor by itself) | per_module (DINOv2: one norm over the
+        backbone, one over each head) | global (one norm over all).
+      freeze_last_layer_steps: steps in which the prototypes stay fixed.
+      freeze_backbone_steps: the backbone is skipped, so that new heads adapt before it changes.
+      frozen_last_layer: skipped (DINO: no update, no decay, no moments, no step count) | zero_rate
+        (DINOv2: no update and no decay, while the moments advance).
+      betas: decay rates of AdamW's two moments.
       layer_decay, patch_embed_lr_mult, predictor_lr_mult: see `lr_scales`.
     Raises:
-      ValueError: unknown name or clip_mode.
+      ValueError: unknown name, clip_mode or frozen_last_layer.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer '{name}': choose one of {', '.join(OPTIMIZERS)}")
-    clippers = {"per_parameter": clip_per_parameter, "global": optax.clip_by_global_norm}
-    if clip_mode not in clippers:
-        raise ValueError(f"unknown clip_mode '{clip_mode}': choose one of {', '.join(clippers)}")
+    for what, value, known in (
+        ("clip_mode", clip_mode, CLIPPERS),
+        ("frozen_last_layer", frozen_last_layer, FREEZERS),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {what} '{value}': choose one of {', '.join(known)}")
     scales = partial(
         lr_scales,
         layer_decay=layer_decay,
         patch_embed_lr_mult=patch_embed_lr_mult,
         predictor_lr_mult=predictor_lr_mult,
     )
+    if name == "adamw":
+        options = {"b1": betas[0], "b2": betas[1]} | options
     make = partial(OPTIMIZERS[name], scales=scales, **options)
     tx = make()
-    waits = {"last_layer": freeze_last_layer_steps, "backbone": freeze_backbone_steps}
-    waits = {label: steps for label, steps in waits.items() if steps}
-    if waits:
-        waiting = {label: from_step(make(), steps) for label, steps in waits.items()}
-        tx = optax.partition({"rest": tx} | waiting, partial(labels, waiting=tuple(waits)))
-    return optax.chain(clippers[clip_mode](clip), tx) if clip else optax.with_extra_args_support(tx)
+    waits = {
+        "last_layer": (FREEZERS[frozen_last_layer], freeze_last_layer_steps),
+        "backbone": (from_step, freeze_backbone_steps),
+    }
+    waiting = {label: freeze(make(), steps) for label, (freeze, steps) in waits.items() if steps}
+    if waiting:
+        tx = optax.partition({"rest": tx} | waiting, partial(labels, waiting=tuple(waiting)))
+    return optax.chain(CLIPPERS[clip_mode](clip), tx) if clip else optax.with_extra_args_support(tx)

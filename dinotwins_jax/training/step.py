@@ -160,7 +160,8 @@ def spread(cls: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]
     feature_std: mean over dimensions of the standard deviation over images of cls / |cls|, times
       sqrt(E): 1 for isotropic features, 0 when all images are one point.
     effective_rank: participation ratio (sum l)^2 / sum l^2 of the covariance's eigenvalues, between 1
-      and E, without an eigendecomposition.
+      and E, without an eigendecomposition; towards 0 where the variances sum to less than 1e-6, the
+      rounding of features that are one point.
     """
     x = jax.lax.stop_gradient(cls).reshape(-1, cls.shape[-1])
     pmean = (lambda v: v) if axis_name is None else (lambda v: jax.lax.pmean(v, axis_name))

@@ -75,7 +75,7 @@ def _color_jitter(view: Image.Image, rng: random.Random) -> Image.Image:
         enhance(ImageEnhance.Brightness, 0.4),
         enhance(ImageEnhance.Contrast, 0.4),
         enhance(ImageEnhance.Color, 0.2),
-        lambda image: _shift_hue(image, rng.uniform(-0.1, 0.1)),
+        lambda image: shift_hue(image, rng.uniform(-0.1, 0.1)),
     ]
     rng.shuffle(operations)
     for operation in operations:
@@ -83,7 +83,8 @@ def _color_jitter(view: Image.Image, rng: random.Random) -> Image.Image:
     return view
 
 
-def _shift_hue(view: Image.Image, shift: float) -> Image.Image:
+def shift_hue(view: Image.Image, shift: float) -> Image.Image:
+    """Rotates the hue by `shift` (fraction of the circle) in 8-bit HSV, as torchvision."""
     hue, saturation, value = view.convert("HSV").split()
     turned = (np.asarray(hue).astype(np.int16) + int(shift * 255)).astype(np.uint8)
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

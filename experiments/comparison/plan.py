@@ -26,7 +26,7 @@ METHODS = (
 _ABSENT = object()
 # Keys that change neither weights nor scores.
 _FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "data.probe.dir", "evals.tasks",
-         "evals.monitor_", "evals.batch_size", "evals.pictures")  # fmt: skip
+         "evals.monitor_", "evals.batch_size", "evals.pictures", "model.attention")  # fmt: skip
 
 
 def split_overrides(argv: list[str], methods) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -185,6 +185,8 @@ def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
         automatic.add("data.window.range")
     if not config.data.canvas_size:
         automatic.add("data.canvas_size")
+    if config.model.position_interpolation is None:
+        automatic.add("model.position_interpolation")
     compared = (theirs.keys() & ours.keys()) - automatic
     if any(theirs[key] != ours[key] for key in compared):
         return False

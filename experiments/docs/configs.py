@@ -11,7 +11,7 @@ import re
 import tokenize
 from pathlib import Path
 
-from configs import base, presets
+from configs import base, official, presets
 from dinotwins_jax.augment.presets import PRESETS as VIEWS
 from dinotwins_jax.augment.views import make_view_specs
 from dinotwins_jax.losses import LOSSES
@@ -254,6 +254,28 @@ def augmentations() -> str:
     return f"## Crops of papers\n\n{words}\n\n{table(['key', *map(code, VIEWS)], rows)}"
 
 
+def recipes() -> str:
+    """Table of the keys in which the official recipes differ, a column each."""
+    methods = dict(zip(official.RECIPES, ("dino", "barlow_twins", "dinov2", "dinov3"), strict=True))
+    columns = {
+        f"{methods[kinds]}:…+{word}": recipe
+        for kinds, words in official.RECIPES.items()
+        for word, recipe in words.items()
+    }
+    keys = list(dict.fromkeys(key for recipe in columns.values() for key in recipe))
+    rows = []
+    for key in sorted(keys):
+        if len({repr(of[key]) for of in columns.values() if key in of}) > 1 or "gram" in key:
+            cells = (code(_short(of[key])) if key in of else "" for of in columns.values())
+            rows.append([code(key), *cells])
+    words = (
+        "The keys in which the recipes of [official.py](../configs/official.py) differ; where a cell is "
+        "empty, the recipe leaves the key. `loss.gram` unset: no such term. What each is, and what stays "
+        "different: [method.md](method.md#official-recipes)."
+    )
+    return f"## Official recipes\n\n{words}\n\n{table(['key', *map(code, columns)], rows)}"
+
+
 def free() -> str:
     keys = ", ".join(f"`{key}{'…' if key.endswith('.') else ''}`" for key in FREE)
     words = (
@@ -264,7 +286,16 @@ def free() -> str:
 
 def document() -> str:
     """The whole page."""
-    parts = [HEAD.strip(), sections(), losses(), methods(), places(), augmentations(), free()]
+    parts = [
+        HEAD.strip(),
+        sections(),
+        losses(),
+        methods(),
+        places(),
+        augmentations(),
+        recipes(),
+        free(),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
