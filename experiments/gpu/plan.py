@@ -57,7 +57,7 @@ def plan(size: str, platform: str) -> tuple[Part, ...]:
     """
     toy = size == "toy"
     settings, keys = (_TOY, _TOY_KEYS) if toy else (_FULL, {})
-    flash = "flash" if platform == "tpu" else "cudnn"
+    flash = () if platform == "tpu" else ("cudnn",)  # values of config.model.attention
 
     def part(name: str, title: str, share: float, items) -> Part:
         return Part(name, title, f"experiments.gpu.{name}", share, tuple(items))
@@ -79,7 +79,7 @@ def plan(size: str, platform: str) -> tuple[Part, ...]:
             *("attention", "Gradients of a step, flash against plain attention", 12),
             (
                 plain,
-                gradients(f"bfloat16, {flash}", plain.name, attention=flash),
+                *(gradients(f"bfloat16, {name}", plain.name, attention=name) for name in flash),
                 gradients("bfloat16, auto", plain.name, attention="auto"),
             ),
         ),
@@ -89,7 +89,7 @@ def plan(size: str, platform: str) -> tuple[Part, ...]:
                 highest,
                 gradients("bfloat16, plain", highest.name),
                 gradients("float32, default precision", highest.name, dtype="float32"),
-                gradients(f"bfloat16, {flash}", highest.name, attention=flash),
+                *(gradients(f"bfloat16, {name}", highest.name, attention=name) for name in flash),
             ),
         ),
         part("step", "A training step", 32, _steps(settings, keys, flash, toy, seconds)),
@@ -111,15 +111,18 @@ def plan(size: str, platform: str) -> tuple[Part, ...]:
     )
 
 
-def _steps(settings: dict, keys: dict, flash: str, toy: bool, seconds) -> list[Item]:
+def _steps(settings: dict, keys: dict, flash: tuple[str, ...], toy: bool, seconds) -> list[Item]:
     models = ("vit_tiny",) if toy else ("vit_small", "vit_base")
     small, middle, large = (4, 8, 8) if toy else (64, 128, 256)
-    ways = [("xla", False), (flash, False), ("xla", True), (flash, True)]
-    wanted = [(m, small, *way) for m in models for way in ways[:2]]
-    wanted += [(models[0], small, *way) for way in ways[2:]]
-    wanted += [(m, large, *way) for m in models for way in ways[:2]]
+    given, augmented = (
+        [(name, augments) for name in ("xla", *flash)] for augments in (False, True)
+    )
+    wanted = [(m, small, *way) for m in models for way in given]
+    wanted += [(models[0], small, *way) for way in augmented]
+    wanted += [(m, large, *way) for m in models for way in given]
     if not toy:
-        wanted += [(m, b, *way) for b in (small, large, middle) for m in models for way in ways]
+        every = given + augmented
+        wanted += [(m, b, *way) for b in (small, large, middle) for m in models for way in every]
     return [_step(settings, keys, seconds, *of) for of in dict.fromkeys(wanted)]
 
 
