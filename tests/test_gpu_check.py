@@ -330,7 +330,7 @@ def test_the_dry_run_measures_every_part(dry_run):
         for item in items.values():
             assert item["status"] in (MEASURED, FAILED), item
             if item["status"] == FAILED:
-                assert "cudnn" in item["name"] or "auto" in item["name"] or part.name == "pytorch"
+                assert "cudnn" in item["name"] or part.name == "pytorch"
                 assert item["reason"] and "\n" not in item["reason"]
         assert report["parts"][part.name]["seconds"] <= report["parts"][part.name]["budget_s"] + 5
         assert part.title in text
@@ -355,7 +355,9 @@ def test_the_dry_run_compares_gradients(dry_run):
     assert same["cosine"] == pytest.approx(1.0, abs=1e-5) and same["loss_error"] < 1e-5
     assert 0.9 < low["cosine"] < 1 - 1e-7 and 0 < low["loss_error"] < 0.05
     assert set(low["parts"]) == set(gradients.PARTS)
-    refused = items_of(dry_run[1], "attention")["bfloat16, cudnn"]
+    attention = items_of(dry_run[1], "attention")
+    assert attention["bfloat16, auto"]["cosine"] == pytest.approx(1.0)  # on a CPU it is plain
+    refused = attention["bfloat16, cudnn"]
     assert refused["status"] == FAILED and "config.model.attention" in refused["reason"]
 
 
