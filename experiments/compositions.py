@@ -45,8 +45,8 @@ CHOICES = {
     "DINO alone": ("dino", {}),
     "Barlow Twins alone": ("barlow_twins", {}),
     BASE: ("hybrid", {}),
-    "matched, weight 0.1": ("hybrid", {"loss.barlow_twins.weight": 0.1}),
-    "matched, weight 1": ("hybrid", {"loss.barlow_twins.weight": 1.0}),
+    "matched at 0.1": ("hybrid", {"loss.barlow_twins.weight": 0.1}),
+    "matched at 1": ("hybrid", {"loss.barlow_twins.weight": 1.0}),
     "fixed weight 0.003": (
         "hybrid",
         {"match_gradients_to": "", "loss.barlow_twins.weight": 0.003},
@@ -57,7 +57,7 @@ CHOICES = {
     ),
     "student with teacher": ("hybrid", {"loss.barlow_twins.pair": "student_teacher"}),
     "all views": ("hybrid", {"loss.barlow_twins.views": "all"}),
-    "student with teacher, all views": (
+    "all views of both networks": (
         "hybrid",
         {"loss.barlow_twins.pair": "student_teacher", "loss.barlow_twins.views": "all"},
     ),
@@ -104,7 +104,7 @@ def compositions(preset: str, rows: list[str], seeds: int, out: Path, overrides:
     for seed, of_seed in enumerate(configs):
         missing = []
         for row, config in of_seed.items():
-            workdirs[row].append(out / f"{row.replace(', ', '-').replace(' ', '_')}-seed{seed}")
+            workdirs[row].append(out / f"{row.replace(' ', '_')}-seed{seed}")
             if not is_finished(workdirs[row][seed], config, steps[row]):
                 missing.append(row)
         if missing:

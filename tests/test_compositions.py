@@ -30,9 +30,7 @@ def test_every_row_differs_from_the_hybrid_in_what_its_name_says():
     assert widths["projector 4 times as wide"] == (1024, 1024, 1024)
 
 
-@pytest.mark.parametrize(
-    "row", ["all views", "student with teacher, all views", "linear projector"]
-)
+@pytest.mark.parametrize("row", ["all views", "all views of both networks", "linear projector"])
 def test_rows_build(row):
     assert build(config_of_row(row, "demo", 0, OVERRIDES)).total_steps == 4
 
