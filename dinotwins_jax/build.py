@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from dinotwins_jax.data import data_section, open_source, probe_section
 from dinotwins_jax.data.look import Look, look_at, settle_window
 from dinotwins_jax.devices.placement import Placement, make_placement
+from dinotwins_jax.devices.platforms import platform_of
 from dinotwins_jax.durations import durations, terms_in_steps, total_steps
 from dinotwins_jax.evals import check_tasks
 from dinotwins_jax.evals.features import check_last_blocks
@@ -88,7 +89,7 @@ def _without_losses(config: ConfigDict, devices: list[jax.Device] | None = None)
         fsdp=config.mesh.fsdp,
         micro_batches=config.micro_batches,
     )
-    backbone = make_backbone(config)
+    backbone = make_backbone(config, placement.platform)
     for name in ("global_size", "local_size"):
         if name == "global_size" or views["num_local"]:
             _check_crop(name, views[name], backbone.patch_size)
@@ -119,7 +120,7 @@ def build(
     """
     base = _without_losses(config, devices)
     source, placement = base.source, base.placement
-    config, recipe = _resolved(base.config, len(source))
+    config, recipe = _resolved(base.config, len(source), base.backbone.embed_dim)
     config.data.canvas_size = base.canvas_size  # for who loads the run without its data
     num_steps = total_steps(config, len(source))
     steps = durations(config, num_steps)
@@ -185,13 +186,14 @@ def for_evaluation(config: ConfigDict) -> ConfigDict:
     """Adapts a config to the devices present, which may differ from those of the training."""
     here = copy.deepcopy(config)
     if auto.open_keys(config.to_dict()):  # before batch_size is changed below
-        here, _ = _resolved(here, len(open_source(data_section(config), "pretrain")))
+        images = len(open_source(data_section(config), "pretrain"))
+        here, _ = _resolved(here, images, make_backbone(config).embed_dim)
     here.parallel, here.micro_batches, here.batch_size = "jit", 1, jax.local_device_count()
     here.mesh.data, here.mesh.fsdp = 0, 1
     return here
 
 
-def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
+def _resolved(config: ConfigDict, images: int, embed_dim: int) -> tuple[ConfigDict, list[str]]:
     """Returns the config with its open keys filled in, and the recipe as lines."""
     keys, config = auto.open_keys(config.to_dict()), copy.deepcopy(config)
     if not keys:
@@ -201,7 +203,7 @@ def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
         batch_size=config.batch_size,
         steps=total_steps(config, images),
         epochs=config.total_epochs,
-        embed_dim=make_backbone(config).embed_dim,
+        embed_dim=embed_dim,
         optimizer=config.optim.name,
         has_weights=bool(config.init_from),
     )
@@ -210,16 +212,17 @@ def _resolved(config: ConfigDict, images: int) -> tuple[ConfigDict, list[str]]:
     return config, auto.table(config.to_dict(), chosen, facts)
 
 
-def make_backbone(config: ConfigDict) -> VisionTransformer:
-    """Builds the ViT of config.model; position embeddings have the grid of the global crops."""
+def make_backbone(config: ConfigDict, platform: str | None = None) -> VisionTransformer:
+    """Builds the ViT of config.model, to run on `platform` (that of the devices here by default); position
+    embeddings have the grid of the global crops."""
+    platform = platform or platform_of(jax.devices())
     fields = {name: value for name, value in config.model.to_dict().items() if value is not None}
     fields["dtype"] = jnp.dtype(fields["dtype"])
-    if fields["attention"] == "cudnn" and (
-        jax.default_backend() != "gpu" or fields["dtype"] not in (jnp.bfloat16, jnp.float16)
-    ):
+    halves = jnp.bfloat16, jnp.float16
+    if fields["attention"] == "cudnn" and (platform != "gpu" or fields["dtype"] not in halves):
         raise ValueError(
-            "config.model.attention is 'cudnn': it needs a GPU, here is a "
-            f"{jax.default_backend()}, and config.model.dtype bfloat16, which is {fields['dtype']}"
+            f"config.model.attention is 'cudnn': it needs a GPU, here is a {platform}, "
+            f"and config.model.dtype bfloat16, which is {fields['dtype']}"
         )
     with _key("config.model.name"):
         return create_vit(fields.pop("name"), image_size=config.views.global_size, **fields)

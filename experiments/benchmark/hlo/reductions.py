@@ -1,0 +1,53 @@
+"""Sums that a module accumulates in less than float32."""
+
+from typing import NamedTuple
+
+from experiments.benchmark.hlo.parts import part_of, short
+from experiments.benchmark.hlo.text import Computation, Instruction, Module
+
+_NARROW = ("bf16", "f16")
+_SUMS = ("reduce", "all-reduce", "all-reduce-start", "reduce-scatter", "reduce-window")
+
+
+class Reduction(NamedTuple):
+    """result: dtype and shape; terms: elements summed for one element of it."""
+
+    result: str
+    terms: int
+    part: str
+    op_name: str
+
+
+def low_precision(module: Module) -> list[Reduction]:
+    """All of them, those inside fusions too. Matrix products accumulate in float32 whatever their result's
+    dtype is, and do not count; nor do maxima."""
+    return [
+        _reduction(computation, instruction)
+        for computation in module.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode in _SUMS
+        and any(array.dtype in _NARROW for array in instruction.arrays)
+        and _adds(module, instruction)
+    ]
+
+
+def _adds(module: Module, instruction: Instruction) -> bool:
+    """Whether the reducer is a sum."""
+    roots = [
+        one
+        for name in instruction.called
+        for one in module.computations.get(name, {}).values()
+        if one.is_root
+    ]
+    return any(root.opcode == "add" for root in roots)
+
+
+def _reduction(computation: Computation, instruction: Instruction) -> Reduction:
+    array = next(array for array in instruction.arrays if array.dtype in _NARROW)
+    whole = computation[instruction.operands[0]].arrays[0] if instruction.operands else array
+    return Reduction(
+        result=f"{array.dtype}{list(array.shape)}",
+        terms=max(whole.bytes // max(array.bytes, 1), 1),
+        part=part_of(instruction.op_name, instruction.frames),
+        op_name=short(instruction.op_name),
+    )
