@@ -120,7 +120,9 @@ def define_flags() -> None:
         "chips", ["1"], "Numbers of chips, one program each; 1,4,8 shows the collectives"
     )
     flags.DEFINE_enum("crops", "drawn", ["drawn", "given"], "Drawn in the step, or its input")
-    flags.DEFINE_integer("depth", None, "Blocks, instead of the model's; two compile in minutes")
+    flags.DEFINE_list(
+        "depth", [], "Blocks, instead of the model's, one program each; 2 compile soon"
+    )
     flags.DEFINE_integer("prototypes", 65536, "K of DINO")
     flags.DEFINE_integer("projector", 8192, "D of Barlow Twins")
     flags.DEFINE_string("dtype", "bfloat16", "Of compute")
@@ -140,30 +142,28 @@ def main(argv) -> int:
         card = getattr(given, "for")
         prepare(CARDS[card].platform)
         changes = dict(_change(text) for text in given.set)
-        steps = []
-        for method in given.methods:
-            for model in given.models:
-                settings = settings_of(
-                    method,
-                    model,
-                    batch_size=given.batch_size,
-                    prototypes=given.prototypes,
-                    projector=given.projector,
-                    dtype=given.dtype,
-                    attention=given.attention,
-                    way=given.way,
-                    depth=given.depth,
-                )
-                for chips in map(int, given.chips):
-                    hlo = given.hlo and Path(given.hlo)
-                    steps.append(measure(card, settings, chips, given.crops, changes, hlo))
-                    print(text_of(steps[-1], CARDS[card]), flush=True)
-                    found = {"card": card, "source": CARDS[card].source, "jax": jax.__version__}
-                    if given.out:
-                        text = json.dumps(found | {"steps": steps}, indent=1)
-                        replace_text(Path(given.out), text + "\n")
+        hlo, steps = given.hlo and Path(given.hlo), []
+        found = {"card": card, "source": CARDS[card].source, "jax": jax.__version__, "steps": steps}
+        for settings, chips in _programs(given):
+            steps.append(measure(card, settings, chips, given.crops, changes, hlo))
+            print(text_of(steps[-1], CARDS[card]), flush=True)
+            if given.out:
+                replace_text(Path(given.out), json.dumps(found, indent=1) + "\n")
 
     return exit_code(work)
+
+
+def _programs(given) -> list[tuple[Settings, int]]:
+    """Settings and chips of every program that the flags ask for."""
+    names = ("batch_size", "prototypes", "projector", "dtype", "attention", "way")
+    values = {name: getattr(given, name) for name in names}
+    return [
+        (settings_of(method, model, depth=depth, **values), chips)
+        for method in given.methods
+        for model in given.models
+        for depth in (map(int, given.depth) if given.depth else [None])
+        for chips in map(int, given.chips)
+    ]
 
 
 def _change(text: str) -> tuple[str, object]:

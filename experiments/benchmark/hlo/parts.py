@@ -4,7 +4,7 @@ import re
 from pathlib import PurePath
 
 from experiments.benchmark.hlo.kernels import Kernel
-from experiments.benchmark.hlo.text import Instruction, Module
+from experiments.benchmark.hlo.text import Computation, Instruction, Module
 
 UNNAMED = "unnamed"
 REST = "rest of the step"  # schedules, metrics, random numbers
@@ -69,24 +69,22 @@ def _of_step(ours, frames) -> str:
 
 def part(module: Module, kernel: Kernel) -> str:
     """The part of a kernel; one without a name belongs to the last named instruction inside it, else to
-    that which made its first operand with a name."""
-    instruction, computation = kernel.instruction, module.computations[kernel.computation]
-    inside = [
-        x
-        for name in (instruction.called if instruction.opcode == "fusion" else [])
-        for x in reversed(module.computations.get(name, {}).values())
-        if x.opcode != "parameter"
-    ]
-    makers = [computation[x] for x in instruction.operands if x in computation]
-    makers += [computation[x] for maker in makers for x in maker.operands if x in computation]
-    for one in [instruction, *inside, *(x for x in makers if x.opcode != "parameter")]:
-        if (found := _part_of_instruction(one)) != UNNAMED:
-            return found
-    return UNNAMED
+    what made its operands."""
+    return _part(module, module.computations[kernel.computation], kernel.instruction, hops=2)
 
 
-def _part_of_instruction(instruction: Instruction) -> str:
-    return part_of(instruction.op_name, instruction.frames)
+def _part(module: Module, computation: Computation, instruction: Instruction, hops: int) -> str:
+    named = [instruction]
+    if instruction.opcode == "fusion":
+        inside = (module.computations.get(name, {}) for name in instruction.called)
+        named += [x for body in inside for x in reversed(body.values()) if x.opcode != "parameter"]
+    found = (part_of(one.op_name, one.frames) for one in named)
+    if (own := next((name for name in found if name != UNNAMED), None)) is not None:
+        return own
+    makers = [computation[x] for x in instruction.operands if x in computation] if hops else []
+    makers = [maker for maker in makers if maker.opcode != "parameter"]
+    found = (_part(module, computation, maker, hops - 1) for maker in makers)
+    return next((name for name in found if name != UNNAMED), UNNAMED)
 
 
 def short(op_name: str) -> str:

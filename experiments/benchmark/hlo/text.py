@@ -10,7 +10,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|true_computation|false_computation|branch_computations|called_computations)"
-    r"=\{?((?:%?[\w.\-]+(?:, )?)+)"
+    r"=(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 
@@ -73,8 +73,8 @@ class Instruction(NamedTuple):
     @property
     def called(self) -> list[str]:
         """Names of the computations that it calls."""
-        names = [name for found in _CALLED.findall(self.text) for name in found.split(", ")]
-        return [name.lstrip("%") for name in names if name]
+        found = (several or one for several, one in _CALLED.findall(self.text))
+        return [name.strip().lstrip("%") for names in found for name in names.split(",") if name]
 
 
 Computation = dict[str, Instruction]

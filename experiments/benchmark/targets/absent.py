@@ -64,4 +64,4 @@ def tpu_devices(topology: str) -> list[jax.Device]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:
-        raise ValueError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"TPU topology {topology}: {str(error).splitlines()[0]}") from error
