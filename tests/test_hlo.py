@@ -7,7 +7,7 @@ import pytest
 from experiments.benchmark.hlo.attention import materialised_weights
 from experiments.benchmark.hlo.collectives import collectives
 from experiments.benchmark.hlo.kernels import kernels
-from experiments.benchmark.hlo.parts import part, part_of, short
+from experiments.benchmark.hlo.parts import Parts, part_of, short
 from experiments.benchmark.hlo.products import convolution_flops, products
 from experiments.benchmark.hlo.reductions import low_precision
 from experiments.benchmark.hlo.report import report
@@ -166,7 +166,7 @@ def test_a_convolution_counts_the_taps_inside_the_image():
 
 
 def test_parts_come_from_names_from_sources_and_from_what_is_inside(module, launched):
-    assert {name: part(module, kernel) for name, kernel in launched.items()} == {
+    assert {name: Parts(module).of(kernel) for name, kernel in launched.items()} == {
         "part": "MLP",  # without a name: its root's
         "stored": "MLP",  # nor inside: of what it stores
         "twice": "optimiser",  # a function of optim.py, called from the step
@@ -281,17 +281,27 @@ def test_an_array_takes_the_bytes_of_its_layout(text, size, on_chip):
     assert (array.bytes, array.on_chip) == (size, on_chip)
 
 
-def test_arrays_on_the_chip_are_no_traffic():
+def test_arrays_on_the_chip_are_no_traffic_but_their_transfers_are():
     text = """
-        ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+        ENTRY %main (x: f32[8,128], n: s32[]) -> f32[8,128] {
           %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+          %n = s32[] parameter(1)
+          %next = s32[] add(%n, %n)
+          %half = ((f32[8,128]{1,0:T(8,128)}), f32[4,128]{1,0:T(4,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:4], [0:128]}
+          %cut = f32[4,128]{1,0:T(4,128)S(1)} slice-done(%half)
+          %seen = f32[4,128]{1,0:T(4,128)S(1)} custom-call(%cut), custom_call_target="ConcatBitcast"
           %start = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
           %done = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
           ROOT %add.1 = f32[8,128]{1,0:T(8,128)} add(%done, %done)
         }
-    """
-    moved = [(kernel.read, kernel.written) for kernel in kernels(parse(textwrap.dedent(text)))]
-    assert moved == [(4096, 0), (0, 4096)]
+    """  # noqa: E501
+    found = {kernel.instruction.name: kernel for kernel in kernels(parse(textwrap.dedent(text)))}
+    assert {name: (kernel.read, kernel.written) for name, kernel in found.items()} == {
+        "half": (2048, 0),
+        "start": (4096, 0),
+        "add.1": (0, 4096),
+    }  # neither the scalar nor the view of neighbours is a kernel
+    assert [name for name, kernel in found.items() if kernel.is_transfer] == ["half", "start"]
 
 
 COLLECTIVES = """
@@ -334,7 +344,7 @@ def test_attention_weights_in_memory_are_found_by_their_lengths():
         }}
     """
     module = parse(textwrap.dedent(text))
-    found = materialised_weights(module, kernels(module), tokens=[197, 37])
+    found = materialised_weights(Parts(module), kernels(module), tokens=[197, 37])
     assert [kernel.instruction.name for kernel, _ in found] == ["padded", "weights"]
 
 

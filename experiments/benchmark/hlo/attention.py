@@ -1,12 +1,12 @@
 """Attention weights that a module writes to memory: what flash attention would not."""
 
 from experiments.benchmark.hlo.kernels import Kernel
-from experiments.benchmark.hlo.parts import part
-from experiments.benchmark.hlo.text import Array, Module
+from experiments.benchmark.hlo.parts import Parts
+from experiments.benchmark.hlo.text import Array
 
 
 def materialised_weights(
-    module: Module, launched: list[Kernel], tokens: list[int]
+    parts: Parts, launched: list[Kernel], tokens: list[int]
 ) -> list[tuple[Kernel, Array]]:
     """Arrays [..., T, T] (axes in any order) that kernels of the attention write.
 
@@ -16,7 +16,7 @@ def materialised_weights(
     return [
         (kernel, array)
         for kernel in launched
-        if part(module, kernel) == "attention core"
+        if parts.of(kernel) == "attention core"
         for array in kernel.instruction.arrays
         if len(array.shape) > 2 and any(array.shape.count(length) > 1 for length in lengths)
     ]

@@ -1,5 +1,6 @@
 """The kernels that a module launches, with the bytes that each moves to and from the device's memory."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,9 +11,12 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all"),
     *("partition-id", "replica-id", "domain", "async-update", "get-dimension-size"),
 }
+_FREE_CALLS = {"ConcatBitcast"}  # TPU: neighbouring arrays seen as one
+TRANSFERS = {"copy-start", "slice-start", "dynamic-slice-start"}  # beside the kernels
 _VIEWS = {"bitcast", "get-tuple-element", "copy-done", "async-done"}
 _CALLS = {"call", "async-start", "while", "conditional"}
 _PARTIAL = {"slice", "dynamic-slice", "gather"}  # they read as much as they return
+_STARTED = {"slice-start", "dynamic-slice-start"}  # these too: (operands, slice, context)
 
 
 class Kernel(NamedTuple):
@@ -28,6 +32,11 @@ class Kernel(NamedTuple):
     def bytes(self) -> int:
         """Bytes read and written in all runs."""
         return self.runs * (self.read + self.written)
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether it only moves an array, while kernels run."""
+        return self.instruction.opcode in TRANSFERS
 
 
 def kernels(module: Module) -> list[Kernel]:
@@ -47,8 +56,17 @@ def _launched(module: Module, name: str, runs: int) -> Iterator[tuple[str, Instr
             times = runs * int(trips or 1) if opcode == "while" else runs
             for called in instruction.called:
                 yield from _launched(module, called, times)
-        elif opcode not in _FREE and not opcode.endswith("-done"):
+        elif not (opcode.endswith("-done") or _is_free(module.computations[name], instruction)):
             yield name, instruction, runs
+
+
+def _is_free(computation: Computation, instruction: Instruction) -> bool:
+    if instruction.opcode in ("fusion", "custom-call") or instruction.called:
+        return instruction.attribute(r'custom_call_target="([^"]*)"') in _FREE_CALLS
+    given = [computation[x] for x in instruction.operands if x in computation]
+    sizes = [math.prod(array.shape) for x in [instruction, *given] for array in x.arrays]
+    of_scalars = max(sizes, default=0) <= 1
+    return instruction.opcode in _FREE or of_scalars  # on a TPU, the scalar unit's
 
 
 def _traffic(module: Module, name: str, instruction: Instruction) -> tuple[int, int]:
@@ -95,6 +113,8 @@ def _read_by(user: Instruction, place: int) -> int | None:
     """Bytes that an instruction reads of its operand number `place`; None: all."""
     if place == 0 and user.opcode in _PARTIAL:
         return sum(array.bytes for array in user.arrays)
+    if place == 0 and user.opcode in _STARTED:
+        return user.arrays[1].bytes
     if place == 0 and user.opcode == "dynamic-update-slice":  # in place
         return 0
     return None
@@ -103,6 +123,8 @@ def _read_by(user: Instruction, place: int) -> int | None:
 def _written(inside: Computation, computation: Computation, instruction: Instruction) -> int:
     if instruction.opcode == "copy-start":  # (to, from, context)
         return _in_memory(instruction.arrays[:1])
+    if instruction.opcode in _STARTED:
+        return _in_memory(instruction.arrays[1:2])
     if instruction.opcode.endswith("-start"):  # some return their operands too
         own = sum(_in_memory(computation[x].arrays) for x in instruction.operands)
         whole = _in_memory(instruction.arrays)

@@ -1,6 +1,8 @@
 """The part of the model that an instruction belongs to, by its name stack and its source lines."""
 
 import re
+from collections import defaultdict
+from itertools import chain
 from pathlib import PurePath
 
 from experiments.benchmark.hlo.kernels import Kernel
@@ -25,7 +27,7 @@ _NORMS = ("LayerNorm", "normalise", "_normalise")
 
 def part_of(op_name: str, frames: tuple[tuple[str, str], ...]) -> str:
     """The part: one of the backbone, "head …" or "loss …" with its name, "optimiser", "EMA",
-    "augmentation", REST; UNNAMED for what the compiler made.
+    "augmentation", "heads to losses" (the arrays between them), REST; UNNAMED for what the compiler made.
 
     Args:
       op_name: JAX's name stack; frames: (file, function), innermost first; as in hlo.text.Instruction.
@@ -62,29 +64,49 @@ def _of_step(ours, frames) -> str:
         ours and ours[0][1] == "_keep"
     ):  # of the teacher's parameters; they are fused with their average
         return "EMA"
+    if ours and ours[0][0] == "training/objective.py":
+        return "heads to losses"
     if any("/optax/" in file for file, _ in frames):
         return "optimiser"
     return REST if ours else UNNAMED
 
 
-def part(module: Module, kernel: Kernel) -> str:
-    """The part of a kernel; one without a name belongs to the last named instruction inside it, else to
-    what made its operands."""
-    return _part(module, module.computations[kernel.computation], kernel.instruction, hops=2)
+class Parts:
+    """Parts of the kernels of a module."""
+
+    def __init__(self, module: Module):
+        self._module = module
+        self._users = {
+            name: _users(computation) for name, computation in module.computations.items()
+        }
+
+    def of(self, kernel: Kernel) -> str:
+        """The part of a kernel. One without a name belongs to the last named instruction inside it, else to
+        what made its operands, else to what reads its results."""
+        return self._of(kernel.computation, kernel.instruction, before=3, behind=3)
+
+    def _of(self, name: str, instruction: Instruction, before: int, behind: int) -> str:
+        computation = self._module.computations[name]
+        named = [instruction]
+        if instruction.opcode == "fusion":
+            bodies = (self._module.computations.get(x, {}) for x in instruction.called)
+            named += [x for body in bodies for x in reversed(body.values())]
+        found = (part_of(x.op_name, x.frames) for x in named if x.opcode != "parameter")
+        near = [computation[x] for x in instruction.operands if x in computation] if before else []
+        makers = (
+            self._of(name, x, before - 1, 0) for x in near if x.opcode not in ("parameter", "tuple")
+        )
+        readers = self._users[name].get(instruction.name, []) if behind else []
+        users = (self._of(name, x, 0, behind - 1) for x in readers if x.opcode != "tuple")
+        return next((x for x in chain(found, makers, users) if x != UNNAMED), UNNAMED)
 
 
-def _part(module: Module, computation: Computation, instruction: Instruction, hops: int) -> str:
-    named = [instruction]
-    if instruction.opcode == "fusion":
-        inside = (module.computations.get(name, {}) for name in instruction.called)
-        named += [x for body in inside for x in reversed(body.values()) if x.opcode != "parameter"]
-    found = (part_of(one.op_name, one.frames) for one in named)
-    if (own := next((name for name in found if name != UNNAMED), None)) is not None:
-        return own
-    makers = [computation[x] for x in instruction.operands if x in computation] if hops else []
-    makers = [maker for maker in makers if maker.opcode != "parameter"]
-    found = (_part(module, computation, maker, hops - 1) for maker in makers)
-    return next((name for name in found if name != UNNAMED), UNNAMED)
+def _users(computation: Computation) -> dict[str, list[Instruction]]:
+    found = defaultdict(list)
+    for instruction in computation.values():
+        for operand in instruction.operands:
+            found[operand].append(instruction)
+    return found
 
 
 def short(op_name: str) -> str:

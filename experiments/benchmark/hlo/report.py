@@ -7,7 +7,7 @@ from typing import Any
 from experiments.benchmark.hlo.attention import materialised_weights
 from experiments.benchmark.hlo.collectives import collectives
 from experiments.benchmark.hlo.kernels import Kernel, kernels
-from experiments.benchmark.hlo.parts import part, short
+from experiments.benchmark.hlo.parts import Parts, short
 from experiments.benchmark.hlo.products import Product, products
 from experiments.benchmark.hlo.reductions import low_precision
 from experiments.benchmark.hlo.text import Module
@@ -19,8 +19,8 @@ _LARGEST = 25  # kernels and groups that are listed
 class Work:
     """A kernel with its part, its products and the seconds that the card needs for it at least."""
 
-    def __init__(self, module: Module, kernel: Kernel, card: Card):
-        self.kernel, self.part = kernel, part(module, kernel)
+    def __init__(self, module: Module, parts: Parts, kernel: Kernel, card: Card):
+        self.kernel, self.part = kernel, parts.of(kernel)
         self.products = products(module, kernel)
         self.memory_s = kernel.bytes / card.memory_rate
         self.product_s = kernel.runs * sum(
@@ -29,11 +29,6 @@ class Work:
         self.flops = kernel.runs * sum(one.flops for one in self.products)
         cycles = kernel.instruction.attribute(r'"estimated_cycles":"(\d+)"')
         self.cycles = kernel.runs * int(cycles) if cycles else 0
-
-    @property
-    def seconds(self) -> float:
-        """The roofline: memory or products, whichever takes longer."""
-        return max(self.memory_s, self.product_s)
 
 
 def report(module: Module, card: Card, chips: int, tokens: list[int]) -> dict[str, Any]:
@@ -46,11 +41,12 @@ def report(module: Module, card: Card, chips: int, tokens: list[int]) -> dict[st
       kernels, traffic, products, reductions, attention_weights, collectives, roofline, and estimate if the
       compiler gives cycles: bytes, FLOPs and seconds.
     """
-    work = [Work(module, kernel, card) for kernel in kernels(module)]
-    weights = materialised_weights(module, [one.kernel for one in work], tokens)
+    parts = Parts(module)
+    work = [Work(module, parts, kernel, card) for kernel in kernels(module)]
+    weights = materialised_weights(parts, [one.kernel for one in work], tokens)
     facts = {
         "kernels": {
-            "count": sum(one.kernel.runs for one in work),
+            "count": _launches(work),
             "by_kind": _counts((_kind(one.kernel), one.kernel.runs) for one in work),
         },
         "traffic": {
@@ -71,12 +67,24 @@ def report(module: Module, card: Card, chips: int, tokens: list[int]) -> dict[st
         "roofline": {
             "memory_s": sum(one.memory_s for one in work),
             "products_s": sum(one.product_s for one in work),
-            "seconds": sum(one.seconds for one in work),
+            "seconds": roofline(work),
         },
     }
     if any(one.cycles for one in work):
         facts["estimate"] = _estimate(work, card)
     return facts
+
+
+def roofline(work: list[Work]) -> float:
+    """Seconds at least: of every kernel memory or products, whichever takes longer; transfers run beside
+    the kernels, but not faster than the memory."""
+    kernels = sum(max(x.memory_s, x.product_s) for x in work if not x.kernel.is_transfer)
+    return max(kernels, sum(x.memory_s for x in work))
+
+
+def _launches(work: list[Work]) -> int:
+    """Kernels launched in a step, without transfers."""
+    return sum(one.kernel.runs for one in work if not one.kernel.is_transfer)
 
 
 def _kind(kernel: Kernel) -> str:
@@ -107,9 +115,9 @@ def _by_part(work: list[Work]) -> dict[str, dict]:
     rows = {
         name: {
             "bytes": sum(one.kernel.bytes for one in group),
-            "kernels": sum(one.kernel.runs for one in group),
+            "kernels": _launches(group),
             "flops": sum(one.flops for one in group),
-            "seconds": sum(one.seconds for one in group),
+            "seconds": roofline(group),
         }
         for name, group in groups.items()
     }
@@ -123,7 +131,7 @@ def _largest(work: list[Work]) -> list[dict]:
         {
             "part": key[0],
             "op_name": key[1],
-            "kernels": sum(one.kernel.runs for one in group),
+            "kernels": _launches(group),
             "bytes": sum(one.kernel.bytes for one in group),
             "result": ", ".join(
                 f"{array.dtype}{list(array.shape)}"
