@@ -76,6 +76,7 @@ def measure(
     return {
         "settings": settings._asdict() | {"chips": chips, "crops": crops} | (changes or {}),
         "title": f"{settings.text()} a chip, {chips} x {target.device}, crops {crops}",
+        "jax": jax.__version__,
         "lower_s": round(lowering - start, 1),
         "compile_s": round(done - lowering, 1),
         "memory": _memory(compiled.memory_analysis()),
@@ -129,7 +130,7 @@ def define_flags() -> None:
     flags.DEFINE_string("attention", "xla", "config.model.attention")
     flags.DEFINE_string("way", "plain", "plain, remat, micro4, fsdp4, or several with +")
     flags.DEFINE_multi_string("set", [], "Any config key: --set=model.remat=True")
-    flags.DEFINE_string("out", None, "File for all figures (JSON), written after each program")
+    flags.DEFINE_string("out", None, "Report of all figures (JSON); other programs in it stay")
     flags.DEFINE_string("hlo", None, "File for the text of the last program")
 
 
@@ -142,15 +143,28 @@ def main(argv) -> int:
         card = getattr(given, "for")
         prepare(CARDS[card].platform)
         changes = dict(_change(text) for text in given.set)
-        hlo, steps = given.hlo and Path(given.hlo), []
-        found = {"card": card, "source": CARDS[card].source, "jax": jax.__version__, "steps": steps}
+        hlo = given.hlo and Path(given.hlo)
         for settings, chips in _programs(given):
-            steps.append(measure(card, settings, chips, given.crops, changes, hlo))
-            print(text_of(steps[-1], CARDS[card]), flush=True)
+            step = measure(card, settings, chips, given.crops, changes, hlo)
+            print(text_of(step, CARDS[card]), flush=True)
             if given.out:
-                replace_text(Path(given.out), json.dumps(found, indent=1) + "\n")
+                keep(Path(given.out), card, step)
 
     return exit_code(work)
+
+
+def keep(path: Path, card: str, step: dict) -> None:
+    """Writes the facts of a step into a report, in the place of those with its settings; the others stay.
+
+    Raises:
+      ValueError: the report is of another card.
+    """
+    report = json.loads(path.read_text()) if path.exists() else {"card": card, "steps": []}
+    if report["card"] != card:
+        raise ValueError(f"{path} is of {report['card']}, not of {card}: choose another --out")
+    others = [one for one in report["steps"] if one["settings"] != step["settings"]]
+    report |= {"source": CARDS[card].source, "steps": [*others, step]}
+    replace_text(path, json.dumps(report, indent=1) + "\n")
 
 
 def _programs(given) -> list[tuple[Settings, int]]:
