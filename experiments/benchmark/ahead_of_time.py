@@ -34,6 +34,9 @@ from experiments.benchmark.targets.absent import card_devices, prepare
 from experiments.benchmark.targets.cards import CARDS
 
 
+_CANVAS = 640  # pixels, the longer side of COCO's images
+
+
 def measure(
     card: str,
     settings: Settings,
@@ -55,6 +58,7 @@ def measure(
     """
     whole = settings._replace(batch_size=settings.batch_size * chips)
     config = config_of(whole)
+    config.data.canvas_size = _CANVAS
     config.update_from_flattened_dict(changes or {})
     given = {"make_crops": lambda batch: batch} if crops == "given" else {}
     run = build(config, card_devices(card, chips), **given)
