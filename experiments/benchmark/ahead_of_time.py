@@ -33,7 +33,6 @@ from experiments.benchmark.settings import METHODS, Settings, config_of, setting
 from experiments.benchmark.targets.absent import card_devices, prepare
 from experiments.benchmark.targets.cards import CARDS
 
-
 _CANVAS = 640  # pixels, the longer side of COCO's images
 
 
