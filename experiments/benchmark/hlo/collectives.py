@@ -61,8 +61,7 @@ def _collective(kind: str, computation, instruction: Instruction, chips: int) ->
         kind=kind,
         bytes=_bytes(arrays),
         sent=_bytes(arrays) * _SHARES[kind](group),
-        arrays=f"{largest.dtype}{list(largest.shape)}"
-        + (f" and {len(arrays) - 1} more" if len(arrays) > 1 else ""),
+        arrays=f"{largest} and {len(arrays) - 1} more" if len(arrays) > 1 else f"{largest}",
         chips=group,
         part=part_of(instruction.op_name, instruction.frames),
         op_name=short(instruction.op_name),

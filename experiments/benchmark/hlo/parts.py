@@ -58,11 +58,8 @@ def _of_step(ours, frames) -> str:
     """The part of an instruction outside all modules."""
     if any(file == "training/optim.py" or function == "apply_gradients" for file, function in ours):
         return "optimiser"
-    if any(function == "ema_update" for _, function in ours):
-        return "EMA"
-    if (
-        ours and ours[0][1] == "_keep"
-    ):  # of the teacher's parameters; they are fused with their average
+    # _keep: of the teacher's parameters, into which their average is fused
+    if any(function == "ema_update" for _, function in ours) or (ours and ours[0][1] == "_keep"):
         return "EMA"
     if ours and ours[0][0] == "training/objective.py":
         return "heads to losses"

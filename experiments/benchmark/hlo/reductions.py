@@ -46,7 +46,7 @@ def _reduction(computation: Computation, instruction: Instruction) -> Reduction:
     array = next(array for array in instruction.arrays if array.dtype in _NARROW)
     whole = computation[instruction.operands[0]].arrays[0] if instruction.operands else array
     return Reduction(
-        result=f"{array.dtype}{list(array.shape)}",
+        result=str(array),
         terms=max(whole.bytes // max(array.bytes, 1), 1),
         part=part_of(instruction.op_name, instruction.frames),
         op_name=short(instruction.op_name),

@@ -59,9 +59,7 @@ def report(module: Module, card: Card, chips: int, tokens: list[int]) -> dict[st
         "attention_weights": {
             "count": sum(kernel.runs for kernel, _ in weights),
             "bytes": sum(kernel.runs * array.bytes for kernel, array in weights),
-            "arrays": _counts(
-                (f"{array.dtype}{list(array.shape)}", kernel.runs) for kernel, array in weights
-            ),
+            "arrays": _counts((str(array), kernel.runs) for kernel, array in weights),
         },
         "collectives": _collectives(module, card, chips),
         "roofline": {
@@ -133,16 +131,17 @@ def _largest(work: list[Work]) -> list[dict]:
             "op_name": key[1],
             "kernels": _launches(group),
             "bytes": sum(one.kernel.bytes for one in group),
-            "result": ", ".join(
-                f"{array.dtype}{list(array.shape)}"
-                for array in max(group, key=lambda one: one.kernel.bytes).kernel.instruction.arrays[
-                    :2
-                ]
-            ),
+            "result": _results(max((one.kernel for one in group), key=lambda one: one.bytes)),
         }
         for key, group in groups.items()
     ]
     return sorted(rows, key=lambda row: -row["bytes"])[:_LARGEST]
+
+
+def _results(kernel: Kernel) -> str:
+    """The first two arrays that a kernel makes."""
+    arrays = kernel.instruction.arrays
+    return ", ".join(map(str, arrays[:2])) + (", …" if len(arrays) > 2 else "")
 
 
 def _products(work: list[Work]) -> dict[str, Any]:
@@ -176,7 +175,7 @@ def _products(work: list[Work]) -> dict[str, Any]:
 
 
 def _shapes(product: Product) -> str:
-    return " x ".join(f"{array.dtype}{list(array.shape)}" for array in product.factors)
+    return " x ".join(map(str, product.factors))
 
 
 def _reductions(module: Module) -> dict[str, Any]:

@@ -22,6 +22,9 @@ class Array(NamedTuple):
     shape: tuple[int, ...]
     layout: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
     @property
     def bytes(self) -> int:
         """Bytes that the array takes, with the padding of its layout's tiles."""
