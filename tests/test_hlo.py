@@ -2,6 +2,8 @@
 
 import textwrap
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.benchmark.hlo.attention import materialised_weights
@@ -378,3 +380,23 @@ def test_float32_products_take_longer_than_those_of_bfloat16():
 
 def test_an_array_of_an_unknown_layout_has_its_own_bytes():
     assert Array("f32", (2, 3)).bytes == 24
+
+
+def test_programs_of_the_installed_jax_are_read():
+    """The tables of source positions, the layouts and the attributes are those that XLA prints today."""
+
+    def gram_of_features(x, w):
+        return jnp.tanh(x @ w)
+
+    shapes = (
+        jax.ShapeDtypeStruct((16, 64), jnp.float32),
+        jax.ShapeDtypeStruct((64, 32), jnp.float32),
+    )
+    module = parse(jax.jit(gram_of_features).lower(*shapes).compile().as_text())
+    found = [product for kernel in kernels(module) for product in products(module, kernel)]
+    assert [product.flops for product in found] == [2 * 16 * 64 * 32]
+    everything = [x for computation in module.computations.values() for x in computation.values()]
+    (product,) = (x for x in everything if x.opcode == "dot")
+    file, function = product.frames[0]
+    assert file == __file__ and function.endswith("gram_of_features")
+    assert sum(kernel.bytes for kernel in kernels(module)) >= 4 * (16 * 64 + 64 * 32 + 16 * 32)
