@@ -244,7 +244,7 @@ def test_names_of_blocks_are_one_name():
 
 
 def test_sums_below_float32_are_found_inside_fusions(module):
-    (found,) = low_precision(module)
+    (found,) = low_precision(module, Parts(module))
     assert (found.result, found.terms, found.part) == ("bf16[32]", 4, "qkv")
 
 
@@ -262,7 +262,8 @@ def test_a_maximum_is_no_sum():
           ROOT %reduce.1 = bf16[8]{0} reduce(%x, %least), dimensions={0}, to_apply=%largest
         }
     """
-    assert low_precision(parse(textwrap.dedent(text))) == []
+    module = parse(textwrap.dedent(text))
+    assert low_precision(module, Parts(module)) == []
 
 
 @pytest.mark.parametrize(

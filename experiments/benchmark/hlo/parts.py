@@ -78,9 +78,13 @@ class Parts:
         }
 
     def of(self, kernel: Kernel) -> str:
-        """The part of a kernel. One without a name belongs to the last named instruction inside it, else to
-        what made its operands, else to what reads its results."""
-        return self._of(kernel.computation, kernel.instruction, before=3, behind=3)
+        """The part of a kernel, see of_instruction."""
+        return self.of_instruction(kernel.computation, kernel.instruction)
+
+    def of_instruction(self, computation: str, instruction: Instruction) -> str:
+        """The part of an instruction of a computation. One without a name belongs to the last named one
+        inside it, else to what made its operands, else to what reads its results."""
+        return self._of(computation, instruction, before=3, behind=3)
 
     def _of(self, name: str, instruction: Instruction, before: int, behind: int) -> str:
         computation = self._module.computations[name]

@@ -55,7 +55,7 @@ def report(module: Module, card: Card, chips: int, tokens: list[int]) -> dict[st
             "largest": _largest(work),
         },
         "products": _products(work),
-        "reductions_below_float32": _reductions(module),
+        "reductions_below_float32": _reductions(module, parts),
         "attention_weights": {
             "count": sum(kernel.runs for kernel, _ in weights),
             "bytes": sum(kernel.runs * array.bytes for kernel, array in weights),
@@ -178,8 +178,8 @@ def _shapes(product: Product) -> str:
     return " x ".join(map(str, product.factors))
 
 
-def _reductions(module: Module) -> dict[str, Any]:
-    found = low_precision(module)
+def _reductions(module: Module, parts: Parts) -> dict[str, Any]:
+    found = low_precision(module, parts)
     groups = _grouped(((one.part, one.op_name, one.result), one.terms) for one in found)
     rows = [
         {"part": key[0], "op_name": key[1], "result": key[2], "count": len(of), "terms": max(of)}
