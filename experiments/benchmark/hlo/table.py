@@ -12,6 +12,7 @@ def text_of(facts: dict, card: Card) -> str:
         f"{facts['title']}\nlowered in {facts['lower_s']} s, compiled in {facts['compile_s']} s",
         _overview(facts),
         _parts(facts, card),
+        _largest(facts["traffic"]["largest"]),
         _products(facts["products"]),
         _reductions(facts["reductions_below_float32"]),
     ]
@@ -54,6 +55,15 @@ def _parts(facts: dict, card: Card) -> str:
             cycles = estimate.get(name, 0)
             row.append(_ms(cycles / card.clock) if card.clock else f"{cycles:,}")
         rows.append(row)
+    return markdown(rows)
+
+
+def _largest(groups: list[dict]) -> str:
+    rows = [["what moves most", "GB", "kernels", "result"]]
+    rows += [
+        [f"{of['part']}: {of['op_name'][-70:]}", _gb(of["bytes"]), f"{of['kernels']}", of["result"]]
+        for of in groups[:_ROWS]
+    ]
     return markdown(rows)
 
 
