@@ -31,7 +31,9 @@ def prepare(platform: str) -> None:
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if platform == "tpu":
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks the cloud what machine this is
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else asks the cloud what machine this is
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is taken
     else:  # tuning runs kernels, which needs a card
         given = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_autotune_level=0".strip()
