@@ -70,8 +70,10 @@ def test_a_committed_report_adds_up(path):
         assert roofline["seconds"] >= max(roofline["memory_s"], roofline["products_s"]) * 0.999
         shares = [of["share"] for of in step["products"]["by_dtype"].values()]
         assert sum(shares) == pytest.approx(1.0)
-        # All products of the formula are found; what is more is the gradient at the pixels and the like.
-        assert 0.98 < step["products"]["flops"] / step["products"]["needed_flops"] < 1.6
+        if step["settings"]["crops"] == "given" and step["settings"]["way"] == "plain":
+            # What is found in the program and what the formula says agree.
+            needed = step["products"]["needed_flops"]
+            assert step["products"]["flops"] == pytest.approx(needed, rel=0.01)
         named = sum(of["bytes"] for name, of in parts.items() if name != "unnamed")
         assert named > 0.98 * traffic
 
