@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from experiments.benchmark.hlo.parts import part_of, short
+from experiments.benchmark.hlo.parts import UNNAMED, part_of, short
 from experiments.benchmark.hlo.text import Instruction, Module
+
+COMBINED = "combined"
 
 # Bytes that cross a chip's links in one direction, over the bytes of the array, among n chips in a ring.
 _SHARES = {
@@ -21,7 +23,8 @@ _SHARES = {
 
 class Collective(NamedTuple):
     """bytes: of the whole arrays, before a scatter or after a gather; sent: over a chip's links in one
-    direction; arrays: the largest one, dtype and shape, and how many there are; chips: that take part."""
+    direction; arrays: the largest one, dtype and shape, and how many there are; chips: that take part;
+    part: COMBINED if the compiler joined collectives of several parts."""
 
     kind: str
     bytes: int
@@ -56,14 +59,14 @@ def _collective(kind: str, computation, instruction: Instruction, chips: int) ->
         made = made[len(given) : 2 * len(given)]  # (operands, results, contexts)
     arrays = max(given, made, key=_bytes)
     largest = max(arrays, key=lambda array: array.bytes)
-    group = _group(instruction, chips)
+    group, part = _group(instruction, chips), part_of(instruction.op_name, instruction.frames)
     return Collective(
         kind=kind,
         bytes=_bytes(arrays),
         sent=_bytes(arrays) * _SHARES[kind](group),
         arrays=f"{largest} and {len(arrays) - 1} more" if len(arrays) > 1 else f"{largest}",
         chips=group,
-        part=part_of(instruction.op_name, instruction.frames),
+        part=COMBINED if part == UNNAMED else part,
         op_name=short(instruction.op_name),
     )
 
