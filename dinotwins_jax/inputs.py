@@ -32,6 +32,7 @@ def make_crops_of(config, placement: Placement) -> Callable:
     """The multi-crop of config.views, batch -> crops."""
     # A loop over images sharded over devices would gather all of them on every device.
     split = placement.axis_name is None and placement.num_devices > 1
+    one_by_one = placement.platform == "cpu" and not split
     mean, std = moments_of(config)
     options = config.views.to_dict() | {"mean": mean, "std": std}
-    return seeded_multi_crop(config.seed, **options, one_by_one=False if split else None)
+    return seeded_multi_crop(config.seed, **options, one_by_one=one_by_one)

@@ -109,8 +109,13 @@ def _to_rows(images: jax.Array, channels: int) -> jax.Array:
     return images.swapaxes(2, 3)
 
 
-def _one_by_one(choice: bool | None) -> bool:
-    return jax.default_backend() == "cpu" if choice is None else choice
+def _rendered(one_by_one: bool | None, render: Callable, *args):
+    """render(each, *args), where each(function, xs) is jax.lax.map if one_by_one, else jax.vmap. None: by
+    the platform that the program is lowered for, which need not be that of this machine."""
+    loop, at_once = partial(render, jax.lax.map), partial(render, _batched)
+    if one_by_one is None:
+        return jax.lax.platform_dependent(*args, cpu=loop, default=at_once)
+    return (loop if one_by_one else at_once)(*args)
 
 
 def _compose(global_spec: ViewSpec, local_spec: ViewSpec, mean, std, one_by_one):
@@ -121,8 +126,9 @@ def _compose(global_spec: ViewSpec, local_spec: ViewSpec, mean, std, one_by_one)
     def multi_crop(images, sizes, keys):
         rows = _to_rows(images, len(mean))
         draws = jax.vmap(draw_views)(keys, sizes)
-        each = jax.lax.map if _one_by_one(one_by_one) else _batched
+        return _rendered(one_by_one, render, rows, draws)
 
+    def render(each, rows, draws):
         def group(spec, draws):
             if not spec.blur_probs:  # no local views
                 return jnp.zeros((len(rows), 0, *spec.out, len(mean)))
@@ -161,7 +167,7 @@ def make_multi_crop(
         grayscale_prob are 0: they are defined for colours.
       one_by_one: True renders one view after the other, with real branches and narrow resize bands,
         best on a CPU; False all at once with dense products, best on accelerators and for arrays
-        sharded over devices. None: True on a CPU.
+        sharded over devices. None: True where the program is compiled for a CPU; both are traced.
       views: arguments of augment.views.make_view_specs, such as num_local=4; augment.presets has
         complete sets.
     Returns:
@@ -236,10 +242,12 @@ def center_view(
     _check_moments(mean, std)
 
     rows = _to_rows(images, len(mean))
-    each = jax.lax.map if _one_by_one(one_by_one) else _batched
-    max_box = (rows.shape[1],) * 2 if each is jax.lax.map else None
 
-    def view(image):
+    def render(each, rows, sizes):
+        max_box = (rows.shape[1],) * 2 if each is jax.lax.map else None
+        return each(partial(view, max_box=max_box), (rows, sizes))
+
+    def view(image, max_box):
         image_rows, size = image
         resized = resize * size // size.min()
         step = size / resized  # source pixels per resized pixel
@@ -249,4 +257,4 @@ def center_view(
         planes = ops.resize_rows(image_rows, box, out, bounds=bounds, max_box=max_box)
         return _normalize(planes, mean, std)
 
-    return each(view, (rows, sizes))
+    return _rendered(one_by_one, render, rows, sizes)

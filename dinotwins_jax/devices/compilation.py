@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from dinotwins_jax.devices.platforms import platform_of
+
 _SHORTEST = 0.5  # seconds; programs that compile faster are not cached
 
 
@@ -15,8 +17,9 @@ def compiler_options(devices: list[jax.Device]) -> dict[str, str]:
     By default XLA's CPU backend removes optimisation barriers, which disables remat and
     `models.barriers.in_memory`.
     """
-    on_cpu = devices[0].platform == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else {}
+    if platform_of(devices) == "cpu":
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return {}
 
 
 def remember_compilations(folder: Path) -> Path | None:

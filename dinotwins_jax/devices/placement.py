@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dinotwins_jax.devices.compilation import compiler_options
+from dinotwins_jax.devices.platforms import platform_of
 from dinotwins_jax.devices.sharding import DATA, FSDP, shardings_of
 
 
@@ -22,6 +23,7 @@ class Placement(NamedTuple):
     axis_name: for make_train_step; None under jit.
     gather: for make_train_step, gathers sharded parameters; None when they are not sharded.
     num_devices: number of devices that share a batch.
+    platform: that of the devices, see platform_of.
     abstract: shapes of a state -> the same with the shardings of the placed state.
     init: (() -> state) -> placed state.
     compile: (train_step, shapes of its state) -> the same function over all devices; under jit it
@@ -35,6 +37,7 @@ class Placement(NamedTuple):
     axis_name: str | None
     gather: Callable[[Any], Any] | None
     num_devices: int
+    platform: str
     abstract: Callable[[Any], Any]
     init: Callable[[Callable[[], Any]], Any]
     compile: Callable[..., Callable]
@@ -148,6 +151,7 @@ def _jit_placement(devices, fsdp: int) -> Placement:
         axis_name=None,
         gather=gather if fsdp > 1 else None,
         num_devices=len(devices),
+        platform=platform_of(devices),
         abstract=lambda state: _shapes(state, shardings_of(mesh, state)),
         init=init,
         compile=compile,
@@ -181,6 +185,7 @@ def _pmap_placement(devices) -> Placement:
         axis_name=DATA,
         gather=None,
         num_devices=n,
+        platform=platform_of(devices),
         abstract=lambda state: _shapes(state, jax.tree.map(lambda _: first, state)),
         init=lambda fresh_state: fresh_state(),
         compile=compile,

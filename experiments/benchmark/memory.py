@@ -9,7 +9,6 @@ device, or for a TPU that need not be present (pip install libtpu). A column is 
 """
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -22,20 +21,12 @@ from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.memory import step_memory
 from experiments.benchmark.settings import METHODS, config_of, settings_of
+from experiments.benchmark.targets.absent import tpu_devices
 
 
 def device_of(topology: str | None) -> jax.Device:
     """The first local device, or one of an absent TPU. Raises ValueError without libtpu."""
-    if topology is None:
-        return jax.devices()[0]
-    from jax.experimental import topologies
-
-    jax.config.update("jax_platforms", "cpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    except Exception as error:
-        raise ValueError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
+    return jax.devices()[0] if topology is None else tpu_devices(topology)[0]
 
 
 def measure(device: jax.Device, config) -> dict[str, float]:

@@ -14,7 +14,8 @@ METHODS = {"hybrid": hybrid, "dino": dino, "barlow_twins": barlow_twins}
 class Settings(NamedTuple):
     """method: of METHODS; model: a name of models.create_vit; sizes in pixels; num_local 0: only two
     global crops; prototypes: K of DINO; projector: D of Barlow Twins, three times; way: "plain", "remat",
-    "micro4" (the batch in 4 parts), "data2" (over 2 devices), "fsdp2" or several joined by "+".
+    "micro4" (the batch in 4 parts), "data2" (over 2 devices), "fsdp2" or several joined by "+"; depth:
+    blocks, None: the model's.
     """
 
     method: str = "hybrid"
@@ -30,14 +31,16 @@ class Settings(NamedTuple):
     drop_path: float = 0.1
     attention: str = "xla"
     way: str = "plain"
+    depth: int | None = None
 
     def text(self) -> str:
         """The settings in one line."""
         local = f" + {self.num_local} x {self.local_size}" if self.num_local else ""
         heads = f"K {self.prototypes:,}" if self.method != "barlow_twins" else ""
         heads += f" D {self.projector:,}" if self.method != "dino" else ""
+        depth = f" of {self.depth} blocks" if self.depth else ""
         return (
-            f"{self.method}, {self.model}/{self.patch_size}, 2 x {self.global_size}{local}, "
+            f"{self.method}, {self.model}/{self.patch_size}{depth}, 2 x {self.global_size}{local}, "
             f"{heads.strip()}, batch {self.batch_size}, {self.dtype}, {self.way}"
         )
 
@@ -61,7 +64,8 @@ def config_of(settings: Settings, directory: str = "") -> ConfigDict:
     config.data.source, config.data.dir = ("coco", directory) if directory else ("scenes", "")
     config.batch_size = settings.batch_size
     config.model.name, config.model.dtype = settings.model, settings.dtype
-    config.model.attention = settings.attention
+    config.model.attention, config.model.depth = settings.attention, settings.depth
+    config.evals.n_last_blocks = min(config.evals.n_last_blocks, architecture(settings)["depth"])
     config.model.patch_size, config.model.drop_path_rate = settings.patch_size, settings.drop_path
     config.views.global_size, config.views.local_size = settings.global_size, settings.local_size
     config.views.num_local = settings.num_local
@@ -92,4 +96,5 @@ def _apply(config: ConfigDict, part: str) -> None:
 
 def architecture(settings: Settings) -> dict[str, int]:
     """embed_dim, depth, num_heads of the settings' model."""
-    return VARIANTS[settings.model]
+    given = {"depth": settings.depth} if settings.depth else {}
+    return VARIANTS[settings.model] | given

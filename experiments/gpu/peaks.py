@@ -19,12 +19,12 @@ class Peak(NamedTuple):
 # Name in the device's kind -> peak; the first that matches.
 _PEAKS = {
     "B200": Peak(2250e12, 8.0e12),
-    "GH200": Peak(989e12, 4.0e12),
+    "GH200": Peak(989.4e12, 4.0e12),
     "H200 NVL": Peak(835e12, 4.8e12),
-    "H200": Peak(989e12, 4.8e12),
+    "H200": Peak(989.4e12, 4.8e12),
     "H100 NVL": Peak(835e12, 3.9e12),
     "H100 PCIe": Peak(756e12, 2.0e12),
-    "H100": Peak(989e12, 3.35e12),
+    "H100": Peak(989.4e12, 3.35e12),
     "A100-SXM4-80GB": Peak(312e12, 2.039e12),
     "A100 80GB PCIe": Peak(312e12, 1.935e12),
     "A100": Peak(312e12, 1.555e12),
@@ -41,8 +41,8 @@ _PEAKS = {
     "TPU v5 lite": Peak(197e12, 0.819e12),
     "TPU v5e": Peak(197e12, 0.819e12),
     "TPU v5p?": Peak(459e12, 2.765e12),
-    "TPU v6 lite": Peak(918e12, 1.638e12),
-    "TPU v6e": Peak(918e12, 1.638e12),
+    "TPU v6 lite": Peak(918e12, 1.64e12),
+    "TPU v6e": Peak(918e12, 1.64e12),
 }
 
 
