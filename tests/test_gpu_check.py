@@ -194,9 +194,9 @@ def test_bad_arguments_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "teraflops"),
     [
-        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 80GB HBM3", 989.4),
         ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H200", 989),
+        ("NVIDIA H200", 989.4),
         ("NVIDIA A100-SXM4-40GB", 312),
         ("NVIDIA A10G", 70),
         ("NVIDIA A10", 125),

@@ -8,10 +8,9 @@ from experiments.gpu.peaks import peak_of
 
 class Card(NamedTuple):
     """device: the model, whose peaks are in experiments/gpu/peaks.py; platform: "gpu" or "tpu"; memory:
-    bytes of it; link_rate: bytes/s of all its links in one
-    direction; float32: passes (precision, "default" | "high" | "highest") -> how much longer a float32
-    product takes than one of bfloat16; clock: Hz of the compiler's cycle estimates, None: it gives
-    none; source: of the figures.
+    bytes of it; link_rate: bytes/s of all its links in one direction; float32: passes (precision,
+    "default" | "high" | "highest") -> how much longer a float32 product takes than one of bfloat16;
+    clock: Hz of the compiler's cycle estimates, None: it gives none; source: of the figures.
     """
 
     device: str
