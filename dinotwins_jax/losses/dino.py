@@ -46,7 +46,8 @@ def cross_view_entropy(student_logits, teacher, student_temp, axis_name=None) ->
     student = student_logits.astype(jnp.float32) / student_temp
     # -sum_K p log_softmax(s) = logsumexp(s) - <p, s>, as p sums to one: no log-softmax per pair.
     lse = jax.nn.logsumexp(student, axis=-1)  # [B, V]
-    agreement = jnp.einsum("btk,bvk->btv", teacher, student)
+    # A TPU would round the factors to bfloat16.
+    agreement = jnp.einsum("btk,bvk->btv", teacher, student, precision="highest")
     cross_entropy = lse[:, None, :] - agreement  # [B, 2, V]
     other_view = ~jnp.eye(2, V, dtype=bool)
     loss = jnp.sum(jnp.where(other_view, cross_entropy, 0.0)) / (B * (2 * V - 2))

@@ -107,9 +107,9 @@ class FeedForward(nn.Module):
         init = nn.initializers.normal(self.init_std)
         options = {"dtype": self.dtype, "plain_gradients": self.plain_gradients}
         dense = partial(Dense, kernel_init=init, **options)
-        activation = partial(self.activation, operations(self.plain_gradients))
+        of = operations(self.plain_gradients)
         x, bias = dense(self.width, norm, bias_apart=True, name=first)(x)
-        return dense(D, lambda x: activation(x + bias), name=second)(x)
+        return dense(D, lambda x: self.activation(of, of.add(x, bias)), name=second)(x)
 
 
 def _gelu(of: Operations, x: jax.Array) -> jax.Array:
@@ -159,7 +159,8 @@ class Block(nn.Module):
         def residual(branch, scale_name):
             if self.layer_scale_init is not None:
                 init = nn.initializers.constant(self.layer_scale_init)
-                branch = branch * self.param(scale_name, init, (x.shape[-1],)).astype(self.dtype)
+                gamma = self.param(scale_name, init, (x.shape[-1],))
+                branch = operations(self.plain_gradients).scale(branch, gamma)
             if train and self.drop_path_rate > 0:
                 key = self.make_rng("drop_path")
                 branch = drop_path(branch, key, self.drop_path_rate, sample_ids)

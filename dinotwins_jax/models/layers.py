@@ -19,33 +19,76 @@ from einops import rearrange
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[…, I] @ [I, O] -> […, O]."""
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    """[…, I] @ [I, O] -> […, O] in the dtype of x; the gradient of the kernel is summed in float32."""
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def _product_backward(kept, g):
     x, kernel = kept
-    dx = jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    return dx, jax.lax.platform_dependent(x, g, cpu=_rows_product_cpu, default=_rows_product)
+    dx = jax.lax.dot_general(g, kernel.astype(g.dtype), (((g.ndim - 1,), (1,)), ((), ())))
+    dkernel = jax.lax.platform_dependent(x, g, cpu=_rows_product_cpu, default=_rows_product)
+    return dx, dkernel.astype(kernel.dtype)
 
 
 def _rows_product(x, g):
-    """[N, I], [N, O] -> [I, O], the sum over rows."""
-    return jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())))
+    """[…, I], […, O] -> f32[I, O], the sum over rows."""
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _rows_product_cpu(x, g):
     """The same. XLA's CPU backend is fast if the sum runs along the rows of the first factor. It
     transposes arrays in memory quickly and fused expressions slowly: hence the barriers, which
     devices/compilation.py keeps it from removing. The narrower factor is transposed."""
-    cut = jax.lax.optimization_barrier
+    cut, dot = (
+        jax.lax.optimization_barrier,
+        partial(jnp.matmul, preferred_element_type=jnp.float32),
+    )
+    x, g = _rows(x), _rows(g)
     if x.shape[1] <= g.shape[1]:
-        return cut(cut(x).T) @ g
-    return cut(cut(cut(cut(g).T) @ x).T)
+        return dot(cut(cut(x).T), g)
+    return cut(dot(cut(cut(g).T), x).T)
+
+
+def _rows(x):
+    """[…, D] -> [N, D]."""
+    return x.reshape(-1, x.shape[-1])
 
 
 product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
+
+
+@jax.custom_vjp
+def add(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """x […, *S] + parameter [*S] in the dtype of x; the gradient of the parameter is summed in float32."""
+    return x + parameter.astype(x.dtype)
+
+
+def _summed(g, parameter):
+    """The gradient of a parameter [*S] from that of its sum with x […, *S]."""
+    lead = g.shape[: g.ndim - parameter.ndim]
+    rows = g.reshape(-1, *g.shape[len(lead) :])
+    return jnp.sum(rows.astype(jnp.float32), axis=0).astype(parameter.dtype)
+
+
+add.defvjp(
+    lambda x, parameter: (add(x, parameter), parameter), lambda kept, g: (g, _summed(g, kept))
+)
+
+
+@jax.custom_vjp
+def scale(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """x […, *S] * parameter [*S] in the dtype of x; the gradient of the parameter is summed in float32."""
+    return x * parameter.astype(x.dtype)
+
+
+def _scale_backward(kept, g):
+    x, parameter = kept
+    products = g.astype(jnp.float32) * x.astype(jnp.float32)
+    return g * parameter.astype(g.dtype), _summed(products, parameter)
+
+
+scale.defvjp(lambda x, parameter: (scale(x, parameter), (x, parameter)), _scale_backward)
 
 
 @jax.custom_vjp
@@ -122,19 +165,22 @@ def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-6
 
 
 def _normalise_forward(x, scale, bias, eps):
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + eps)
-    return (x - mean) * (rstd * scale) + bias, (x, mean, rstd, scale)
+    # On rows [N, D]: of an array with several leading axes XLA's GPU backend makes transposed copies.
+    rows = _rows(x)
+    mean = jnp.mean(rows, axis=-1, keepdims=True)
+    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(rows - mean), axis=-1, keepdims=True) + eps)
+    y = (rows - mean) * (rstd * scale) + bias
+    return y.reshape(x.shape), (rows, mean, rstd, scale)
 
 
 def _normalise_backward(eps, kept, g):
     x, mean, rstd, scale = kept
+    shape, g = g.shape, _rows(g)
     unit = (x - mean) * rstd
     scaled = g * scale
     along = jnp.mean(scaled * unit, axis=-1, keepdims=True)
     dx = rstd * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - unit * along)
-    rows = tuple(range(x.ndim - 1))
-    return dx, jnp.sum(g * unit, axis=rows), jnp.sum(g, axis=rows)
+    return dx.reshape(shape), jnp.sum(g * unit, axis=0), jnp.sum(g, axis=0)
 
 
 normalise.defvjp(_normalise_forward, _normalise_backward)
@@ -144,12 +190,14 @@ class Operations(NamedTuple):
     """The operations that have both a hand-written gradient and JAX's own."""
 
     product: Callable
+    add: Callable
+    scale: Callable
     gelu: Callable
     attend: Callable
     normalise: Callable
 
 
-_HAND_WRITTEN = Operations(product, gelu, attend, normalise)
+_HAND_WRITTEN = Operations(product, add, scale, gelu, attend, normalise)
 _PLAIN = Operations(*(operation.fun for operation in _HAND_WRITTEN))
 
 
@@ -190,18 +238,18 @@ class Dense(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         enters = x if self.before is None else jax.eval_shape(self.before, x)
         kernel = self.param("kernel", self.kernel_init, (enters.shape[-1], self.features))
-        kernel = kernel[:, columns].astype(self.dtype)
+        kernel, of = kernel[:, columns], operations(self.plain_gradients)
 
         def from_input(x, kernel):
             x = x if self.before is None else self.before(x)
-            return operations(self.plain_gradients).product(x.astype(self.dtype), kernel)
+            return of.product(x.astype(self.dtype), kernel)
 
         y = (from_input if self.before is None else jax.checkpoint(from_input))(x, kernel)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        bias = bias[columns].astype(self.dtype)
-        return (y, bias) if self.bias_apart else y + bias
+        bias = bias[columns]
+        return (y, bias) if self.bias_apart else of.add(y, bias)
 
 
 class LayerNorm(nn.Module):
@@ -237,5 +285,5 @@ class PatchEmbed(nn.Module):
         # One matmul over flattened patches: the same sums as the convolution, and faster on CPU.
         x = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
         kernel = kernel.reshape(-1, self.embed_dim)
-        product = operations(self.plain_gradients).product
-        return product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        of = operations(self.plain_gradients)
+        return of.add(of.product(x, kernel), bias)

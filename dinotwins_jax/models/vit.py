@@ -14,7 +14,7 @@ import numpy as np
 from dinotwins_jax.models.attention import ATTENTION
 from dinotwins_jax.models.block import FFN, INIT_STD, Block
 from dinotwins_jax.models.gathering import ALL_BUT_GATHERED, gathering
-from dinotwins_jax.models.layers import LayerNorm, PatchEmbed
+from dinotwins_jax.models.layers import LayerNorm, PatchEmbed, operations
 from dinotwins_jax.models.positions import (
     INTERPOLATIONS,
     Rope,
@@ -168,6 +168,7 @@ class VisionTransformer(nn.Module):
         """Token sequence [B, T, D] that enters the first block; hidden: bool[B, N], patches replaced by
         the mask token."""
         stored, grid = self.grid(as_pair(self.image_size)), self.grid(images.shape[1:3])
+        of = operations(self.plain_gradients)
         if images.shape[3] != self.in_channels:
             raise ValueError(
                 f"images have {images.shape[3]} channels, the model in_channels={self.in_channels}"
@@ -175,15 +176,17 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images)  # [B, N, D]
         if hidden is not None:
             x = jnp.where(hidden[..., None], self.hidden.astype(self.dtype), x)
-        cls = jnp.broadcast_to(self.cls_token.astype(self.dtype), (x.shape[0], 1, self.embed_dim))
-        x = jnp.concatenate([cls, x], axis=1)
+        prefix = self.cls_token[0]  # [1, D]
         if self.positions == "learned":
-            rule = self.position_interpolation
-            x += interpolate_pos_embed(self.pos_embed, stored, grid, rule).astype(self.dtype)
+            positions = interpolate_pos_embed(
+                self.pos_embed, stored, grid, self.position_interpolation
+            )
+            x = of.add(x, positions[0, 1:])
+            prefix = prefix + positions[0, :1]
         if self.num_register_tokens:
-            registers = self.register_tokens.astype(self.dtype)
-            registers = jnp.broadcast_to(registers, (x.shape[0], *registers.shape[1:]))
-            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
+            prefix = jnp.concatenate([prefix, self.register_tokens[0]])
+        zeros = jnp.zeros((x.shape[0], *prefix.shape), self.dtype)
+        x = jnp.concatenate([of.add(zeros, prefix), x], axis=1)
         return x
 
     def _blocks(self, images, train, sample_ids, cls_only=False, hidden=None):
