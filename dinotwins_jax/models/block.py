@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dinotwins_jax.models.attention import ATTENTION
-from dinotwins_jax.models.barriers import in_memory
+from dinotwins_jax.models.barriers import in_rows
 from dinotwins_jax.models.layers import (
     Dense,
     LayerNorm,
@@ -166,14 +166,14 @@ class Block(nn.Module):
                 branch = drop_path(branch, key, self.drop_path_rate, sample_ids)
             return branch
 
-        x = in_memory(x)
+        x = in_rows(x)
         D = x.shape[-1]
         plain = {"plain_gradients": self.plain_gradients}
         options = {"dtype": self.dtype, "init_std": self.init_std, **plain}
         attn = Attention(self.num_heads, implementation=self.attention, name="attn", **options)
         y, attention = attn(x, LayerNorm(self.norm_eps, name="norm1", **plain)(D), cls_only, rope)
         x = x[:, :1] if cls_only else x
-        x = in_memory(x + residual(y, "gamma1"))
+        x = in_rows(x + residual(y, "gamma1"))
         ffn = FFN[self.ffn](int(D * self.mlp_ratio), name="mlp", **options)
         y = ffn(x, LayerNorm(self.norm_eps, name="norm2", **plain)(D))
         return x + residual(y, "gamma2"), attention
