@@ -128,8 +128,13 @@ def _jit_placement(devices, fsdp: int) -> Placement:
 
     def compile(train_step, state, keep_state=False):
         shardings = shardings_of(mesh, state)
+
+        def over_mesh(*args):  # for losses, which split matrices over it
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return train_step(*args)
+
         return jax.jit(
-            train_step,
+            over_mesh,
             in_shardings=(shardings, split),
             out_shardings=(shardings, replicated),
             donate_argnums=() if keep_state else 0,

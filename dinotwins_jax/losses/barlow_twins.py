@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dinotwins_jax.losses.base import HeadSpec, Loss
+from dinotwins_jax.losses.columns import batch_product
 from dinotwins_jax.models.heads import BarlowProjector, batch_moments
 
 
@@ -30,8 +31,7 @@ def cross_correlation(z_a, z_b, axis_name=None) -> jax.Array:
         mean, var, _ = batch_moments(z, axis_name)
         return (z - mean) * jax.lax.rsqrt(var + 1e-5)
 
-    c = jnp.einsum("bi,bj->ij", normalise(z_a), normalise(z_b), precision="high") / z_a.shape[0]
-    return c if axis_name is None else jax.lax.pmean(c, axis_name)
+    return batch_product(normalise(z_a), normalise(z_b), axis_name)
 
 
 def barlow_twins_loss(

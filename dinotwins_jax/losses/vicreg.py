@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dinotwins_jax.losses.base import HeadSpec, Loss
+from dinotwins_jax.losses.columns import batch_product
 from dinotwins_jax.models.heads import BarlowProjector, batch_moments
 
 
@@ -42,7 +43,7 @@ def vicreg_loss(
     unbiased = count / (count - 1)
     std = jnp.sqrt(var[:, 0] * unbiased + 1e-4)  # [2, D]
     z0 = z - mean
-    cov = everyone(jnp.einsum("vbi,vbj->vij", z0, z0) / z.shape[1]) * unbiased
+    cov = jnp.stack([batch_product(view, view, axis_name) for view in z0]) * unbiased
     off_diagonal = jnp.where(jnp.eye(D, dtype=bool), 0.0, cov)
     parts = {
         "invariance": everyone(jnp.mean((z[0] - z[1]) ** 2)),

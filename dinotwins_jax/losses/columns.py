@@ -1,0 +1,28 @@
+"""Products of two matrices of features over the global batch, split over devices by their columns.
+
+Letters: B images, D features.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+
+def batch_product(a: jax.Array, b: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """mean_B(a[:, i] * b[:, j]) over the global batch.
+
+    Under jit over several devices each one computes the columns of its own features from the whole batch:
+    that sends B x D numbers where the sum of every device's D x D matrix would send D x D, and the matrix
+    is never whole on a device. No effect where the devices do not divide D, and under pmap.
+
+    Args:
+      a, b: [B, D]; axis_name: mapped axis of the batch, under pmap.
+    Returns:
+      f32[D, D]. Products are of float32, or of three parts each on devices that round their factors.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis_name is None and mesh.size > 1 and a.shape[1] % mesh.size == 0:
+        a = jax.lax.with_sharding_constraint(a, PartitionSpec())
+        b = jax.lax.with_sharding_constraint(b, PartitionSpec(None, mesh.axis_names))
+    product = jnp.einsum("bi,bj->ij", a, b, precision="high") / a.shape[0]
+    return product if axis_name is None else jax.lax.pmean(product, axis_name)
