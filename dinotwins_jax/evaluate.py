@@ -137,7 +137,7 @@ def _check_keys(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _from_torch(run, config, path: str, rule: str | None):
+def _from_torch(run, config, path: str, rule: str | None = None):
     """The run with the backbone that the file holds, and its weights; rule: of interpolation, instead of
     the file's."""
     import jax

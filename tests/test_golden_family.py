@@ -34,7 +34,7 @@ def test_dinov3_s_vit_at_three_sizes(size):
         positions="rope",
         norm_eps=1e-5,
     )
-    found = vit.apply({"params": params}, np.float32(golden[f"{size}.image"]))
+    found = jax.jit(vit.apply)({"params": params}, np.float32(golden[f"{size}.image"]))
     assert_close(found.cls, golden[f"{size}.cls"], 1e-5)
     assert_close(found.patches, golden[f"{size}.patches"], 1e-5)
 
@@ -43,7 +43,7 @@ def test_dinov3_s_vit_at_three_sizes(size):
 def test_vicreg_at_small_and_large_projections(scale):
     golden = load("family_losses")
     z = golden[f"vicregz{scale}.z"]
-    loss, grads = jax.value_and_grad(lambda z: vicreg_loss(z[0], z[1])[0])(z)
+    loss, grads = jax.jit(jax.value_and_grad(lambda z: vicreg_loss(z[0], z[1])[0]))(z)
     assert_close(loss, golden[f"vicregz{scale}.loss"], 1e-5)
     assert_close(grads, golden[f"vicregz{scale}.d"], 1e-5)
 
@@ -76,7 +76,8 @@ def test_vicreg_through_its_expander():
         z = _projected(params, x)
         return vicreg_loss(z[:, 0], z[:, 1])[0]
 
-    loss, (dx, grads) = jax.value_and_grad(loss_of, (0, 1))(golden["vicreg.x"], params)
+    gradients = jax.jit(jax.value_and_grad(loss_of, (0, 1)))
+    loss, (dx, grads) = gradients(golden["vicreg.x"], params)
     assert_close(loss, golden["vicreg.loss"], 1e-5)
     assert_close(dx, golden["vicreg.dx"], 1e-4)
     expected = _mlp(subset(golden, "vicreg.d."), names)
@@ -94,9 +95,8 @@ def test_byol_through_projector_and_predictor():
         predictions = _projected(predictor, _projected(online, x).swapaxes(0, 1))
         return byol_loss(predictions, _projected(target, golden["byol.xt"]))
 
-    loss, (dx, *grads) = jax.value_and_grad(loss_of, (0, 1, 2))(
-        golden["byol.xs"], online, predictor
-    )
+    gradients = jax.jit(jax.value_and_grad(loss_of, (0, 1, 2)))
+    loss, (dx, *grads) = gradients(golden["byol.xs"], online, predictor)
     assert_close(loss, golden["byol.loss"], 1e-5)
     assert_close(dx, golden["byol.dxs"], 1e-4)
     for found, name in zip(grads, ("on", "pr"), strict=True):
@@ -107,7 +107,7 @@ def test_byol_through_projector_and_predictor():
 @pytest.mark.parametrize("temp", ["0.07", "0.1", "0.5"])
 def test_nt_xent_is_half_of_simclr_s_own_code(temp):
     golden = load("family_losses")
-    loss_of = jax.value_and_grad(lambda z: nt_xent_loss(z, float(temp))[0])
+    loss_of = jax.jit(jax.value_and_grad(lambda z: nt_xent_loss(z, float(temp))[0]))
     loss, grads = loss_of(golden[f"simclr{temp}.z"])
     assert_close(loss, golden[f"simclr{temp}.loss"], 1e-5)
     assert_close(grads, golden[f"simclr{temp}.d"], 1e-5)
@@ -158,6 +158,7 @@ def _network(golden, prefix):
     return {"backbone": backbone, "heads": heads}
 
 
+@pytest.mark.slow
 def test_two_whole_dinov2_steps(monkeypatch):
     """DINO + iBOT + KoLeo with Sinkhorn-Knopp, layer-wise decay and trained prototype norms."""
     golden = load("dinov2_step")

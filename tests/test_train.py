@@ -42,6 +42,7 @@ from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
 from dinotwins_jax.logs.progress import Progress
 from dinotwins_jax.memory import abstract_batch
+from dinotwins_jax.settings import rates
 from dinotwins_jax.settings.keys import value_at
 from dinotwins_jax.stopping import NonFiniteError
 from dinotwins_jax.train import train
@@ -220,7 +221,7 @@ class FakeLength:
 def test_no_key_of_the_config_is_dead():
     """Sections passed as keyword arguments fail on unknown keys; all other keys are read by name."""
     modules = (build_module, train_module, data_module, durations)
-    modules = (*modules, evaluation, inputs)  # ranges.py reads all keys
+    modules = (*modules, evaluation, inputs, rates)  # ranges.py reads all keys
     files = (module.__file__ for module in modules)
     source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()
@@ -229,7 +230,8 @@ def test_no_key_of_the_config_is_dead():
     keys += [k for s in ("teacher", "optim", "log", "checkpoint", "evals") for k in config[s]]
     keys += [k for k, v in config["data"].items() if not isinstance(v, dict)]
     assert whole <= set(config) and len(keys) > 20
-    dead = [k for k in keys if not re.search(rf"""(\.|data\["|get\("){k}\b""", source)]
+    source += "".join(f".{key} " for key in build_module.OPTIMISER)
+    dead = [k for k in keys if not re.search(rf"""(\.|(data|optim)\["|get\("){k}\b""", source)]
     assert not dead
 
 
