@@ -179,7 +179,7 @@ def test_an_exported_folder_loads_too(run, model, pictures, target, tmp_path):
 
 def test_a_file_alone_gets_the_official_preprocessing_and_a_warning(pictures, tmp_path, capfd):
     vit = VisionTransformer(embed_dim=64, depth=1, num_heads=1, patch_size=8, image_size=16)
-    params = vit.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
     np.savez(tmp_path / "weights.npz", **vit_to_torch(params))
     found = dt.load(tmp_path / "weights.npz")
     assert found.view[:2] == (18, 16) and found.config is None

@@ -118,7 +118,8 @@ def test_every_block_attends_as_the_field_says(monkeypatch):
     sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8, "image_size": 16}
     images = jnp.zeros((1, 16, 16, 3))
     for implementation, times in (("xla", 0), ("cudnn", 2)):
-        create_vit("vit_tiny", attention=implementation, **sizes).init(jax.random.key(0), images)
+        found = create_vit("vit_tiny", attention=implementation, **sizes)
+        jax.eval_shape(found.init, jax.random.key(0), images)
         assert len(calls) == times
     with pytest.raises(ValueError, match="attention is 'flash': choose xla or cudnn"):
         create_vit("vit_tiny", attention="flash", **sizes).init(jax.random.key(0), images)

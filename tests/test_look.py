@@ -309,7 +309,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("look")
     vit = VisionTransformer(embed_dim=64, depth=1, num_heads=1, patch_size=8, image_size=16)
     for seed in (0, 1):
-        params = vit.init(jax.random.key(seed), np.zeros((1, 16, 16, 3)))["params"]
+        params = jax.jit(vit.init)(jax.random.key(seed), np.zeros((1, 16, 16, 3)))["params"]
         np.savez(folder / f"weights{seed}.npz", **vit_to_torch(params))
     rng = np.random.default_rng(0)
     (folder / "set").mkdir()
@@ -358,7 +358,7 @@ def test_queries_of_prepared_data_have_the_channels_of_the_model(tmp_path, capsy
     vit = VisionTransformer(
         embed_dim=64, depth=1, num_heads=1, patch_size=8, image_size=16, in_channels=4
     )
-    params = vit.init(jax.random.key(0), np.zeros((1, 16, 16, 4)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), np.zeros((1, 16, 16, 4)))["params"]
     np.savez(tmp_path / "weights.npz", **vit_to_torch(params))
     pictures = [tiff(random_pixels((20, 20, 4), seed=k)) for k in range(3)]
     source = files(tmp_path / "set", pictures, reading(4))

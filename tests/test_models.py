@@ -67,7 +67,7 @@ def test_torch_names_round_trip(golden_vit):
 def test_registers_and_layer_scale_round_trip_and_keep_patches_in_place():
     vit = VisionTransformer(**TINY, num_register_tokens=4, layer_scale_init=1e-5)
     images = jnp.ones((2, 16, 16, 3))
-    params = vit.init(jax.random.key(0), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
     out = vit.apply({"params": params}, images, return_attention=True)
     assert out.patches.shape == (2, 16, 48) and out.attention.shape == (2, 3, 21, 21)
     assert_trees_close(vit_from_torch(vit_to_torch(params)), params, 0.0)
@@ -110,7 +110,7 @@ def test_a_head_without_weight_norm_ends_in_a_plain_linear_layer():
     rng = np.random.default_rng(0)
     head = DINOHead(7, 6, 4, weight_norm=False)
     x = np.float32(rng.normal(size=(5, 3)))
-    params = head.init(jax.random.key(0), x)["params"]
+    params = jax.jit(head.init)(jax.random.key(0), x)["params"]
     assert {k: v.shape for k, v in params["last_layer"].items()} == {"weight": (7, 4)}
     params = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params)
     upstream = rng.normal(size=(5, 7))
@@ -131,7 +131,7 @@ def test_a_head_without_weight_norm_ends_in_a_plain_linear_layer():
 
 def test_a_plain_last_layer_starts_as_the_layers_before_it():
     head = DINOHead(4096, 64, 64, weight_norm=False)
-    params = head.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+    params = jax.jit(head.init)(jax.random.key(0), jnp.ones((1, 4)))["params"]
     for weight in (params["last_layer"]["weight"], params["mlp_1"]["kernel"]):
         np.testing.assert_allclose(np.std(weight), 0.02, rtol=0.03)
 
@@ -147,7 +147,7 @@ def test_dino_head_with_batch_norm_equals_a_plain_reference():
     del params["last_layer"]["weight_g"]
     x = rng.normal(size=(9, 5)).astype(np.float32)
     head = DINOHead(7, 6, 4, use_bn=True)
-    fresh = head.init(jax.random.key(0), x)
+    fresh = jax.jit(head.init)(jax.random.key(0), x)
     assert jax.tree.structure(fresh["params"]) == jax.tree.structure(params)
     logits, updated = head.apply(
         {"params": params, "batch_stats": fresh["batch_stats"]}, x, mutable=["batch_stats"]
@@ -249,7 +249,7 @@ def test_drop_path_is_linear_over_the_blocks_or_uniform():
 def test_drop_path_acts_in_training_only_and_ramps_linearly():
     vit = VisionTransformer(**TINY, drop_path_rate=0.9)
     images = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))
-    params = vit.init(jax.random.key(1), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(1), images)["params"]
     quiet = vit.apply({"params": params}, images).cls
     rngs = {"drop_path": jax.random.key(2)}
     noisy = vit.apply({"params": params}, images, train=True, rngs=rngs).cls
@@ -292,7 +292,7 @@ def test_init_std_reaches_every_dense_layer_and_token():
 def test_sizes_that_do_not_fit_are_named():
     vit = VisionTransformer(**TINY)
     with pytest.raises(ValueError, match=r"18x16 is not a multiple of patch_size 4"):
-        vit.init(jax.random.key(0), jnp.ones((1, 18, 16, 3)))
+        jax.jit(vit.init)(jax.random.key(0), jnp.ones((1, 18, 16, 3)))
     with pytest.raises(ValueError, match=r"vit_smal.*vit_small"):
         create_vit("vit_smal")
 

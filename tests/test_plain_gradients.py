@@ -48,7 +48,7 @@ def inner(a, b):
 def test_forward_mode_and_hessian_vector_products_of_the_backbone(fields):
     vit = VIT.clone(**fields)
     images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
-    params = vit.init(jax.random.key(0), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
     tangent = like(params)
 
     def value(params, vit=vit):
@@ -71,7 +71,7 @@ def test_forward_mode_and_hessian_vector_products_of_the_backbone(fields):
 def test_hand_written_gradients_refuse_forward_mode():
     vit = VIT.clone(plain_gradients=False)
     images = jnp.ones((1, 8, 8, 3))
-    params = vit.init(jax.random.key(0), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda p: vit.apply({"params": p}, images).cls, (params,), (params,))
 

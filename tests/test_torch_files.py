@@ -55,13 +55,16 @@ def test_an_optimiser_with_numpy_scalars_does_not_keep_the_teacher_from_loading(
 def test_a_vit_comes_back_with_its_sizes_and_outputs(tmp_path, extra):
     vit = VisionTransformer(**FIELDS, **extra)
     images = jax.random.normal(jax.random.key(1), (2, 24, 24, 3))
-    params = vit.init(jax.random.key(0), images)["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
     np.savez(tmp_path / "vit.npz", **vit_to_torch(params))
     again, loaded = load_vit(tmp_path / "vit.npz")
     expected = FIELDS | extra | ({"layer_scale_init": 1.0} if extra else {})
     assert {name: getattr(again, name) for name in expected} == expected
-    ours = again.apply({"params": loaded}, images).cls
-    np.testing.assert_array_equal(ours, vit.apply({"params": params}, images).cls)
+    ours, theirs = (
+        jax.jit(of.apply)({"params": weights}, images).cls
+        for of, weights in ((again, loaded), (vit, params))
+    )
+    np.testing.assert_array_equal(ours, theirs)
 
 
 class Evil:
@@ -149,7 +152,7 @@ def test_unusable_files_are_named(tmp_path, make, message):
 
 def test_other_architectures_are_named(tmp_path):
     vit = VisionTransformer(**FIELDS)
-    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
     weights = vit_to_torch(params)
     without = {name: w for name, w in weights.items() if "fc1" not in name}
     with pytest.raises(ValueError, match=r"no tensor 'blocks\.0\.mlp\.fc1\.weight'"):
@@ -165,11 +168,11 @@ def test_other_architectures_are_named(tmp_path):
 @pytest.mark.slow
 def test_heads_of_another_width_are_those_of_a_model_like_it(tmp_path):
     vit = VisionTransformer(**FIELDS | {"embed_dim": 80, "num_heads": 5})
-    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
     np.savez(tmp_path / "narrow.npz", **vit_to_torch(params))
     assert load_vit(tmp_path / "narrow.npz", like=vit)[0].num_heads == 5
     vit = VisionTransformer(**FIELDS | {"embed_dim": 75, "num_heads": 3})
-    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
     np.savez(tmp_path / "odd.npz", **vit_to_torch(params))
     with pytest.raises(ValueError, match=r"odd\.npz: width 75 is not a multiple of 64"):
         load_vit(tmp_path / "odd.npz")
@@ -177,12 +180,12 @@ def test_heads_of_another_width_are_those_of_a_model_like_it(tmp_path):
 
 def test_heads_and_shapes_are_never_guessed(tmp_path):
     vit = VisionTransformer(**FIELDS | {"embed_dim": 96, "num_heads": 3})
-    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
     np.savez(tmp_path / "narrow.npz", **vit_to_torch(params))
     with pytest.raises(ValueError, match=r"narrow\.npz: width 96 is not a multiple of 64"):
         load_vit(tmp_path / "narrow.npz")
     vit = VisionTransformer(**FIELDS)
-    params = vit.init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
     other = vit_to_torch(params) | {"blocks.0.mlp.fc2.weight": np.zeros((64, 96), np.float32)}
     np.savez(tmp_path / "other.npz", **other)
     with pytest.raises(ValueError, match=r"other\.npz: params.*fc2.*shape \(96, 64\)"):
@@ -191,7 +194,7 @@ def test_heads_and_shapes_are_never_guessed(tmp_path):
 
 def test_the_sides_of_an_export_that_is_not_square_come_from_its_config(tmp_path):
     vit = VisionTransformer(embed_dim=48, depth=1, num_heads=3, patch_size=8, image_size=(16, 32))
-    params = vit.init(jax.random.key(0), jnp.zeros((1, 16, 32, 3)))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), jnp.zeros((1, 16, 32, 3)))["params"]
     tensors, config = exported(vit, params, "timm")
     np.savez(tmp_path / "model.npz", **tensors)
     with pytest.raises(ValueError, match="not a class token and a square grid"):
