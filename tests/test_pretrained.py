@@ -17,6 +17,7 @@ from dinotwins_jax.models.torch_weights import vit_to_torch
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.pretrained import read_backbone, start_from
 from dinotwins_jax.train import train
+from dinotwins_jax.workdir import with_known_values
 
 # Of the official ViT in tests/golden/vit_forward.npz.
 TINY = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 4}
@@ -91,7 +92,7 @@ OPTIONS = {
 
 
 def state_of(config, workdir, step):
-    run = build(config)
+    run = build(with_known_values(config, workdir))
     with Checkpoints(workdir, read_only=True) as checkpoints:
         return checkpoints.restore(run.placement.abstract(jax.eval_shape(run.fresh_state)), step)[0]
 

@@ -171,6 +171,7 @@ def define_flags() -> None:
     flags.DEFINE_list("models", [given.model], "Names of models.create_vit")
     for name in ("patch_size", "global_size", "local_size", "num_local", "batch_size"):
         flags.DEFINE_integer(name, getattr(given, name), f"As {name} of the config")
+    flags.DEFINE_integer("depth", given.depth, "Blocks, instead of the model's", 1)
     flags.DEFINE_integer("prototypes", given.prototypes, "K of DINO")
     flags.DEFINE_integer("projector", given.projector, "D of Barlow Twins")
     flags.DEFINE_string("dtype", given.dtype, "Compute dtype: float32 | bfloat16")
