@@ -22,7 +22,8 @@ def batch_product(a: jax.Array, b: jax.Array, axis_name: str | None = None) -> j
     """
     mesh = jax.sharding.get_abstract_mesh()
     if axis_name is None and mesh.size > 1 and a.shape[1] % mesh.size == 0:
-        a = jax.lax.with_sharding_constraint(a, PartitionSpec())
-        b = jax.lax.with_sharding_constraint(b, PartitionSpec(None, mesh.axis_names))
+        split = jax.lax.with_sharding_constraint
+        a, b = (split(x, PartitionSpec(mesh.axis_names)) for x in (a, b))  # as all before them
+        a, b = split(a, PartitionSpec()), split(b, PartitionSpec(None, mesh.axis_names))
     product = jnp.einsum("bi,bj->ij", a, b, precision="high") / a.shape[0]
     return product if axis_name is None else jax.lax.pmean(product, axis_name)

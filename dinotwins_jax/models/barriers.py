@@ -33,15 +33,22 @@ def in_memory(x: jax.Array) -> jax.Array:
 
 
 def in_rows(x: jax.Array) -> jax.Array:
-    """`in_memory`, and on NVIDIA GPUs with the last axis contiguous.
+    """`in_memory`, and in a training step on one NVIDIA GPU with the last axis contiguous.
 
     XLA's GPU backend otherwise keeps the tokens [B, T, D] of a training step with the images last, in
-    every block, and transposes them for each product: a fifth more bytes.
+    every block, and transposes them for each product: a fifth more bytes. Over several devices its
+    partitioner would gather x for the constraint.
     """
     if _forward_only.get():
         return x
+    alone = jax.sharding.get_abstract_mesh().size == 1  # that of the step; an empty one has size 0
+    cuda = _row_major if alone else _unchanged
     barrier = jax.lax.optimization_barrier
-    return jax.lax.platform_dependent(x, cpu=barrier, cuda=_row_major, default=lambda x: x)
+    return jax.lax.platform_dependent(x, cpu=barrier, cuda=cuda, default=_unchanged)
+
+
+def _unchanged(x):
+    return x
 
 
 def _row_major(x):
