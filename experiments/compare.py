@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from dinotwins_jax.build import build
 from dinotwins_jax.cli import COMPILED, exit_code, fail
@@ -26,6 +26,7 @@ from dinotwins_jax.failures import failing_alone
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.stopping import EvaluationFailed
 from dinotwins_jax.train import train
+from experiments.comparison.command import run_with_overrides
 from experiments.comparison.outcome import (
     collect,
     failures,
@@ -43,7 +44,6 @@ from experiments.comparison.plan import (
     flops_per_step,
     is_finished,
     make_configs,
-    split_overrides,
 )
 
 _PRESET = flags.DEFINE_string(
@@ -185,7 +185,7 @@ def _draw_attention(out: Path, workdirs: dict, configs: dict) -> dict:
     return shown
 
 
-def main(argv) -> int:
+def main(argv, overrides: dict) -> int:
     """The command; returns the exit code, errors are one line on stderr."""
     if len(argv) > 1:
         return fail(f"unknown argument '{argv[1]}': options start with --")
@@ -196,7 +196,7 @@ def main(argv) -> int:
 
     def work():
         remember_compilations(out.parent / COMPILED)
-        text, failed = compare(*chosen, out, _overrides)
+        text, failed = compare(*chosen, out, overrides)
         print(text)
         print(
             f"in {out}: table.md, comparison.json, curves.png, attention.png; a report.html a run"
@@ -210,18 +210,5 @@ def main(argv) -> int:
     return exit_code(work)
 
 
-_overrides: dict = {}
-
-
-def _parse(argv):
-    """Parses the arguments with absl, without the config overrides."""
-    try:
-        rest, found = split_overrides(argv, METHODS)
-        _overrides.update(found)
-        return flags.FLAGS(rest)
-    except (ValueError, flags.Error) as error:
-        sys.exit(fail(str(error)))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    run_with_overrides(main, METHODS)

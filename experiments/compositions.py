@@ -11,10 +11,9 @@ OUT/<row>-seed<k>/scores.json.
 """
 
 import json
-import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from dinotwins_jax.build import build
 from dinotwins_jax.cli import COMPILED, exit_code, fail
@@ -22,6 +21,7 @@ from dinotwins_jax.devices.compilation import remember_compilations
 from dinotwins_jax.evals.table import cell, markdown
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.train import train
+from experiments.comparison.command import run_with_overrides
 from experiments.comparison.outcome import collect
 from experiments.comparison.plan import (
     check_equal_starts,
@@ -29,7 +29,6 @@ from experiments.comparison.plan import (
     flops_per_step,
     is_finished,
     make_configs,
-    split_overrides,
 )
 from experiments.comparison.statistics import mean_std, paired
 
@@ -150,7 +149,7 @@ def _text(values: list[float] | None, difference: dict | None) -> str:
     return cell(mean_std(values)) + sure
 
 
-def main(argv) -> int:
+def main(argv, overrides: dict) -> int:
     """The command; returns the exit code, errors are one line on stderr."""
     if len(argv) > 1:
         return fail(f"unknown argument '{argv[1]}': options start with --")
@@ -160,23 +159,10 @@ def main(argv) -> int:
     def work():
         remember_compilations(out.parent / COMPILED)
         rows = _ONLY.value or list(CHOICES)
-        print(compositions(_PRESET.value, rows, _SEEDS.value, out, _overrides))
+        print(compositions(_PRESET.value, rows, _SEEDS.value, out, overrides))
 
     return exit_code(work)
 
 
-_overrides: dict = {}
-
-
-def _parse(argv):
-    """Parses the arguments with absl, without the config overrides."""
-    try:
-        rest, found = split_overrides(argv, ())
-        _overrides.update(found)
-        return flags.FLAGS(rest)
-    except (ValueError, flags.Error) as error:
-        sys.exit(fail(str(error)))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    run_with_overrides(main)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from dinotwins_jax.build import Run, build, make_schedules
 from dinotwins_jax.cli import exit_code, fail
@@ -30,7 +30,8 @@ from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.inputs import make_crops_of
 from dinotwins_jax.settings.keys import terms_of
 from dinotwins_jax.training.step import make_train_step
-from experiments.comparison.plan import METHODS, make_configs, split_overrides
+from experiments.comparison.command import run_with_overrides
+from experiments.comparison.plan import METHODS, make_configs
 
 LOSS, COSINE = 1e-2, 0.995  # of the whole loss, relative; of each tensor's gradient
 ROUNDING = (
@@ -229,7 +230,7 @@ def misses(found: dict[str, Found]) -> list[str]:
     return lines
 
 
-def main(argv) -> int:
+def main(argv, overrides: dict) -> int:
     """The command; returns the exit code."""
     if len(argv) > 1:
         return fail(f"unknown argument '{argv[1]}': options start with --")
@@ -237,7 +238,7 @@ def main(argv) -> int:
     given, missed = flags.FLAGS, []
 
     def work():
-        configs = make_configs(given.preset, given.methods, given.seed, _overrides)
+        configs = make_configs(given.preset, given.methods, given.seed, overrides)
         found = {}
         for method, config in configs.items():
             crops = crops_of(config, given.steps + 1)
@@ -251,18 +252,6 @@ def main(argv) -> int:
     return exit_code(work) or int(bool(missed))
 
 
-_overrides: dict = {}
-
-
-def _parse(argv):
-    try:
-        rest, found = split_overrides(argv, METHODS)
-        _overrides.update(found)
-        return flags.FLAGS(rest)
-    except (ValueError, flags.Error) as error:
-        sys.exit(fail(str(error)))
-
-
 if __name__ == "__main__":
     flags.DEFINE_list("methods", list(METHODS), "Files in configs/")
     flags.DEFINE_string("preset", "demo", "Preset of the configs")
@@ -270,4 +259,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 0, "Steps in float32 before the one that is compared", 0)
     flags.DEFINE_integer("seed", 0, "Of weights and data", 0)
     flags.DEFINE_boolean("keep_rounding", False, "Keep gradients that are zero up to rounding")
-    app.run(main, flags_parser=_parse)
+    run_with_overrides(main, METHODS)

@@ -40,10 +40,8 @@ def _rows_product_cpu(x, g):
     """The same. XLA's CPU backend is fast if the sum runs along the rows of the first factor. It
     transposes arrays in memory quickly and fused expressions slowly: hence the barriers, which
     devices/compilation.py keeps it from removing. The narrower factor is transposed."""
-    cut, dot = (
-        jax.lax.optimization_barrier,
-        partial(jnp.matmul, preferred_element_type=jnp.float32),
-    )
+    cut = jax.lax.optimization_barrier
+    dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
     x, g = _rows(x), _rows(g)
     if x.shape[1] <= g.shape[1]:
         return dot(cut(cut(x).T), g)
