@@ -376,7 +376,7 @@ def test_float32_products_take_longer_than_those_of_bfloat16():
             card.product_seconds(1e12, ("f32", "f32"), precision)
             for precision in ("default", "high", "highest")
         ]
-        assert half == 1e12 / card.flops <= times[0] < times[1] < times[2]
+        assert half == 1e12 / card.flops <= times[0] <= times[1] < times[2]
 
 
 def test_an_array_of_an_unknown_layout_has_its_own_bytes():

@@ -3,8 +3,7 @@
 Pixel values lie in [0, 1]. Operations take and return `planes` f32[C, h, w]: channels lead, so
 SIMD and TPU lanes run along a row of pixels. Every parameter may be traced and, under `jax.vmap`,
 differ between images; there is no gather and no convolution, which are slow on XLA's CPU backend.
-Differs (all operations): Pillow rounds and clips to 8 bits after every pass, even between the two
-axes of a resize; these do not.
+Differs: Pillow rounds and clips to 8 bits after every pass, even between the two axes of a resize.
 """
 
 import math
@@ -18,8 +17,11 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # entries of `order` in color_
 
 BAND_ROWS = 16  # output rows that share one window of the input in a banded resize
 
-# Tensor cores and the MXU round to 10 or 8 bits of mantissa, which is visible in an 8-bit image.
-_EXACT = jax.lax.Precision.HIGHEST
+
+def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """einsum in float32. HIGH is what 8-bit pictures need: factors of 11 bits on a GPU (TF32), three
+    products of bfloat16 parts on a TPU. HIGHEST leaves the tensor cores; the default is 8 bits there."""
+    return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGH)
 
 
 def _keys_cubic(distance: jax.Array) -> jax.Array:
@@ -122,10 +124,10 @@ def _resize_dense(rows, vertical, horizontal, sizes, flips) -> jax.Array:
     vertical = resize_weights(*vertical, in_size=in_height, out_size=height, flip=flips[0])
     horizontal = resize_weights(*horizontal, in_size=in_width, out_size=width, flip=flips[1])
     if in_width * (in_height + width) * height <= in_height * (in_width + height) * width:
-        part = jnp.einsum("yH,HcW->ycW", vertical, rows, precision=_EXACT)
-        return jnp.einsum("ycW,xW->cyx", part, horizontal, precision=_EXACT)
-    part = jnp.einsum("HcW,xW->Hcx", rows, horizontal, precision=_EXACT)
-    return jnp.einsum("yH,Hcx->cyx", vertical, part, precision=_EXACT)
+        part = _product("yH,HcW->ycW", vertical, rows)
+        return _product("ycW,xW->cyx", part, horizontal)
+    part = _product("HcW,xW->Hcx", rows, horizontal)
+    return _product("yH,Hcx->cyx", vertical, part)
 
 
 def _resize_banded(rows, vertical, horizontal, sizes, flips, max_box) -> jax.Array:
@@ -136,14 +138,14 @@ def _resize_banded(rows, vertical, horizontal, sizes, flips, max_box) -> jax.Arr
         *vertical, in_size=in_height, out_size=height, max_length=max_box[0], flip=flips[0]
     ):
         window = jax.lax.dynamic_slice_in_dim(rows, first, weights.shape[1])
-        parts.append(jnp.matmul(weights, _unit(window), precision=_EXACT))
+        parts.append(_product("rh,hw->rw", weights, _unit(window)))
     rows = jnp.concatenate(parts).reshape(-1, in_width)
     parts = []
     for first, weights in _bands(
         *horizontal, in_size=in_width, out_size=width, max_length=max_box[1], flip=flips[1]
     ):
         window = jax.lax.dynamic_slice_in_dim(rows, first, weights.shape[1], axis=1)
-        parts.append(jnp.matmul(window, weights.T, precision=_EXACT))
+        parts.append(_product("rh,hw->rw", window, weights.T))
     return jnp.concatenate(parts, axis=1).reshape(height, -1, width).swapaxes(0, 1)
 
 
@@ -256,14 +258,13 @@ def blur_matrix(radius, size: int) -> jax.Array:
     whole = jnp.floor((jnp.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
     ends = (2 * whole + 1) * (whole * (whole + 1) - 3.0 * variance)
     reach = whole + ends / (6.0 * (variance - (whole + 1) ** 2)) + 0.5
-    # Weight: overlap of pixel j with the box around pixel i; edge pixels stand for all outside.
+    # Weight: overlap of pixel j with the box around i; edge pixels stand for all outside.
     pixel = jnp.arange(size, dtype=jnp.float32)
     west = jnp.where(pixel == 0, -jnp.inf, pixel - 0.5)
     east = jnp.where(pixel == size - 1, jnp.inf, pixel + 0.5)
     low, high = pixel[:, None] - reach, pixel[:, None] + reach
     box = (jnp.clip(east, low, high) - jnp.clip(west, low, high)) / (2.0 * reach)
-    twice = jnp.matmul(box, box, precision=_EXACT)
-    return jnp.matmul(twice, box, precision=_EXACT)
+    return _product("ij,jk->ik", _product("ij,jk->ik", box, box), box)
 
 
 def truncated_blur_matrix(radius, size: int, taps: int) -> jax.Array:
@@ -291,10 +292,9 @@ def gaussian_blur(planes: jax.Array, radius, taps: int = 0) -> jax.Array:
     taps: 0 blurs as Pillow's GaussianBlur, where radius 0 is the identity; an odd number as
       torchvision's, with so many taps.
     """
-
     matrix = partial(truncated_blur_matrix, taps=taps) if taps else blur_matrix
     _, height, width = planes.shape
     horizontal = matrix(radius, width)
     vertical = horizontal if height == width else matrix(radius, height)
-    planes = jnp.einsum("cyX,xX->cyx", planes, horizontal, precision=_EXACT)
-    return jnp.einsum("yY,cYx->cyx", vertical, planes, precision=_EXACT)
+    planes = _product("cyX,xX->cyx", planes, horizontal)
+    return _product("yY,cYx->cyx", vertical, planes)
