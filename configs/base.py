@@ -64,6 +64,8 @@ def get_config() -> ConfigDict:
     c.model.remat = (
         False  # recompute blocks in the backward pass instead of storing their activations
     )
+    # Blocks as a loop over stacked parameters: a deep model compiles in the time of two blocks.
+    c.model.scan_blocks = False
     # JAX's own gradients instead of hand-written ones: slower, and jax.jvp works (Hessian-vector products).
     c.model.plain_gradients = False
 

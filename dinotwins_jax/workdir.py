@@ -15,7 +15,7 @@ from dinotwins_jax.settings.keys import flatten
 _FREE = (
     *("log.", "checkpoint.", "evals.", "data.num_workers", "data.dir", "debug_nans"),
     *("data.max_pixels", "data.probe."),
-    *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention"),
+    *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention", "model.scan_blocks"),
     *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )
 # Keys that a config.json of before lacks, and the value that its run had.
@@ -24,7 +24,7 @@ _ADDED = {
     **{"model.in_channels": 3, "data.mean": [], "data.std": []},
     **{"data.window.mode": "", "data.window.range": [], "data.window.percentiles": [0.5, 99.5]},
     **{"data.window.per_band": False, "model.position_interpolation": "dino"},
-    "model.drop_path_uniform": False,
+    **{"model.drop_path_uniform": False, "model.scan_blocks": False},
     **{"optim.betas": [0.9, 0.999], "optim.lr_scaling": "linear_256", "optim.final_lr_ratio": None},
     **{"optim.frozen_last_layer": "skipped"},
     **{"loss.dino.weight_norm": True, "loss.ibot.weight_norm": True},

@@ -1,4 +1,4 @@
-"""Invariance of training to devices, pmap, fsdp, processes, micro-batches and remat.
+"""Invariance of training to devices, pmap, fsdp, processes, micro-batches, remat and blocks as a loop.
 
 All cases, with the crops of a training: python -m experiments.invariance
 """
@@ -28,12 +28,14 @@ CASES = [
     Case("dinov3", mode="pmap", devices=8),
     Case("dinov3", micro_batches=4),
     Case("two views", mode="pmap", devices=8),
+    Case(devices=4, fsdp=2, scan=True),
+    Case("dino", devices=8, dtype="bfloat16"),
 ]
 
 
 @functools.cache
-def reference(method):
-    return run_case(Case(method), real_crops=False)
+def reference(case):
+    return run_case(case, real_crops=False)
 
 
 def slow(cases):
@@ -47,11 +49,11 @@ def test_the_same_training_wherever_it_runs(case, monkeypatch):
     monkeypatch.setattr(
         invariance,
         "run_case",
-        lambda of, crops: reference(of.method) if of == Case(of.method) else run(of, crops),
+        lambda of, crops: reference(of) if of == of.reference else run(of, crops),
     )
     found = differences([case], real_crops=False)[case.title()]
     assert all(np.isfinite(value) for value in found.values())
-    assert max(found.values()) <= LIMIT, found
+    assert max(found.values()) <= case.limit, found
 
 
 # Heads of its own for the teacher, every view paired; a loss of patch tokens, which couples images.

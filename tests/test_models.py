@@ -277,6 +277,28 @@ def test_bfloat16_compute_keeps_float32_parameters_and_outputs(golden_vit):
     assert_close(out.cls, golden["cls_native"], 3e-2)  # 8 bits of mantissa, three blocks
 
 
+def test_a_branch_that_is_scaled_by_1e_5_is_not_rounded_away_in_bfloat16():
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    vit = VisionTransformer(**TINY, layer_scale_init=1e-5)
+    params = jax.jit(vit.init)(jax.random.key(0), images)["params"]
+
+    def branch(vit):
+        """What the first block adds."""
+
+        def added(params):
+            before, after = (
+                vit.apply({"params": params}, images, block, method="embed_until")
+                for block in range(2)
+            )
+            return after - before
+
+        return jax.jit(added)(params)
+
+    exact, half = branch(vit), branch(vit.clone(dtype=jnp.bfloat16))
+    assert half.dtype == jnp.float32
+    assert float(jnp.linalg.norm(half - exact) / jnp.linalg.norm(exact)) < 0.05
+
+
 @pytest.mark.slow
 def test_init_std_reaches_every_dense_layer_and_token():
     params = VisionTransformer(**TINY, init_std=0.5).init(

@@ -6,7 +6,7 @@ Letters: B batch, T tokens, H heads, D embed.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,27 @@ from dinotwins_jax.models.positions import Rope, rotate
 INIT_STD = 0.02  # official; DINO truncates at +-2.0 absolute, a hundred times that: a plain normal
 
 
-def drop_path(x: jax.Array, key: jax.Array, rate: float, sample_ids: jax.Array) -> jax.Array:
+def stream_dtype(dtype: Any, layer_scale_init: float | None) -> Any:
+    """Dtype of the tokens between blocks that compute in `dtype`. With LayerScale float32: bfloat16 would
+    round most of a branch that is scaled by 1e-5 away."""
+    return dtype if layer_scale_init is None else jnp.float32
+
+
+class Drop(NamedTuple):
+    """Stochastic depth of a block in a step: a key for each residual branch, and the rate of both."""
+
+    keys: list[jax.Array]
+    rate: float | jax.Array
+
+    @classmethod
+    def of(cls, block: nn.Module) -> "Drop":
+        """Draws the keys of a bound block."""
+        return cls([block.make_rng("drop_path") for _ in range(2)], block.drop_path_rate)
+
+
+def drop_path(
+    x: jax.Array, key: jax.Array, rate: float | jax.Array, sample_ids: jax.Array
+) -> jax.Array:
     """Zero a residual branch for whole samples, rescale the rest (stochastic depth, arXiv:1603.09382).
 
     Each sample draws from (key, its id), so the mask does not depend on how the batch is split over
@@ -37,8 +57,8 @@ def drop_path(x: jax.Array, key: jax.Array, rate: float, sample_ids: jax.Array) 
     and saves their compute; here each sample is drawn by itself.
     """
     draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(sample_ids)
-    keep = (draw >= rate).astype(x.dtype) / (1.0 - rate)
-    return x * keep[:, None, None]
+    keep = (draw >= rate) / (1.0 - rate)
+    return x * keep.astype(x.dtype)[:, None, None]
 
 
 class Attention(nn.Module):
@@ -151,19 +171,23 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        sample_ids: jax.Array,
+        sample_ids: jax.Array | None,
         train: bool,
         cls_only: bool = False,
         rope: Rope | None = None,
+        drop: Drop | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        def residual(branch, scale_name):
+        if drop is None and train and self.drop_path_rate > 0:
+            drop = Drop.of(self)
+
+        def residual(branch, number):
             if self.layer_scale_init is not None:
                 init = nn.initializers.constant(self.layer_scale_init)
-                gamma = self.param(scale_name, init, (x.shape[-1],))
+                gamma = self.param(f"gamma{number}", init, (x.shape[-1],))
                 branch = operations(self.plain_gradients).scale(branch, gamma)
-            if train and self.drop_path_rate > 0:
-                key = self.make_rng("drop_path")
-                branch = drop_path(branch, key, self.drop_path_rate, sample_ids)
+            if drop is not None:
+                ids = jnp.arange(len(x)) if sample_ids is None else sample_ids
+                branch = drop_path(branch, drop.keys[number - 1], drop.rate, ids)
             return branch
 
         x = in_rows(x)
@@ -173,7 +197,7 @@ class Block(nn.Module):
         attn = Attention(self.num_heads, implementation=self.attention, name="attn", **options)
         y, attention = attn(x, LayerNorm(self.norm_eps, name="norm1", **plain)(D), cls_only, rope)
         x = x[:, :1] if cls_only else x
-        x = in_rows(x + residual(y, "gamma1"))
+        x = in_rows(x + residual(y, 1))
         ffn = FFN[self.ffn](int(D * self.mlp_ratio), name="mlp", **options)
         y = ffn(x, LayerNorm(self.norm_eps, name="norm2", **plain)(D))
-        return x + residual(y, "gamma2"), attention
+        return x + residual(y, 2), attention

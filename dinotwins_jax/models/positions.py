@@ -112,6 +112,17 @@ class RopeMoves(NamedTuple):
     rescale: float | None = None
 
 
+def check_positions(positions: str, embed_dim: int, num_heads: int, moves: RopeMoves | None):
+    """Raises ValueError if rotary positions do not suit the heads, or learned ones would have to move."""
+    if positions == "rope" and embed_dim % (4 * num_heads):
+        raise ValueError(
+            f"positions='rope' needs heads whose width is a multiple of 4: embed_dim {embed_dim} / "
+            f"num_heads {num_heads}"
+        )
+    if positions != "rope" and moves is not None:
+        raise ValueError("rope_shift, rope_jitter and rope_rescale need positions='rope'")
+
+
 def rope_periods(head_dim: int) -> np.ndarray:
     """Periods f64[D / 4] of an axis, in halves of the image: base ** (4 i / D)."""
     return ROPE_BASE ** (np.arange(head_dim // 4) / (head_dim / 4))

@@ -4,6 +4,7 @@ Axis letters: B batch, T tokens (prefix + patches), N patch tokens, D embed, H W
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinotwins_jax.models.attention import ATTENTION
-from dinotwins_jax.models.block import FFN, INIT_STD, Block
+from dinotwins_jax.models.block import FFN, INIT_STD, Block, stream_dtype
 from dinotwins_jax.models.gathering import ALL_BUT_GATHERED, gathering
 from dinotwins_jax.models.layers import LayerNorm, PatchEmbed, operations
 from dinotwins_jax.models.positions import (
     INTERPOLATIONS,
     Rope,
     RopeMoves,
+    check_positions,
     interpolate_pos_embed,
     rope_of,
 )
+from dinotwins_jax.models.scan import scan_blocks
 
 
 class ViTOutput(NamedTuple):
@@ -50,14 +53,15 @@ class VisionTransformer(nn.Module):
       pos_embed), position_interpolation (of learned ones to other grids, of `INTERPOLATIONS`),
       rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with train=True,
       which then needs rngs={"rope": key}), norm_eps (of all LayerNorms; DINO and DINOv2 have 1e-6, DINOv3
-      1e-5), dtype (of compute; parameters, norms and softmax stay float32), init_std (of
+      1e-5), dtype (of compute; parameters, norms, softmax and `stream_dtype` stay float32), init_std (of
       dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
       almost linear and slow to start: there 1 / sqrt(D)), mask_token (whether there is one, to replace
       masked patches), attention ("xla" anywhere | "cudnn": flash attention, see models/attention.py),
       remat (recompute each block in the backward pass instead of storing its activations),
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they
-      are not sharded), in_channels (C of the images), drop_path_uniform (drop_path_rate in every block).
+      are not sharded), in_channels (C of the images), drop_path_uniform (drop_path_rate in every block),
+      scan_blocks (all but the last as a loop where only its output is asked for, see models/scan.py).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
     in dinov3.
     """
@@ -87,6 +91,7 @@ class VisionTransformer(nn.Module):
     in_channels: int = 3
     drop_path_uniform: bool = False
     position_interpolation: str = "dino"
+    scan_blocks: bool = False
 
     def setup(self):
         if self.embed_dim % self.num_heads:
@@ -104,9 +109,8 @@ class VisionTransformer(nn.Module):
                 self.pos_embed = self.gather(self.pos_embed)
         if self.num_register_tokens:
             shape = (1, self.num_register_tokens, self.embed_dim)
-            self.register_tokens = self.param(
-                "register_tokens", nn.initializers.normal(1e-6), shape
-            )
+            tiny = nn.initializers.normal(1e-6)
+            self.register_tokens = self.param("register_tokens", tiny, shape)
         if self.mask_token:  # last, so that it does not change the initialisation of the others
             self.hidden = self.param("mask_token", nn.initializers.zeros, (1, self.embed_dim))
         self.patch_embed = gathering(PatchEmbed, self.gather)(
@@ -116,23 +120,22 @@ class VisionTransformer(nn.Module):
         rates = np.linspace(first, self.drop_path_rate, self.depth)
         block = gathering(Block, self.gather)
         if self.remat or self.gather is not None:
-            keep = None if self.remat else ALL_BUT_GATHERED
-            block = nn.remat(block, static_argnums=(3, 4), policy=keep)  # train, cls_only
-        self.blocks = [
-            block(
-                self.num_heads,
-                self.mlp_ratio,
-                float(rate),
-                self.layer_scale_init,
-                self.dtype,
-                self.init_std,
-                self.attention,
-                self.ffn,
-                self.norm_eps,
-                self.plain_gradients,
-            )
-            for rate in rates
-        ]
+            policy = None if self.remat else ALL_BUT_GATHERED
+            block = nn.remat(block, static_argnums=(3, 4), policy=policy)  # train, cls_only
+        make = partial(
+            block,
+            self.num_heads,
+            self.mlp_ratio,
+            layer_scale_init=self.layer_scale_init,
+            dtype=self.dtype,
+            init_std=self.init_std,
+            attention=self.attention,
+            ffn=self.ffn,
+            norm_eps=self.norm_eps,
+            plain_gradients=self.plain_gradients,
+        )
+        self.blocks = [make(float(rate)) for rate in rates]
+        self.template = partial(make, 0.0, parent=None)
         self.norm = LayerNorm(self.norm_eps, self.plain_gradients)
 
     def _check_options(self):
@@ -141,14 +144,7 @@ class VisionTransformer(nn.Module):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}")
-        if self.positions == "rope":
-            if self.embed_dim % (4 * self.num_heads):
-                raise ValueError(
-                    f"positions='rope' needs heads whose width is a multiple of 4: embed_dim "
-                    f"{self.embed_dim} / num_heads {self.num_heads}"
-                )
-        elif self.moves is not None:
-            raise ValueError("rope_shift, rope_jitter and rope_rescale need positions='rope'")
+        check_positions(self.positions, self.embed_dim, self.num_heads, self.moves)
 
     @property
     def moves(self) -> RopeMoves | None:
@@ -186,22 +182,27 @@ class VisionTransformer(nn.Module):
         if self.num_register_tokens:
             prefix = jnp.concatenate([prefix, self.register_tokens[0]])
         zeros = jnp.zeros((x.shape[0], *prefix.shape), self.dtype)
-        x = jnp.concatenate([of.add(zeros, prefix), x], axis=1)
-        return x
+        tokens = jnp.concatenate([of.add(zeros, prefix), x], axis=1)
+        return tokens.astype(stream_dtype(self.dtype, self.layer_scale_init))
 
-    def _blocks(self, images, train, sample_ids, cls_only=False, hidden=None):
-        """Yields the token sequence [B, T, D] and attention [B, heads, T, T] of each block; cls_only: only
-        the class token after the last one."""
-        x, grid = self._embed(images, hidden), self.grid(images.shape[1:3])
-        yield from self._through(x, grid, self.blocks, train, sample_ids, cls_only)
+    def _blocks(self, images):
+        """Yields the token sequence [B, T, D] and attention [B, heads, T, T] of each block."""
+        yield from self._through(self._embed(images), self.grid(images.shape[1:3]), self.blocks)
 
-    def _through(self, x, grid, blocks, train, sample_ids=None, cls_only=False):
-        if sample_ids is None:
-            sample_ids = jnp.arange(x.shape[0])
+    def _through(self, x, grid, blocks, train=False, sample_ids=None, cls_only=False):
         for number, block in enumerate(blocks, start=1):
             last = number == len(blocks)
             x, attention = block(x, sample_ids, train, cls_only and last, self._rope(grid, train))
             yield x, attention
+
+    def _last(self, x, grid, blocks, train=False, sample_ids=None, cls_only=False):
+        """Tokens and attention of the last of the blocks; cls_only: only its class token."""
+        if self.scan_blocks and len(blocks) > 1 and not self.is_initializing():
+            *scanned, last = blocks
+            ropes = [self._rope(grid, train) for _ in scanned]
+            x, blocks = scan_blocks(scanned, self.template(), x, sample_ids, train, ropes), [last]
+        *_, found = self._through(x, grid, blocks, train, sample_ids, cls_only)
+        return found
 
     def _rope(self, grid, train) -> Rope | None:
         """Rotations of the tokens of a grid; with coordinate augmentation, a new draw for each call."""
@@ -242,7 +243,8 @@ class VisionTransformer(nn.Module):
             raise ValueError("return_attention=True needs patches=True")
         if hidden is not None and not self.mask_token:
             raise ValueError("masked patches (hidden) need the field mask_token=True")
-        *_, (x, attention) = self._blocks(images, train, sample_ids, not patches, hidden)
+        x, grid = self._embed(images, hidden), self.grid(images.shape[1:3])
+        x, attention = self._last(x, grid, self.blocks, train, sample_ids, not patches)
         cls, tokens = self._split(x)
         return ViTOutput(cls, tokens if patches else None, attention if return_attention else None)
 
@@ -251,24 +253,23 @@ class VisionTransformer(nn.Module):
 
         Rows are queries. Call as apply(..., method="attentions").
         """
-        return [attention for _, attention in self._blocks(images, False, None)]
+        return [attention for _, attention in self._blocks(images)]
 
     def intermediate_layers(self, images, n=1) -> list[tuple[jax.Array, jax.Array]]:
         """(cls [B, D], patches [B, N, D]) of the last n blocks, each after the final LayerNorm.
 
         Input of the official linear evaluation. Call as apply(..., method="intermediate_layers").
         """
-        outputs = [x for x, _ in self._blocks(images, False, None)]
-        return [self._split(x) for x in outputs[-n:]]
+        return [self._split(x) for x, _ in list(self._blocks(images))[-n:]]
 
     def embed_until(self, images, block: int) -> jax.Array:
-        """Tokens [B, T, D] (of `dtype`) that enter block `block`, 0 .. depth; depth: after the last.
+        """Tokens [B, T, D] (of `stream_dtype`) that enter block `block`, 0 .. depth; depth: after the last.
 
         Call as apply(..., method="embed_until").
         """
         self._check_block(block)
         x, grid = self._embed(images), self.grid(images.shape[1:3])
-        return [x, *(y for y, _ in self._through(x, grid, self.blocks[:block], False))][-1]
+        return self._last(x, grid, self.blocks[:block], False)[0] if block else x
 
     def finish_from(self, tokens, block: int, train=False, grid=None) -> ViTOutput:
         """Completes __call__ from `tokens` [B, T, D] of embed_until(images, block).
@@ -284,9 +285,10 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"{tokens.shape[1]} tokens, but grid {grid} has {wanted}: pass their grid"
             )
-        x = tokens.astype(self.dtype)
-        outputs = [x, *(y for y, _ in self._through(x, grid, self.blocks[block:], train))]
-        cls, patches = self._split(outputs[-1])
+        x = tokens.astype(stream_dtype(self.dtype, self.layer_scale_init))
+        if block < self.depth:
+            x, _ = self._last(x, grid, self.blocks[block:], train)
+        cls, patches = self._split(x)
         return ViTOutput(cls, patches, None)
 
     def _check_block(self, block):
