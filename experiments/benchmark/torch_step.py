@@ -263,7 +263,8 @@ def prepare(settings: dict) -> tuple[dict, dict]:
     forget_peak()
     second = steps(1)["seconds"]
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    facts = {"compile_s": first - second, "first_step_s": second}
+    facts = {"compile_s": first - second} if compiled else {}
+    facts["first_step_s"] = second
     facts |= {"device": name, "devices": 1, "version": f"torch {torch.__version__}"}
     return facts, {"steps": steps, "peak": lambda: {"peak_bytes": peak_bytes()}}
 

@@ -136,7 +136,7 @@ def table(figures: dict) -> str:
                 f"{name} ({row['version']})",
                 f"{row['images_per_s']:.2f}",
                 f"{ms['median']:.1f} ({ms['min']:.1f}, {ms['max']:.1f})",
-                f"{row['compile_s']:.1f}",
+                f"{row['compile_s']:.1f}" if "compile_s" in row else "",  # eager PyTorch
                 f"{row['peak_bytes'] / 2**30:.2f}",
                 f"{row['tflop_per_s']:.2f}",
                 f"{row['utilisation']:.0%}",

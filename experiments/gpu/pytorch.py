@@ -39,8 +39,6 @@ def measure(item: Item, ready: None, job: Job) -> dict:
         "ms_max": max(ms),
         "images_per_s": 1000 * settings.batch_size / statistics.median(ms),
     }
-    if not item.values["compile"]:
-        del facts["compile_s"]  # of a first step that compiles nothing
     return found | facts | ours(job.found, found)
 
 
