@@ -370,6 +370,24 @@ def test_a_collective_that_runs_beside_several_kernels_is_one():
     assert len(collectives(parse(textwrap.dedent(text)), chips=4)) == 2
 
 
+def test_the_kernel_by_which_a_tpu_reduces_and_scatters_is_read_as_such():
+    text = """
+        %all-reduce-scatter.1 (g: f32[8,8]) -> f32[2,8] {
+          %g = f32[8,8]{1,0} parameter(0)
+          %sum = f32[8,8]{1,0} all-reduce(%g), channel_id=3, replica_groups={{0,1,2,3}}, use_global_device_ids=true
+          %place = u32[] constant(0)
+          ROOT %own = f32[2,8]{1,0} dynamic-slice(%sum, %place, %place), dynamic_slice_sizes={2,8}
+        }
+
+        ENTRY %main (x: f32[8,8]) -> f32[2,8] {
+          %x = f32[8,8]{1,0} parameter(0)
+          ROOT %scattered = f32[2,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+        }
+    """  # noqa: E501
+    (found,) = collectives(parse(textwrap.dedent(text)), chips=4)
+    assert (found.kind, found.bytes, found.sent) == ("reduce-scatter", 256, 256 * 3 / 4)
+
+
 def test_collectives_of_the_installed_jax_are_read():
     """Over a mesh of 2 x 4 devices: weights gathered in groups of 4, a sum over all 8."""
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)

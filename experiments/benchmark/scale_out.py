@@ -5,9 +5,9 @@
 
 Compiles the hybrid's step for as many H100s as the machine has chips, in one or two blocks and for two
 batches, with a whole state on each chip ("data") and with a state for each row of chips ("fsdp"), and reads
-their collectives. Which arrays are exchanged is decided before a program is made for one kind of chip, so
-the TPUs' are taken to be the same; how long that takes is by their own links. Needs the H100's compiler
-alone (requirements-bench.txt), about half a minute a program. Programs already in the report stay.
+their collectives. How long those take is by the machine's own links; what a TPU's own program sends
+differs by a tenth (docs/multihost.md). Needs the H100's compiler alone (requirements-bench.txt), about half
+a minute a program. Programs that the report has are not compiled again.
 """
 
 import json

@@ -37,11 +37,15 @@ class Collective(NamedTuple):
 
 
 def collectives(module: Module, chips: int) -> list[Collective]:
-    """All collectives of a module for `chips` chips, the largest first. Where a TPU's compiler repeats one
-    in every kernel that runs beside it, its channel tells that it is one."""
+    """All collectives of a module for `chips` chips, the largest first.
+
+    A TPU's compiler repeats one in every kernel that runs beside it: its channel tells that it is one. And
+    it writes a reduce-scatter as a kernel of an all-reduce and a slice, "all-reduce-scatter".
+    """
     found = {}
     for name, computation in module.computations.items():
         for kind, instruction in _in(computation.values()):
+            kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
             channel = instruction.attribute(r"channel_id=(\d+)") or (name, instruction.name)
             if channel not in found:
                 found[channel] = _collective(kind, computation, instruction, chips)
