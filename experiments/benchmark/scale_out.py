@@ -6,8 +6,8 @@
 Compiles the hybrid's step for as many H100s as the machine has chips, in one or two blocks and for two
 batches, with a whole state on each chip ("data") and with a state for each row of chips ("fsdp"), and reads
 their collectives. How long those take is by the machine's own links; what a TPU's own program sends
-differs by a tenth (docs/multihost.md). Needs the H100's compiler alone (requirements-bench.txt), about half
-a minute a program. Programs that the report has are not compiled again.
+differs by up to a seventh (docs/multihost.md). Needs the H100's compiler alone (requirements-bench.txt),
+about half a minute a program. Programs that the report has are not compiled again.
 """
 
 import json
