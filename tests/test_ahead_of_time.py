@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from dinotwins_jax.devices.placement import make_placement
 from experiments.benchmark.ahead_of_time import _change, keep
 from experiments.benchmark.settings import Settings, architecture, config_of, settings_of
 from experiments.benchmark.targets.absent import card_devices, lacks_compiler
@@ -94,6 +97,19 @@ def test_a_slice_that_does_not_exist_is_refused():
         pytest.skip(reason)
     with pytest.raises(ValueError, match="no slice of v5e has 3 chips"):
         card_devices("v5e", 3)
+
+
+@pytest.mark.parametrize("card", ["v5e", "v6e"])
+def test_a_state_may_be_shared_by_a_part_of_a_row_of_chips(card):
+    """fsdp 8 on a slice of 16 x 16, whose rows have 16."""
+    if (reason := lacks_compiler(card)) is not None:
+        pytest.skip(reason)
+    placement = make_placement("jit", 256, card_devices(card, 256), fsdp=8)
+    state = placement.abstract({"kernel": jax.ShapeDtypeStruct((64, 64), jnp.float32)})
+    sharding = state["kernel"].sharding
+    assert sharding.shard_shape((64, 64)) == (64, 8)
+    rows = {tuple(device.coords[1:]) for device in sharding.mesh.devices[0]}
+    assert len(rows) == 1, "the chips that share a state are neighbours"
 
 
 def test_the_depth_of_the_settings_is_that_of_the_config():

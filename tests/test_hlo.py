@@ -336,6 +336,77 @@ def test_collectives_have_sizes_groups_and_bytes_that_cross_the_links():
     assert gather.sent == 128 * 32 * 2 / 2
 
 
+@pytest.mark.parametrize(
+    ("groups", "chips"),
+    [
+        ("{{0,2},{1,3}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("mesh['axis_0'=16,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=8] {'axis_0','axis_2'}", 16),
+        ("mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", 4),
+    ],
+)
+def test_the_chips_of_a_group_are_read_however_the_compiler_writes_them(groups, chips):
+    text = f"""
+        ENTRY %main (g: f32[10]) -> f32[10] {{
+          %g = f32[10]{{0}} parameter(0)
+          ROOT %sum = f32[10]{{0}} all-reduce(%g), channel_id=1, replica_groups={groups}, use_global_device_ids=true
+        }}
+    """  # noqa: E501
+    (found,) = collectives(parse(textwrap.dedent(text)), chips=64)
+    assert found.chips == chips
+
+
+def test_a_collective_that_runs_beside_several_kernels_is_one():
+    """A TPU's compiler repeats it, with its channel, in each of them."""
+    text = """
+        ENTRY %main (z: f32[2,8]) -> f32[8,8] {
+          %z = f32[2,8]{1,0} parameter(0)
+          %one = f32[8,8]{1,0} all-gather(%z), channel_id=9, replica_groups=[1,4]<=[4], dimensions={0}
+          %again = f32[8,8]{1,0} all-gather(%z), channel_id=9, replica_groups=[1,4]<=[4], dimensions={0}
+          ROOT %other = f32[8,8]{1,0} all-gather(%z), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+        }
+    """  # noqa: E501
+    assert len(collectives(parse(textwrap.dedent(text)), chips=4)) == 2
+
+
+def test_the_kernel_by_which_a_tpu_reduces_and_scatters_is_read_as_such():
+    text = """
+        %all-reduce-scatter.1 (g: f32[8,8]) -> f32[2,8] {
+          %g = f32[8,8]{1,0} parameter(0)
+          %sum = f32[8,8]{1,0} all-reduce(%g), channel_id=3, replica_groups={{0,1,2,3}}, use_global_device_ids=true
+          %place = u32[] constant(0)
+          ROOT %own = f32[2,8]{1,0} dynamic-slice(%sum, %place, %place), dynamic_slice_sizes={2,8}
+        }
+
+        ENTRY %main (x: f32[8,8]) -> f32[2,8] {
+          %x = f32[8,8]{1,0} parameter(0)
+          ROOT %scattered = f32[2,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+        }
+    """  # noqa: E501
+    (found,) = collectives(parse(textwrap.dedent(text)), chips=4)
+    assert (found.kind, found.bytes, found.sent) == ("reduce-scatter", 256, 256 * 3 / 4)
+
+
+def test_collectives_of_the_installed_jax_are_read():
+    """Over a mesh of 2 x 4 devices: weights gathered in groups of 4, a sum over all 8."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    over = [
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in ((("data", "fsdp"),), (None, "fsdp"), ())
+    ]
+
+    def mean_square(x, w):
+        return jnp.mean(jnp.square(x @ jax.lax.with_sharding_constraint(w, over[2])))
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, 64), (64, 32))]
+    program = jax.jit(mean_square, in_shardings=over[:2]).lower(*shapes).compile()
+    gather, total = collectives(parse(program.as_text()), chips=8)
+    assert (gather.kind, gather.bytes, gather.chips) == ("all-gather", 4 * 64 * 32, 4)
+    assert gather.sent == 4 * 64 * 32 * 3 / 4
+    assert (total.kind, total.bytes, total.chips) == ("all-reduce", 4, 8)
+
+
 def test_attention_weights_in_memory_are_found_by_their_lengths():
     name = 'metadata={op_name="jit(f)/VisionTransformer/blocks_0/attn/exp"}'
     text = f"""

@@ -1,5 +1,7 @@
 """Losses against the official numbers, and the properties stated in their papers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from golden_files import assert_close, load
 
 from dinotwins_jax.losses import make_loss, weighted_sum
 from dinotwins_jax.losses.barlow_twins import barlow_twins, barlow_twins_loss, cross_correlation
+from dinotwins_jax.losses.columns import batch_product
 from dinotwins_jax.losses.dino import dino, dino_loss, update_center
 
 
@@ -192,3 +195,21 @@ def test_shapes_that_do_not_fit_are_named():
         dino_loss(jnp.ones((2, 3, 5)), jnp.ones((2, 2, 4)), jnp.ones(5), 0.1, 0.04)
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
         cross_correlation(jnp.ones((2, 3)), jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize(("images", "split"), [(16, True), (32, False)])
+def test_a_product_over_a_split_batch_sends_the_smaller_of_features_and_matrix(images, split):
+    """Up to as many images as features every device gathers the features for its columns; above, the
+    matrix is summed. Both are the product of the whole batch."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    a, b = np.random.default_rng(0).normal(size=(2, images, 16)).astype(np.float32)
+
+    def product(a, b):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return batch_product(a, b)
+
+    compiled = jax.jit(product, in_shardings=(over, over)).lower(a, b).compile()
+    assert_close(compiled(*jax.device_put((a, b), over)), a.T @ b / images)
+    assert bool(re.search(rf"f32\[{images},16\]\S* all-gather", compiled.as_text())) == split
+    assert bool(re.search(r"f32\[16,16\]\S* all-reduce", compiled.as_text())) == (not split)

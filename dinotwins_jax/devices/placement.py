@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dinotwins_jax.devices.compilation import compiler_options
@@ -224,4 +225,6 @@ def _mesh(devices, shape, names) -> Mesh:
     # Auto axes: with explicit axes, the default of make_mesh, z.T @ z over a sharded
     # batch is an error instead of a collective.
     types = (AxisType.Auto,) * len(names)
-    return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+    # An axis of ours may be part of one of the TPU slice's; make_mesh allows that on v5e alone.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, names, axis_types=types)

@@ -1,5 +1,6 @@
 """Collectives of a module: what is sent between chips, how much, and how long it takes at least."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -36,13 +37,19 @@ class Collective(NamedTuple):
 
 
 def collectives(module: Module, chips: int) -> list[Collective]:
-    """All collectives of a module for `chips` chips, the largest first."""
-    found = [
-        _collective(kind, computation, instruction, chips)
-        for computation in module.computations.values()
-        for kind, instruction in _in(computation.values())
-    ]
-    return sorted(found, key=lambda one: -one.bytes)
+    """All collectives of a module for `chips` chips, the largest first.
+
+    A TPU's compiler repeats one in every kernel that runs beside it: its channel tells that it is one. And
+    it writes a reduce-scatter as a kernel of an all-reduce and a slice, "all-reduce-scatter".
+    """
+    found = {}
+    for name, computation in module.computations.items():
+        for kind, instruction in _in(computation.values()):
+            kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
+            channel = instruction.attribute(r"channel_id=(\d+)") or (name, instruction.name)
+            if channel not in found:
+                found[channel] = _collective(kind, computation, instruction, chips)
+    return sorted(found.values(), key=lambda one: -one.bytes)
 
 
 def _in(instructions) -> Iterator[tuple[str, Instruction]]:
@@ -76,9 +83,14 @@ def _bytes(arrays) -> int:
 
 
 def _group(instruction: Instruction, chips: int) -> int:
-    """Number of chips of each group: "{{0,1},{2,3}}" or "[groups,chips]<=[…]"; all by default."""
+    """Number of chips of each group: "{{0,1},{2,3}}", "[groups,chips]<=[…]", or axes of a mesh,
+    "mesh['a'=2,'b'=4] {'b'}", with the devices' order between if it is not theirs; all by default."""
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", instruction.text)
     if listed:
         return len(listed[1].split(","))
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", instruction.text)
+    if mesh:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.text)
     return int(counted[1]) if counted else chips
