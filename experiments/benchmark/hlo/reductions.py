@@ -20,15 +20,16 @@ class Reduction(NamedTuple):
 
 def low_precision(module: Module, parts: Parts) -> list[Reduction]:
     """All of them, those inside fusions too. Matrix products accumulate in float32 whatever their result's
-    dtype is, and do not count; nor do maxima."""
-    return [
+    dtype is, and do not count; nor do maxima, nor sums of one term."""
+    found = (
         _reduction(parts, name, computation, instruction)
         for name, computation in module.computations.items()
         for instruction in computation.values()
         if instruction.opcode in _SUMS
         and any(array.dtype in _NARROW for array in instruction.arrays)
         and _adds(module, instruction)
-    ]
+    )
+    return [reduction for reduction in found if reduction.terms > 1]
 
 
 def _adds(module: Module, instruction: Instruction) -> bool:
