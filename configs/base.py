@@ -199,7 +199,8 @@ def get_config() -> ConfigDict:
 
     c.evals = ConfigDict()  # on the frozen teacher; evaluate.py takes them from the run's config
     # Tasks after training; evaluate.py --tasks=… adds others: linear, knn, fewshot, finetune, attention,
-    # segmentation, pca, clusters, map. Tasks whose labels or masks the data lacks are left out.
+    # segmentation, pca, clusters, map; and, up to hours, finetune_all and scratch. Tasks whose labels or
+    # masks the data lacks are left out.
     c.evals.tasks = ("linear", "knn", "fewshot", "attention", "segmentation", "pca", "map")
     # k-NN and ridge probe of the teacher during training, on so many training images, a third of them
     # held out; 0: never.
@@ -218,6 +219,9 @@ def get_config() -> ConfigDict:
     c.evals.finetune_fraction = 0.1  # of the training labels
     c.evals.finetune_blocks = 1  # the last ones
     c.evals.finetune_epochs = 20  # over the labelled images, at most 1,000 steps
+    # Of scratch and finetune_all: longest training in steps of 128 images, a quarter of it is tried too.
+    c.evals.supervised_steps = 1000
+    c.evals.supervised_draws = 1  # of the labels: the first so many of split_seeds
     c.evals.attention_size = 448  # side in pixels of the images for attention maps
     c.evals.attention_keep = 0.6  # share of the attention that a mask keeps
     c.evals.mask_images = 1000  # test images whose attention is scored against masks; 0: all

@@ -73,6 +73,7 @@ _QUICKLY_COMPILED = {
     "test_official",
     "test_compositions",
     "test_pretrained",
+    "test_supervised",
     "test_sweep",
     "test_torch_files",
     "test_train",

@@ -78,6 +78,7 @@ RANGES = {
             "shots",
         )
     },
+    **{"evals.supervised_steps": POSITIVE, "evals.supervised_draws": POSITIVE},
     **{"evals.finetune_blocks": POSITIVE, "evals.finetune_epochs": POSITIVE},
     **{"evals.split_seeds": SEED, "evals.monitor_every_epochs": NOT_NEGATIVE},
     **{"evals.mask_images": NOT_NEGATIVE, "evals.pictures": NOT_NEGATIVE},
