@@ -174,7 +174,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "tasks",
         None,
-        "all that the data has labels and masks for, but scratch and finetune_all",
+        "default: all that the data allows, but scratch and finetune_all",
         **options,
     )
     flags.DEFINE_string("checkpoint", "latest", "latest, best or a step", **options)
