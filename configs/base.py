@@ -102,10 +102,18 @@ def get_config() -> ConfigDict:
     c.data.tfds = ConfigDict({"name": "coco/2017", "pretrain_splits": ("train",)})
     c.data.tfds.train_split = "train"
     c.data.tfds.test_split = "validation"
+    # A part of any labelled source, for pretrain and train; drawn once, whatever the run's seed. The test
+    # split only loses the classes that are left out.
+    c.data.subset = ConfigDict({"classes": 0})  # the first so many; 0: all
+    c.data.subset.images = 0  # of the largest class; 0: all
+    # Images of the first class over those of the last, an exponential curve between: 100 for a long
+    # tail; 1: equal numbers.
+    c.data.subset.long_tail = 1.0
+    c.data.subset.seed = 0
     # Other data for evaluation and the monitor, "train" and "test" of another source, which has sections
     # like those above: data.probe.folder, …; source "": the same data.
     c.data.probe = ConfigDict({"source": "", "dir": "", "canvas_size": 0})
-    for name in ("scenes", "coco", "folder", "tfds"):
+    for name in ("scenes", "coco", "folder", "tfds", "subset"):
         c.data.probe[name] = ConfigDict(c.data[name].to_dict())
 
     # Multi-crop on the device, DINO's recipe; triples are (global 0, global 1, each local). Other recipes
