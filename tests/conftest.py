@@ -68,6 +68,7 @@ _QUICKLY_COMPILED = {
     "test_served_runs",
     "test_shared_objects",
     "test_pillow_levels",
+    "test_photographs",
     "test_platforms",
     "test_positions",
     "test_official",
