@@ -227,7 +227,7 @@ def get_config() -> ConfigDict:
     c.evals.finetune_fraction = 0.1  # of the training labels
     c.evals.finetune_blocks = 1  # the last ones
     c.evals.finetune_epochs = 20  # over the labelled images, at most 1,000 steps
-    # Of scratch and finetune_all: longest training in steps of 128 images, a quarter of it is tried too.
+    # Of scratch: longest training in steps of 128 images, a quarter is tried too; finetune_all: a quarter.
     c.evals.supervised_steps = 1000
     c.evals.supervised_draws = 1  # of the labels: the first so many of split_seeds
     c.evals.attention_size = 448  # side in pixels of the images for attention maps

@@ -101,6 +101,7 @@ def _cifar10_cpu(c, epochs: float = 6.0):
     c.views.local_scale = (0.15, 0.4)  # 0.05 of a 32-pixel image is 7 pixels
     c.views.blur_prob = (0.0, 0.0, 0.0)  # a 32-pixel image has no detail to spare
     c.evals.resize, c.evals.attention_size = 32, 64
+    c.evals.supervised_steps = 2300  # as many images as the pretraining
 
 
 def _cifar10_lt(c):
@@ -115,7 +116,7 @@ def _cifar10_small(c):
     c.batch_size, c.data.subset.classes, c.data.subset.images = 64, 5, 100
     for _, term in terms_of(c, "dino", "ibot"):
         term.out_dim = 256  # prototypes, half of the images
-    c.evals.label_fractions = (0.1, 1.0)
+    c.evals.label_fractions, c.evals.supervised_steps = (0.1, 1.0), 700
 
 
 def _coco_cpu(c):

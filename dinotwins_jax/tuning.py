@@ -44,12 +44,12 @@ def whole_network(
     Args:
       params: of the backbone at the start.
       cache: directory of remembered fits; data: `source_checksum` of train and test.
-      pretrained: whether params are; lower layers then learn slower.
+      pretrained: whether params are, see FINE_TUNING.
     """
     evals, views = config.evals, config.views
     train, test = run.probe_sources
     settings = SupervisedSettings(
-        steps=evals.supervised_steps, layer_decay=FINE_TUNING_DECAY if pretrained else 1.0
+        steps=evals.supervised_steps, **(FINE_TUNING if pretrained else {})
     )
     supervised = Supervised(
         with_mask_token(run.backbone, params),
