@@ -104,10 +104,18 @@ def get_config() -> ConfigDict:
     c.data.tfds = ConfigDict({"name": "coco/2017", "pretrain_splits": ("train",)})
     c.data.tfds.train_split = "train"
     c.data.tfds.test_split = "validation"
+    # A part of any labelled source, for pretrain and train; drawn once, whatever the run's seed. The test
+    # split only loses the classes that are left out.
+    c.data.subset = ConfigDict({"classes": 0})  # the first so many; 0: all
+    c.data.subset.images = 0  # of the largest class; 0: all
+    # Images of the first class over those of the last, an exponential curve between: 100 for a long
+    # tail; 1: equal numbers.
+    c.data.subset.long_tail = 1.0
+    c.data.subset.seed = 0
     # Other data for evaluation and the monitor, "train" and "test" of another source, which has sections
     # like those above: data.probe.folder, …; source "": the same data.
     c.data.probe = ConfigDict({"source": "", "dir": "", "canvas_size": 0})
-    for name in ("scenes", "coco", "folder", "tfds"):
+    for name in ("scenes", "coco", "folder", "tfds", "subset"):
         c.data.probe[name] = ConfigDict(c.data[name].to_dict())
 
     # Multi-crop on the device, DINO's recipe; triples are (global 0, global 1, each local). Other recipes
@@ -201,7 +209,8 @@ def get_config() -> ConfigDict:
 
     c.evals = ConfigDict()  # on the frozen teacher; evaluate.py takes them from the run's config
     # Tasks after training; evaluate.py --tasks=… adds others: linear, knn, fewshot, finetune, attention,
-    # segmentation, pca, clusters, map. Tasks whose labels or masks the data lacks are left out.
+    # segmentation, pca, clusters, map; and, up to hours, finetune_all and scratch. Tasks whose labels or
+    # masks the data lacks are left out.
     c.evals.tasks = ("linear", "knn", "fewshot", "attention", "segmentation", "pca", "map")
     # k-NN and ridge probe of the teacher during training, on so many training images, a third of them
     # held out; 0: never.
@@ -220,6 +229,9 @@ def get_config() -> ConfigDict:
     c.evals.finetune_fraction = 0.1  # of the training labels
     c.evals.finetune_blocks = 1  # the last ones
     c.evals.finetune_epochs = 20  # over the labelled images, at most 1,000 steps
+    # Of scratch: longest training in steps of 128 images, a quarter is tried too; finetune_all: a quarter.
+    c.evals.supervised_steps = 1000
+    c.evals.supervised_draws = 1  # of the labels: the first so many of split_seeds
     c.evals.attention_size = 448  # side in pixels of the images for attention maps
     c.evals.attention_keep = 0.6  # share of the attention that a mask keeps
     c.evals.mask_images = 1000  # test images whose attention is scored against masks; 0: all

@@ -23,6 +23,8 @@ from dinotwins_jax.buckets import at_hand, download, shown
 from dinotwins_jax.cli import command, compiled_beside, exit_code, fail, overrides_of_run
 from dinotwins_jax.configuration import SHIPPED, config_of, load_config
 
+ADDED = ("supervised_steps", "supervised_draws")  # keys of evals that a run of before lacks
+
 
 def evaluate_run(
     workdir: str | os.PathLike,
@@ -41,7 +43,7 @@ def evaluate_run(
     Args:
       workdir: a directory, or gs://BUCKET/RUN.
       config: None: the run's own, WORKDIR/config.json.
-      tasks: None: all.
+      tasks: None: all but those of hours, evals.LONG_TASKS.
       torch_weights: a file, or a folder with one; its own sizes of the model replace the config's.
       checkpoint: "latest", "best" or a step.
       overrides: key -> value, of keys of the run's own config.
@@ -73,7 +75,7 @@ def _evaluate_run(
     """Scores the weights in a workdir of this machine, or a mirror."""
     from dinotwins_jax.build import build_for_evaluation
     from dinotwins_jax.data import probe_section
-    from dinotwins_jax.evals import TASKS, check_tasks
+    from dinotwins_jax.evals import LONG_TASKS, TASKS, check_tasks
     from dinotwins_jax.evals.outputs import EVALUATION, listing
     from dinotwins_jax.evals.table import terminal_table
     from dinotwins_jax.evaluation import evaluate
@@ -116,9 +118,8 @@ def _evaluate_run(
     other = "" if name else ", on other data"  # a chosen name may be of the run's own
     length = "" if out == workdir else f"{weights.step:,} steps{other}"
     length = f"weights of {Path(torch_weights).name}" if torch_weights else length
-    found = evaluate(
-        run, config, weights, out, tasks or TASKS, cache=workdir / "features", length=length
-    )
+    tasks = tasks or [task for task in TASKS if task not in LONG_TASKS]
+    found = evaluate(run, config, weights, out, tasks, cache=workdir / "features", length=length)
     if table := terminal_table(found.scores, balanced=found.unbalanced):
         print(table)
     print(shown(listing(out, EVALUATION)))
@@ -126,8 +127,12 @@ def _evaluate_run(
 
 
 def _check_keys(config: ConfigDict, workdir: Path) -> None:
-    """Raises ValueError if a received config lacks a key that is read only when much is computed."""
+    """Raises ValueError if a received config lacks a key that is read only when much is computed; keys of
+    evals that came later than it get their defaults."""
     known = load_config(f"{SHIPPED / 'hybrid.py'}:demo")
+    for key in ADDED:
+        if key not in config.evals:
+            config.evals[key] = known.evals[key]
     missing = [f"evals.{key}" for key in known.evals if key not in config.evals]
     missing += [key for key in ("seed", "batch_size", "total_epochs") if key not in config]
     if missing:
@@ -166,7 +171,12 @@ def _from_torch(run, config, path: str, rule: str | None = None):
 def _define(values: flags.FlagValues) -> None:
     options = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "a run, or with --torch_weights where to write", **options)
-    flags.DEFINE_list("tasks", None, "all that the data has labels and masks for", **options)
+    flags.DEFINE_list(
+        "tasks",
+        None,
+        "default: all that the data allows, but scratch and finetune_all",
+        **options,
+    )
     flags.DEFINE_string("checkpoint", "latest", "latest, best or a step", **options)
     flags.DEFINE_string(
         "name",

@@ -10,11 +10,10 @@ from dinotwins_jax.data import has_probe_data, probe_section
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.drawing import draw
 from dinotwins_jax.durations import steps_per_epoch, total_steps
-from dinotwins_jax.evals import DRAWN_TASKS, check_tasks, dense
+from dinotwins_jax.evals import DRAWN_TASKS, LONG_TASKS, check_tasks, dense
 from dinotwins_jax.evals.classes import class_rows, take_classes
 from dinotwins_jax.evals.content import content_checksum
 from dinotwins_jax.evals.features import checksum, source_checksum
-from dinotwins_jax.evals.finetune import fine_tune
 from dinotwins_jax.evals.html import write_report
 from dinotwins_jax.evals.needs import Served, served
 from dinotwins_jax.evals.outputs import MAP, PICTURES, pictures
@@ -29,7 +28,10 @@ from dinotwins_jax.logs.tasks import TaskProgress
 from dinotwins_jax.models.vit import as_pair
 from dinotwins_jax.preprocessing import preprocessing_of
 from dinotwins_jax.provenance import described, provenance
+from dinotwins_jax.tuning import last_blocks, whole_network
 from dinotwins_jax.weights import EvalWeights, with_mask_token
+
+SCRATCH = "from scratch"  # the row of the network trained with the labels alone
 
 
 def eval_view(run: Run, config) -> View:
@@ -135,7 +137,8 @@ def evaluate(
         for task in scored:
             found: dict[str, dict] = {}
             with progress.task(task), failing_alone(f"task {task}", task, failed):
-                found = _score(task, run, config, weights, features, serves, progress)
+                parts = (run, config, weights, features, serves, cache, checksums, progress)
+                found = _score(task, *parts)
             _add(report, found, run.probe_sources[1].class_names)
             report["seconds"][task] = round(progress.seconds[task], 2)
             _write_scores(workdir, report)
@@ -224,6 +227,8 @@ def _score(
     weights: EvalWeights,
     features: FrozenFeatures,
     serves: Served,
+    cache: Path,
+    checksums: list[str],
     progress: TaskProgress,
 ) -> dict[str, dict]:
     """Scores {row: {task: scores}} of one task."""
@@ -240,39 +245,19 @@ def _score(
             shots=tuple(evals.shots),
         )
         return {row: features.probe(task, row, options) for row in progress.parts(features.embeds)}
+    view = eval_view(run, config)._replace(report=progress.images)
     if task == "finetune":
-        view = eval_view(run, config)._replace(report=progress.images)
-        return {row: _fine_tune(run, config, rows[row], view) for row in progress.parts(rows)}
+        return {row: last_blocks(run, config, rows[row], view) for row in progress.parts(rows)}
+    if task in LONG_TASKS:
+        row, start = (
+            ("teacher", "teacher") if task == "finetune_all" else (SCRATCH, "random weights")
+        )
+        options = (view, cache, checksums, task == "finetune_all")
+        return {row: whole_network(run, config, rows[start], *options)}
     images = mask_images(run, config, serves.objects, progress.images)
     if task == "segmentation":
         return dense.score_segmentation(run.backbone, rows, images)
     return dense.score_attention(run.backbone, rows, images, keep=evals.attention_keep)
-
-
-def _fine_tune(run: Run, config, params, view: View) -> dict[str, dict]:
-    """{"finetune": scores}, and "finetune multilabel" if images have several labels."""
-    evals = config.evals
-    train, test = run.probe_sources
-    kinds = {"finetune": (train.labels, test.labels)}
-    several = [getattr(source, "multi_hot", None) for source in (train, test)]
-    if all(labels is not None for labels in several):
-        kinds["finetune multilabel"] = tuple(several)
-    return {
-        task: fine_tune(
-            run.backbone,
-            params,
-            lambda indices: view.of(train, indices),
-            y,
-            lambda indices: view.of(test, indices),
-            t,
-            num_classes=len(train.class_names),
-            fraction=evals.finetune_fraction,
-            split_seeds=tuple(evals.split_seeds),
-            blocks=evals.finetune_blocks,
-            epochs=evals.finetune_epochs,
-        )
-        for task, (y, t) in kinds.items()
-    }
 
 
 def _write_html(workdir: Path, run: Run, config, report: dict, length: str) -> None:

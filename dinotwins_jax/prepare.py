@@ -60,7 +60,8 @@ def prepare(values: flags.FlagValues) -> None:
     if sheet and not sheet.parent.is_dir():
         raise FileNotFoundError(f"--crop_sheet: no such directory: {sheet.parent}")
     if values.dry_run or out:
-        sources = {split: open_source(data_section(config), split) for split in SPLITS}
+        whole = data_section(config) | {"subset": {}}  # which is chosen when they are read
+        sources = {split: open_source(whole, split) for split in SPLITS}
         reading = settle_window(sources["pretrain"], config.seed)
         for source in sources.values() if reading.window else ():
             source.reading = reading

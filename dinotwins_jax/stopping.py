@@ -1,7 +1,9 @@
-"""Early ends of a run: signals and non-finite values."""
+"""Early ends of a run: signals, a time limit, and non-finite values."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 
 class Halt(RuntimeError):
@@ -17,7 +19,7 @@ class NonFiniteError(Halt):
 
 
 class Stopped(Halt):
-    """A signal stopped the run; its state is saved. 75 is the system's "try again later"."""
+    """A signal or time limit stopped the run; its state is saved. 75 is the system's "try again later"."""
 
     code = 75
 
@@ -29,7 +31,8 @@ class EvaluationFailed(Halt):
 
 
 class StopSignals:
-    """Context manager that turns SIGTERM (preemption) and SIGINT (Ctrl-C) into a stop after this step.
+    """Context manager that turns SIGTERM (preemption), SIGINT (Ctrl-C) and the end of a `time_limit` into
+    a stop after this step.
 
     A second signal has its default effect. With several processes, JAX's preemption service makes all
     of them stop after the same step, whichever got the signal; SIGINT keeps its default effect.
@@ -41,7 +44,7 @@ class StopSignals:
 
     def __enter__(self):
         if self._processes == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, *_limits()):
                 self._kept[number] = signal.signal(number, self._note)
         return self
 
@@ -60,5 +63,42 @@ class StopSignals:
 
     def _note(self, number, frame):
         del frame
+        if number in _limits():  # the timer goes on
+            self._name = self._name or "time limit"
+            return
         self._name = signal.Signals(number).name
         self.__exit__()
+
+
+@contextlib.contextmanager
+def time_limit(minutes: float) -> Iterator[None]:
+    """Context manager that stops what runs in it after so many minutes; 0: never. Main thread only.
+
+    A training saves its state after the step that runs, as after SIGTERM. Anything else, such as an
+    evaluation, ends where it is.
+
+    Raises:
+      Stopped: from the block.
+    """
+    if not minutes:
+        yield
+        return
+
+    def over(number, frame):
+        raise Stopped(f"{minutes:g} minutes are over: the same command goes on")
+
+    kept = signal.signal(signal.SIGALRM, over)
+    # Again every 10 s: Python drops what a handler raises while an object is being finalised.
+    signal.setitimer(signal.ITIMER_REAL, 60.0 * minutes, 10.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, kept)
+
+
+def _limits() -> tuple[int, ...]:
+    """(SIGALRM,) inside a `time_limit`; it is left alone elsewhere, and Windows has none."""
+    alarm = getattr(signal, "SIGALRM", None)
+    default = (signal.SIG_DFL, signal.SIG_IGN, None)
+    return () if alarm is None or signal.getsignal(alarm) in default else (alarm,)

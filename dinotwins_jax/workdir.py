@@ -21,6 +21,8 @@ _FREE = (
 # Keys that a config.json of before lacks, and the value that its run had.
 _ADDED = {
     **{"views.vertical_flip": 0.0, "views.rotate90": 0.0, "data.folder.labels": ""},
+    **{"data.subset.classes": 0, "data.subset.images": 0, "data.subset.long_tail": 1.0},
+    **{"data.subset.seed": 0},
     **{"model.in_channels": 3, "data.mean": [], "data.std": []},
     **{"data.window.mode": "", "data.window.range": [], "data.window.percentiles": [0.5, 99.5]},
     **{"data.window.per_band": False, "model.position_interpolation": "dino"},

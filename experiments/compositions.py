@@ -24,6 +24,7 @@ from dinotwins_jax.train import train
 from experiments.comparison.command import run_with_overrides
 from experiments.comparison.outcome import collect
 from experiments.comparison.plan import (
+    change,
     check_equal_starts,
     check_equal_steps,
     flops_per_step,
@@ -80,13 +81,7 @@ def config_of_row(row: str, preset: str, seed: int, overrides: dict):
     if row not in CHOICES:
         raise ValueError(f"unknown row '{row}': choose from {', '.join(CHOICES)}")
     method, changes = CHOICES[row]
-    config = make_configs(preset, [method], seed, overrides)[method]
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        section = config
-        for name in sections:
-            section = section[name]
-        section[last] = value(section[last]) if callable(value) else value
+    config = change(make_configs(preset, [method], seed, overrides)[method], changes)
     config.evals.tasks, config.evals.label_fractions = _TASKS, (_FRACTION,)
     config.evals.monitor_every_epochs, config.evals.pictures = 0.0, 0
     return config

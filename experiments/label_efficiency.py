@@ -110,39 +110,18 @@ def _features(workdir: Path):
 
 def draw(path: Path, found: dict) -> None:
     """Draws one line per method, labelled at its end; the share of the labels is on a log axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from experiments.comparison.lines import Panel, draw_lines
 
-    from dinotwins_jax.evals.curves import COLOURS, INK, LINE, MUTED
-
-    figure = Figure(figsize=(6.4, 4.2), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.1, 0.13, 0.68, 0.77))
-    x = 100 * np.asarray(found["fractions"])
-    ends = []
-    for i, (row, seeds) in enumerate(found["scores"].items()):
-        values = np.asarray(seeds)  # [seeds, fractions]
-        mean, std = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0.0
-        colour = MUTED if row == RANDOM else COLOURS[i % len(COLOURS)]
-        axes.plot(x, mean, "--" if row == RANDOM else "-o", color=colour, lw=1.6, ms=3.5)
-        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, lw=0)
-        ends.append((float(mean[-1]), row, colour))
-    low, high = axes.get_ylim()
-    above = -np.inf
-    for value, row, colour in sorted(ends):  # labels that would overlap are moved up
-        above = max(value, above + 0.05 * (high - low))
-        axes.annotate(row, (x[-1], above), (7, 0), textcoords="offset points", color=colour,
-                      fontsize=9, va="center", annotation_clip=False)  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xticks(x, [f"{v:g}" for v in x])
-    axes.minorticks_off()
-    axes.grid(axis="y", color=LINE, lw=0.6)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0, labelsize=8, labelcolor=MUTED)
-    axes.set_xlabel("labels, % of the training images", fontsize=9, color=MUTED)
+    shares = 100 * np.asarray(found["fractions"])
     name = {"map": "mAP", "top1": "top-1"}[found["metric"]]
-    axes.set_title(f"Ridge probe, {name} in %", fontsize=10, color=INK, loc="left")
-    figure.savefig(path, dpi=150, format="png")
+    panel = Panel(
+        f"Ridge probe, {name} in %",
+        "labels, % of the training images",
+        {row: (shares, np.asarray(seeds)) for row, seeds in found["scores"].items()},
+        ticks=(shares.tolist(), [f"{share:g}" for share in shares]),
+        muted=(RANDOM,),
+    )
+    draw_lines(path, [panel])
 
 
 def table(found: dict) -> str:

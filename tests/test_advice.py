@@ -23,6 +23,8 @@ IMAGES = {
     "coco_cpu": 2_286,
     "cifar10": 50_000,
     "cifar10_cpu": 50_000,
+    "cifar10_lt": 12_406,
+    "cifar10_small": 500,
 }
 
 

@@ -57,6 +57,7 @@ FLOORS = (
     (("build",), tuple(name for name in FOLDERS if name not in ("features", "exports"))),
     (("memory", "nonfinite", "weights"), ("evals", "models", "training")),
     (("drawing",), ("evals", "models")),
+    (("tuning",), ("evals",)),
     (("evaluation", "results"), ("data", "devices", "evals", "logs", "models", "training")),
     (("train",), ("data", "devices", "evals", "logs", "training")),
     (

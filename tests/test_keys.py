@@ -71,7 +71,7 @@ def test_arguments_of_a_loss_from_outside_have_no_ranges_and_no_automatic_values
     assert "loss.mine.out_dim" in known_keys(own.to_dict())
 
 
-@pytest.mark.parametrize("preset", ["demo", "cifar10", "cifar10_cpu", "coco_cpu"])
+@pytest.mark.parametrize("preset", ["demo", "cifar10", "cifar10_cpu", "cifar10_lt", "coco_cpu"])
 def test_presets_leave_a_fork_s_arguments_alone(preset):
     sizes = {"out_dim": 7, "hidden_dim": 11, "hidden_dims": (13, 17), "bottleneck_dim": 19}
     config = config_with(mine={"fn": "fork:alignment", **sizes}, other={"fn": "dino", **sizes})

@@ -186,6 +186,28 @@ def make_multi_crop(
     return _compose(*make_view_specs(**views), mean, std, one_by_one)
 
 
+def make_random_crop(
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    one_by_one: bool | None = None,
+    **views,
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Builds random_crop(images, sizes, keys) -> f32[B, h, w, C], one view an image: `make_multi_crop`'s
+    first global one, of the same arguments and keys."""
+    _check_moments(mean, std)
+    if len(mean) != 3:
+        views |= dict.fromkeys(OF_COLOURS, 0.0)
+    first, none = make_view_specs(**views | {"num_local": 0})
+    first = first._replace(blur_probs=first.blur_probs[:1], solarize_probs=first.solarize_probs[:1])
+    multi_crop = _compose(first, none, mean, std, one_by_one)
+
+    def random_crop(images, sizes, keys):
+        return multi_crop(images, sizes, keys)["global_crops"][:, 0]
+
+    return random_crop
+
+
 def seeded_multi_crop(seed: int, **options) -> Callable[[dict], dict[str, jax.Array]]:
     """Builds the crops of a training run: batch -> crops, drawn from (seed, epoch, position) per image.
 

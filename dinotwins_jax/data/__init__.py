@@ -9,6 +9,7 @@ from typing import Any
 from dinotwins_jax.data.base import Source, allow_pixels, check_split
 from dinotwins_jax.data.reading import RGB
 from dinotwins_jax.data.store import as_stored
+from dinotwins_jax.data.subset import subset
 from dinotwins_jax.data.window import reading_with
 
 SOURCES = {
@@ -63,9 +64,10 @@ def open_source(data: Mapping[str, Any], split: str) -> Source:
       data: the section; "in_channels" in it (`data_section`) is the number of channels to read, by
         default 3.
     Raises:
-      ValueError: as `make_source`, or prepared data of other channels or another window.
+      ValueError: as `make_source` and `subset`, or prepared data of other channels or another window.
     """
     source = make_source(data["source"], split, dir=data["dir"], **source_options(data))
+    source = subset(source, split, data.get("subset") or {})
     if limit := int(data.get("max_pixels") or 0):
         allow_pixels(limit)
         source.max_pixels = limit  # travels to the decoding processes, as does the reading

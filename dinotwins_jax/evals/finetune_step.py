@@ -43,17 +43,19 @@ def split_params(backbone: VisionTransformer, params, blocks: int, num_classes: 
 
 
 def layer_scales(trainable: dict, layer_decay: float) -> dict:
-    """Learning-rate factor of every trained tensor: head and norm 1, last block decay, …
+    """Learning-rate factor of every trained tensor: head and norm 1, last block decay, …, and below all
+    blocks the patch embedding and what is added to it.
 
     Source: BEiT, arXiv:2106.08254, optim_factory.py: decay^(depth + 1 - layer), block i being layer
-      i + 1, norm and head layer depth + 1.
+      i + 1, norm and head layer depth + 1, all else layer 0.
     """
     blocks = sorted(
         (name for name in trainable["backbone"] if name.startswith("blocks_")),
         key=lambda name: int(name.removeprefix("blocks_")),
         reverse=True,
     )
-    factor = {name: layer_decay ** (i + 1) for i, name in enumerate(blocks)} | {"norm": 1.0}
+    factor = dict.fromkeys(trainable["backbone"], layer_decay ** (len(blocks) + 1))
+    factor |= {name: layer_decay ** (i + 1) for i, name in enumerate(blocks)} | {"norm": 1.0}
     return {
         "backbone": {
             name: jax.tree.map(lambda _, f=factor[name]: f, part)

@@ -19,6 +19,7 @@ _TASKS = {
     "knn": "k-NN",
     "fewshot": "Few-shot: nearest class mean",
     "finetune": "Fine-tuning",
+    "whole": "Whole network trained with labels",
     "attention": "Attention of the last block and object masks",
     "clusters": "Clusters: k-means without labels",
     "segmentation": "Normalised cut and object masks",

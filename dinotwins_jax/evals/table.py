@@ -73,7 +73,15 @@ def _of_labels(scores: dict) -> list[tuple[str, tuple[str, ...], str]]:
         (f"k-NN, k={k}", ("knn", f"k{k}"), "top1"),
         (f"{shots} image{'' if shots == 1 else 's'} a class", ("fewshot", f"shots{shots}"), "top1"),
         ("fine-tuned", ("finetune",), "top1"),
+        *(
+            (f"whole network {share}", ("whole", share), "top1")
+            for share in scores.get("whole", ())
+        ),
         (f"{several}, mAP", ("knn multilabel", f"k{k}"), "map"),
+        *(
+            (f"multilabel whole network {share}, mAP", ("whole multilabel", share), "map")
+            for share in scores.get("whole multilabel", ())
+        ),
     ]
 
 

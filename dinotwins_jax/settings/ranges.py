@@ -37,6 +37,8 @@ RANGES = {
     **{"data.max_pixels": "[0, 1000000000000]", "model.mlp_ratio": POSITIVE},
     **{"data.std": POSITIVE, "data.window.percentiles": "[0, 100]"},
     **{f"data.scenes.{k}": POSITIVE for k in ("num_train", "num_test", "size")},
+    **{"data.subset.classes": NOT_NEGATIVE, "data.subset.images": NOT_NEGATIVE},
+    **{"data.subset.long_tail": "[1, inf)", "data.subset.seed": SEED},
     **{"data.scenes.seed": SEED, "data.folder.test_fraction": "(0, 1)"},
     **{
         "views.global_size": POSITIVE,
@@ -78,6 +80,7 @@ RANGES = {
             "shots",
         )
     },
+    **{"evals.supervised_steps": POSITIVE, "evals.supervised_draws": POSITIVE},
     **{"evals.finetune_blocks": POSITIVE, "evals.finetune_epochs": POSITIVE},
     **{"evals.split_seeds": SEED, "evals.monitor_every_epochs": NOT_NEGATIVE},
     **{"evals.mask_images": NOT_NEGATIVE, "evals.pictures": NOT_NEGATIVE},
@@ -87,7 +90,7 @@ RANGES = {
 RANGES |= {
     key.replace("data.", "data.probe."): interval
     for key, interval in RANGES.items()
-    if key.startswith(("data.canvas_size", "data.scenes.", "data.folder."))
+    if key.startswith(("data.canvas_size", "data.scenes.", "data.folder.", "data.subset."))
 }
 CHOICES = {  # for every element of a tuple
     "parallel": ("jit", "pmap"),

@@ -84,6 +84,17 @@ def make_configs(preset: str, methods, seed: int, overrides: dict) -> dict[str, 
     return configs
 
 
+def change(config: ConfigDict, changes: dict) -> ConfigDict:
+    """The config with other values of some keys; a function gets the value that the config has."""
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        section[last] = value(section[last]) if callable(value) else value
+    return config
+
+
 def _set(config: ConfigDict, key: str, text: str) -> None:
     node = config
     *parents, last = key.split(".")
