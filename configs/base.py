@@ -211,7 +211,7 @@ def get_config() -> ConfigDict:
     # Tasks after training; evaluate.py --tasks=… adds others: linear, knn, fewshot, finetune, attention,
     # segmentation, pca, clusters, map; and, up to hours, finetune_all and scratch. Tasks whose labels or
     # masks the data lacks are left out.
-    c.evals.tasks = ("linear", "knn", "fewshot", "attention", "segmentation", "pca", "map")
+    c.evals.tasks = ("knn", "fewshot", "linear", "attention", "segmentation", "pca", "map")
     # k-NN and ridge probe of the teacher during training, on so many training images, a third of them
     # held out; 0: never.
     c.evals.monitor_every_epochs = 1.0

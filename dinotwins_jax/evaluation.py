@@ -1,7 +1,9 @@
 """Evaluation of a run's weights, task by task: scores.json, pictures and report.html."""
 
+import functools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dinotwins_jax.buckets import download, upload
@@ -20,6 +22,7 @@ from dinotwins_jax.evals.outputs import MAP, PICTURES, pictures
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
 from dinotwins_jax.evals.scores import is_unbalanced
 from dinotwins_jax.evals.splits import spread_over_classes
+from dinotwins_jax.evals.table import first_score
 from dinotwins_jax.evals.view import View, silent
 from dinotwins_jax.failures import Evaluated, failing_alone
 from dinotwins_jax.files import read_json_lines, replace_text
@@ -134,11 +137,13 @@ def evaluate(
         cache = cache or workdir / "features"
         download(cache)
         features = frozen_features(run, config, weights, cache, checksums, progress.images)
+        masked = partial(mask_images, run, config, serves.objects, progress.images)
+        of_run = (run, config, weights, features, functools.cache(masked), serves)
         for task in scored:
             found: dict[str, dict] = {}
-            with progress.task(task), failing_alone(f"task {task}", task, failed):
-                parts = (run, config, weights, features, serves, cache, checksums, progress)
-                found = _score(task, *parts)
+            with progress.task(task) as say, failing_alone(f"task {task}", task, failed):
+                found = _score(task, *of_run, cache, checksums, progress)
+                say(first_score(found.get("teacher", {})))
             _add(report, found, run.probe_sources[1].class_names)
             report["seconds"][task] = round(progress.seconds[task], 2)
             _write_scores(workdir, report)
@@ -226,6 +231,7 @@ def _score(
     config,
     weights: EvalWeights,
     features: FrozenFeatures,
+    masked: Callable[[], dense.ImageSet],
     serves: Served,
     cache: Path,
     checksums: list[str],
@@ -254,10 +260,9 @@ def _score(
         )
         options = (view, cache, checksums, task == "finetune_all")
         return {row: whole_network(run, config, rows[start], *options)}
-    images = mask_images(run, config, serves.objects, progress.images)
     if task == "segmentation":
-        return dense.score_segmentation(run.backbone, rows, images)
-    return dense.score_attention(run.backbone, rows, images, keep=evals.attention_keep)
+        return dense.score_segmentation(run.backbone, rows, masked())
+    return dense.score_attention(run.backbone, rows, masked(), keep=evals.attention_keep)
 
 
 def _write_html(workdir: Path, run: Run, config, report: dict, length: str) -> None:

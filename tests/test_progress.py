@@ -175,12 +175,13 @@ def test_tasks_in_a_pipe_are_a_line_each(capsys, monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     with TaskProgress(["linear", "knn"]) as progress:
-        with progress.task("linear"):
+        with progress.task("linear") as say:
             for _ in progress.parts(["teacher", "raw pixels"]):
                 for done in range(0, 50, 10):
                     now += 9.0
                     progress.images(done, 40)
                 now += 0.25
+            say("sgd 10% 82.7 ± 0.9")
         with pytest.raises(ValueError), progress.task("knn"):
             now += 2.0
             raise ValueError
@@ -188,7 +189,7 @@ def test_tasks_in_a_pipe_are_a_line_each(capsys, monkeypatch):
         "evaluation: linear, knn",
         "  linear, teacher: 30 of 40 images",  # after 36 s; no line in the first 30 s
         "  linear, raw pixels: 20 of 40 images",
-        "  linear            90.5 s",
+        "  linear            90.5 s   sgd 10% 82.7 ± 0.9",
         "  knn                2.0 s",
     ]
     assert progress.seconds == {"linear": 90.5, "knn": 2.0}

@@ -1,13 +1,13 @@
 """Evaluation of frozen features and attention, one file per task; this file names the tasks."""
 
 LABEL_TASKS = (
-    *("linear", "knn", "fewshot", "finetune", "finetune_all", "scratch", "clusters"),  # need labels
+    *("knn", "fewshot", "linear", "finetune", "finetune_all", "scratch", "clusters"),  # need labels
 )
 MASK_TASKS = ("attention", "segmentation")  # need masks for their scores
 DRAWN_TASKS = ("pca", "map")  # pictures only
 LONG_TASKS = ("finetune_all", "scratch")  # minutes to hours: only where they are named
 TASKS = (
-    *("linear", "knn", "fewshot", "finetune", *MASK_TASKS, "clusters", *LONG_TASKS),
+    *("knn", "fewshot", "linear", "finetune", *MASK_TASKS, "clusters", *LONG_TASKS),
     *DRAWN_TASKS,
 )
 

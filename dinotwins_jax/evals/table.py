@@ -108,6 +108,12 @@ def headline_rows(
     return list(scores), dict(sorted(rows.items(), key=lambda item: _rank(item[0])))
 
 
+def first_score(scores: dict) -> str:
+    """The most important score of a row, such as "k-NN, k=20 83.2"; "" if there is none."""
+    _, rows = headline_rows({"": scores})
+    return next((f"{title} {cells[0]}" for title, cells in rows.items()), "")
+
+
 def _rank(title: str) -> int:
     lead = [i for i, start in enumerate(_LEAD) if title.startswith(start)]
     return lead[0] if lead else len(_LEAD) + bool(_LINEAR.match(title))

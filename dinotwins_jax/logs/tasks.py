@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -51,18 +51,19 @@ class TaskProgress:
             self._bar.stop()
 
     @contextlib.contextmanager
-    def task(self, name: str) -> Iterator[None]:
-        """Times the block as task `name`, also where it raises."""
+    def task(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Times the block as task `name`, also where it raises; yields what takes a word for its line."""
         self._name, self._part, start = name, "", time.perf_counter()
         self._said = start
         self._show(None)
         if self._bar:
             self._bar.reset(self._shown)  # of its time
+        words = [""]
         try:
-            yield
+            yield words.append
         finally:
             seconds = self.seconds[name] = time.perf_counter() - start
-            print(f"  {name:<14}{seconds:8.1f} s", flush=True)
+            print(f"  {name:<14}{seconds:8.1f} s   {words[-1]}".rstrip(), flush=True)
 
     def parts(self, names: Iterable[str]) -> Iterator[str]:
         """Yields the parts of the task, such as the features that are scored, as each begins."""
