@@ -188,3 +188,20 @@ def test_with_all_labels_all_draws_are_one():
         x, y, x, y, num_classes=4, fraction=1.0, split_seeds=(0, 1, 2), epochs=2
     )
     assert result["top1_std"] == 0.0 and [s["split_seed"] for s in result["splits"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("labels", ["one", "several"])
+def test_fewer_images_than_columns_give_the_probe_of_all_columns(monkeypatch, labels):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(12, 40)).astype(np.float32)
+    truth = np.arange(12) % 3 if labels == "one" else rng.random((12, 3)) < 0.5
+
+    def fit():
+        return linear.fit_linear_probe(features, truth, num_classes=3, epochs=20, batch_size=4)
+
+    short = fit()
+    monkeypatch.setattr(linear, "_in_their_span", lambda x, weight: (x, weight, lambda w: w))
+    whole = fit()
+    assert short.learning_rate == whole.learning_rate and short.holdout == whole.holdout
+    np.testing.assert_allclose(short.weight, whole.weight, atol=2e-6)
+    np.testing.assert_allclose(short.bias, whole.bias, atol=2e-6)

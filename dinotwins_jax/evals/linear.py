@@ -4,6 +4,7 @@ Letters: M labelled training images, N test images, D features, C classes, L lea
 B batch.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -91,6 +92,25 @@ def batch_order(indices: np.ndarray, steps: int, batch_size: int, seed: int) -> 
     return order[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
 
 
+def _in_their_span(x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable]:
+    """Fewer images than columns in as many columns as images, for the same SGD with fewer operations.
+
+    A gradient is a sum of images, so with orthonormal Q and X = R Q the weights stay W + (A - W Q^T) Q,
+    where A are those of R from W Q^T on: 800 images of 3,072 pixels are trained four times as fast.
+
+    Args:
+      x: f32[M, D]; weight: f32[C, D], the first W.
+    Returns:
+      (R f32[M, M], W Q^T f32[C, M], the function A f32[L, C, M] -> f32[L, C, D]), or the arguments and
+      the identity if M >= D.
+    """
+    if len(x) >= x.shape[1]:
+        return x, weight, lambda weights: weights
+    basis, r = np.linalg.qr(x.T)
+    first = weight @ basis
+    return r.T, first, lambda weights: weight + (weights - first) @ basis.T
+
+
 def fit_linear_probe(
     features: np.ndarray,
     labels: np.ndarray,
@@ -124,18 +144,21 @@ def fit_linear_probe(
     std = np.sqrt(np.square(features[everything] - mean).mean(axis=0, dtype=np.float64))
     alive = std > 1e-6
     scale = np.where(alive, 1.0 / np.where(alive, std, 1.0), 0.0).astype(np.float32)
-    x, y = jnp.asarray((features - mean) * scale), jnp.asarray(labels)
+    x, y = (features - mean) * scale, jnp.asarray(labels)
     rng = np.random.RandomState(seed)
-    weight = jnp.asarray(rng.normal(0.0, 0.01, (num_classes, x.shape[1])), jnp.float32)
+    weight = np.float32(rng.normal(0.0, 0.01, (num_classes, x.shape[1])))
+    x, first, widened = _in_their_span(x, weight)
+    x, first = jnp.asarray(x), jnp.asarray(first)
 
     def train(indices, some_rates):
         B = min(batch_size, len(indices))
         steps = min(epochs * -(-len(indices) // B), max_steps)
         order = jnp.asarray(batch_order(indices, steps, B, seed))
         peaks = jnp.asarray(some_rates * B / 256, jnp.float32)
-        return sgd(x, y, order, weight, peaks, jnp.float32(momentum))
+        weights, biases = map(np.asarray, sgd(x, y, order, first, peaks, jnp.float32(momentum)))
+        return widened(weights), biases
 
-    weights, biases = map(np.asarray, train(fit, rates))
+    weights, biases = train(fit, rates)
     judges = held if held.size else fit
     seen, truth = jnp.asarray(features[judges]), labels[judges]
     found = [
@@ -145,8 +168,8 @@ def fit_linear_probe(
     best = int(np.argmax(found))
     weights, biases = train(everything, rates[best : best + 1])
     return LinearProbe(
-        weight=np.asarray(weights[0]),
-        bias=np.asarray(biases[0]),
+        weight=weights[0],
+        bias=biases[0],
         mean=mean,
         scale=scale,
         learning_rate=float(rates[best]),
