@@ -152,6 +152,7 @@ def test_the_lowest_layers_learn_slowest(toy):
     assert found["patch_embed"] == found["pos_embed"] == found["cls_token"] == {0.25}
 
 
+@pytest.mark.slow
 def test_a_training_view_is_the_first_global_crop():
     images = np.random.RandomState(0).randint(0, 256, (3, 16, 16, 3)).astype("u1")
     sizes, keys = np.full((3, 2), 16, np.int32), jax.random.split(jax.random.key(1), 3)
