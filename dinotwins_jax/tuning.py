@@ -9,9 +9,8 @@ from dinotwins_jax.evals.supervised_step import SupervisedSettings
 from dinotwins_jax.evals.view import View
 from dinotwins_jax.weights import with_mask_token
 
-FINE_TUNING_DECAY = (
-    0.65  # of the learning rate from one layer to the one below; 1 from random weights
-)
+# Of pretrained weights: lower layers learn slower, and a quarter of the steps is enough.
+FINE_TUNING = {"layer_decay": 0.65, "shares": (0.25,)}
 
 
 def last_blocks(run: Run | EvalRun, config, params, view: View) -> dict[str, dict]:
