@@ -125,15 +125,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def _attend_forward(q, k, v):
     weights = attention_weights(q, k).astype(v.dtype)
-    y = _joined(_einsum("bhts,bhsd->bhtd", weights, v))
+    y = _joined(jnp.einsum("bhts,bhsd->bhtd", weights, v))
     return y, (q, k, v, weights, y)
-
-
-def _einsum(subscripts, a, b):
-    """einsum in the dtype of b. With one query XLA's TPU compiler makes a sum of the product, which has
-    the dtype of its result: it is float32 here."""
-    wide = jnp.float32 if a.shape[2] == 1 else None
-    return jnp.einsum(subscripts, a, b, preferred_element_type=wide).astype(b.dtype)
 
 
 def _joined(x):
@@ -148,7 +141,7 @@ def _attend_backward(kept, g):
     dv = jnp.einsum("bhts,bhtd->bhsd", weights, g)
     dweights = jnp.einsum("bhtd,bhsd->bhts", g, v, preferred_element_type=jnp.float32)
     dlogits = (weights * (dweights - row_sums) * q.shape[-1] ** -0.5).astype(q.dtype)
-    dq = _einsum("bhts,bhsd->bhtd", dlogits, k)
+    dq = jnp.einsum("bhts,bhsd->bhtd", dlogits, k)
     dk = jnp.einsum("bhts,bhtd->bhsd", dlogits, q)
     return dq, dk, dv
 
@@ -158,7 +151,7 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(D)) f32[B, H, T, T'] of q [B, H, T, D] and k [B, H, T', D]."""
-    logits = _einsum("bhtd,bhsd->bhts", q, k).astype(jnp.float32)
+    logits = jnp.einsum("bhtd,bhsd->bhts", q, k).astype(jnp.float32)
     return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
 
 
