@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
     c.data.tfds.test_split = "validation"
     # A part of any labelled source, for pretrain and train; drawn once, whatever the run's seed. The test
     # split only loses the classes that are left out.
-    c.data.subset = ConfigDict({"classes": 0})  # the first so many; 0: all
+    c.data.subset = ConfigDict({"classes": 0})  # number of classes, the first ones; 0: all
     c.data.subset.images = 0  # of the largest class; 0: all
     # Images of the first class over those of the last, an exponential curve between: 100 for a long
     # tail; 1: equal numbers.
@@ -229,7 +229,8 @@ def get_config() -> ConfigDict:
     c.evals.finetune_fraction = 0.1  # of the training labels
     c.evals.finetune_blocks = 1  # the last ones
     c.evals.finetune_epochs = 20  # over the labelled images, at most 1,000 steps
-    # Of scratch: longest training in steps of 128 images, a quarter is tried too; finetune_all: a quarter.
+    # Longest training of scratch, in steps of 128 images; a quarter of it is tried too, and finetune_all
+    # always has that quarter.
     c.evals.supervised_steps = 1000
     c.evals.supervised_draws = 1  # of the labels: the first so many of split_seeds
     c.evals.attention_size = 448  # side in pixels of the images for attention maps

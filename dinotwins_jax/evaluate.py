@@ -43,7 +43,7 @@ def evaluate_run(
     Args:
       workdir: a directory, or gs://BUCKET/RUN.
       config: None: the run's own, WORKDIR/config.json.
-      tasks: None: all but those of hours, evals.LONG_TASKS.
+      tasks: None: all but evals.LONG_TASKS, which take up to hours.
       torch_weights: a file, or a folder with one; its own sizes of the model replace the config's.
       checkpoint: "latest", "best" or a step.
       overrides: key -> value, of keys of the run's own config.

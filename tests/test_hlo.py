@@ -116,6 +116,35 @@ def test_kernels_are_what_is_launched_as_often_as_it_runs(launched):
     }
 
 
+def test_a_loop_of_a_tpu_runs_until_its_counter_reaches_the_constant():
+    """Its program states no trip count."""
+    text = """
+        HloModule jit_f
+
+        %body (state: (s32[], f32[8])) -> (s32[], f32[8]) {
+          %state = (s32[], f32[8]{0}) parameter(0)
+          %count = s32[] get-tuple-element(%state), index=0
+          %x = f32[8]{0} get-tuple-element(%state), index=1
+          %twice = f32[8]{0} add(%x, %x)
+          ROOT %next = (s32[], f32[8]{0}) tuple(%count, %twice)
+        }
+
+        %condition (state.1: (s32[], f32[8])) -> pred[] {
+          %limit = s32[]{:T(128)} constant(11)
+          %state.1 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+          %count.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+          ROOT %below = pred[]{:T(512)} compare(%count.1, %limit), direction=LT
+        }
+
+        ENTRY %main (start: (s32[], f32[8])) -> (s32[], f32[8]) {
+          %start = (s32[], f32[8]{0}) parameter(0)
+          ROOT %loop = (s32[], f32[8]{0}) while(%start), condition=%condition, body=%body
+        }
+    """
+    found = {one.instruction.name: one.runs for one in kernels(parse(textwrap.dedent(text)))}
+    assert found == {"twice": 11}
+
+
 def test_a_kernel_moves_what_it_reads_of_its_operands_and_its_results(launched):
     moved = {name: (kernel.read, kernel.written) for name, kernel in launched.items()}
     row = 10 * 8 * 4

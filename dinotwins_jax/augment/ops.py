@@ -20,7 +20,7 @@ BAND_ROWS = 16  # output rows that share one window of the input in a banded res
 
 def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """einsum in float32. HIGH is what 8-bit pictures need: factors of 11 bits on a GPU (TF32), three
-    products of bfloat16 parts on a TPU. HIGHEST leaves the tensor cores; the default is 8 bits there."""
+    products of bfloat16 parts on a TPU. HIGHEST avoids tensor cores; the default of a TPU is 8 bits."""
     return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGH)
 
 

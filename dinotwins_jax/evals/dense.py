@@ -3,6 +3,7 @@
 Letters: M images, N patches, D width of a token.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dinotwins_jax.data.bands import as_colours
+from dinotwins_jax.data.workers import num_cores
 from dinotwins_jax.evals.attention import attention_grid
 from dinotwins_jax.evals.localisation import (
     attention_maps,
@@ -83,8 +85,9 @@ def score_attention(
     def maps_of(views):
         return {row: attention_maps(backbone, params, views) for row, params in weights.items()}
 
-    for row, (maps, rollouts) in images.map(maps_of).items():
-        scores[row] = attention_scores(maps, rollouts, images.masks, keep=keep)
+    found = images.map(maps_of)
+    for row in weights:
+        scores[row] = attention_scores(*found[row], images.masks, keep=keep)
     return {row: _named("attention", of, images) for row, of in scores.items()}
 
 
@@ -105,7 +108,7 @@ def score_segmentation(
 ) -> dict[str, dict]:
     """Scores the normalised cut of each set of weights' patch features against the masks."""
     foregrounds = _cuts(backbone, weights, images)
-    scores = {row: segmentation_scores(of, images.masks) for row, of in foregrounds.items()}
+    scores = {row: segmentation_scores(foregrounds[row], images.masks) for row in weights}
     return {row: _named("segmentation", of, images) for row, of in scores.items()}
 
 
@@ -114,8 +117,11 @@ def _cuts(backbone: VisionTransformer, weights: dict, images: ImageSet) -> dict[
 
     With all of its threads on one image BLAS took seven times as long (144 patches, two cores).
     """
-    cut_image = partial(normalised_cut, grid=backbone.grid(as_pair(images.view.crop)))
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor() as pool:
+    grid = backbone.grid(as_pair(images.view.crop))
+    cut_image = partial(normalised_cut, grid=grid)
+    # A cut takes some six matrices f64[N, N]: all threads together at most 2 GB.
+    threads = max(1, min(num_cores(), int(2e9 / (48 * math.prod(grid) ** 2))))
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
 
         def cut(params, views):
             patches = np.asarray(_patches(backbone, params, views))

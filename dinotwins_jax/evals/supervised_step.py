@@ -27,7 +27,7 @@ class SupervisedSettings(NamedTuple):
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # peaks; one is selected
     layer_decay: float = 1.0  # the factor of the learning rate from one layer to the one below
     batch_size: int = 128  # images
-    weight_decay: float = 0.05  # AdamW, of matrices only
+    weight_decay: float = 0.05  # AdamW, of all but biases, norms and other vectors
     warmup: float = 0.1  # of the steps, linear; a cosine to 0 follows
     smoothing: float = 0.1  # of single labels
     clip: float = 1.0  # largest norm of the gradient

@@ -53,10 +53,11 @@ class VisionTransformer(nn.Module):
       pos_embed), position_interpolation (of learned ones to other grids, of `INTERPOLATIONS`),
       rope_shift, rope_jitter, rope_rescale (`RopeMoves`, drawn for every block, only with train=True,
       which then needs rngs={"rope": key}), norm_eps (of all LayerNorms; DINO and DINOv2 have 1e-6, DINOv3
-      1e-5), dtype (of compute; parameters, norms, softmax and `stream_dtype` stay float32), init_std (of
-      dense kernels, class token and positions; the official 0.02 leaves a narrow network, D around 100,
-      almost linear and slow to start: there 1 / sqrt(D)), mask_token (whether there is one, to replace
-      masked patches), attention ("xla" anywhere | "cudnn": flash attention, see models/attention.py),
+      1e-5), dtype (of compute; parameters, norms and softmax stay float32, and with LayerScale the
+      tokens between blocks), init_std (of dense kernels, class token and positions; the official 0.02
+      leaves a narrow network, D around 100, almost linear and slow to start: there 1 / sqrt(D)),
+      mask_token (whether there is one, to replace masked patches), attention ("xla" anywhere | "cudnn":
+      flash attention, see models/attention.py),
       remat (recompute each block in the backward pass instead of storing its activations),
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they

@@ -40,8 +40,8 @@ class Kernel(NamedTuple):
 
 
 def kernels(module: Module) -> list[Kernel]:
-    """All kernels of a module. Bodies of loops count as often as they run, if the compiler knows it; all
-    branches of a conditional count."""
+    """All kernels of a module. Bodies of loops count as often as they run, see _trips; all branches of a
+    conditional count."""
     return [
         Kernel(instruction, name, runs, *_traffic(module, name, instruction))
         for name, instruction, runs in _launched(module, module.entry, 1)
@@ -52,12 +52,25 @@ def _launched(module: Module, name: str, runs: int) -> Iterator[tuple[str, Instr
     for instruction in module.computations[name].values():
         opcode = instruction.opcode
         if opcode in _CALLS:
-            trips = instruction.attribute(r'known_trip_count[^\d]*"?(\d+)')
-            times = runs * int(trips or 1) if opcode == "while" else runs
+            times = runs * _trips(module, instruction) if opcode == "while" else runs
             for called in instruction.called:
                 yield from _launched(module, called, times)
         elif not (opcode.endswith("-done") or _is_free(module.computations[name], instruction)):
             yield name, instruction, runs
+
+
+def _trips(module: Module, loop: Instruction) -> int:
+    """Runs of a loop: as the compiler states them, else the constant below which a counter has to be, as in
+    the loops of jax.lax.scan; 1 if neither says."""
+    known = loop.attribute(r'known_trip_count[^\d]*"?(\d+)')
+    if known:
+        return int(known)
+    condition = module.computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "", {})
+    for root in (one for one in condition.values() if one.is_root and one.opcode == "compare"):
+        limit = condition[root.operands[1]]
+        if root.attribute(r"direction=(\w+)") == "LT" and limit.opcode == "constant":
+            return int(limit.operand_text)
+    return 1
 
 
 def _is_free(computation: Computation, instruction: Instruction) -> bool:
