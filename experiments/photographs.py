@@ -42,17 +42,6 @@ TABLES = {
 }
 STUDIES = ("settings", *TABLES, "batch_size")
 
-_STUDY = flags.DEFINE_enum("study", None, STUDIES, "What to run")
-_PRESET = flags.DEFINE_string("preset", "", "Another preset than the study's own")
-_SEEDS = flags.DEFINE_integer(
-    "seeds", 0, "Number of seeds; 0: one for settings, three for the others", lower_bound=0
-)
-_METHODS = flags.DEFINE_list("methods", list(METHODS[:3]), "Files in configs/, for the tables")
-_ONLY = flags.DEFINE_list("only", [], "Rows of the settings, separated by commas; empty: all")
-_BATCHES = flags.DEFINE_list("batches", ["16", "64", "256"], "Batch sizes of batch_size")
-_MINUTES = flags.DEFINE_float("minutes", 0.0, "Stop after so long; 0: never", lower_bound=0.0)
-_OUT = flags.DEFINE_string("out", None, "Directory; default runs/photographs-<study>")
-
 
 def run_study(study: str, preset: str, seeds: int, out: Path, overrides: dict, **chosen) -> str:
     """Runs what is missing of a study; returns its table.
@@ -86,31 +75,31 @@ def main(argv, overrides: dict) -> int:
     """The command; returns the exit code, errors are one line on stderr."""
     if len(argv) > 1:
         return fail(f"unknown argument '{argv[1]}': options start with --")
-    if not _STUDY.value:
+    given = flags.FLAGS
+    if not given.study:
         return fail(f"give --study, one of {', '.join(STUDIES)}")
-    if not all(batch.isdigit() and int(batch) for batch in _BATCHES.value):
-        return fail(f"--batches={','.join(_BATCHES.value)}: give whole numbers, such as 16,64,256")
+    if not all(batch.isdigit() and int(batch) for batch in given.batches):
+        return fail(f"--batches={','.join(given.batches)}: give whole numbers, such as 16,64,256")
     logging.set_verbosity(logging.WARNING)
-    out = Path(_OUT.value or f"runs/photographs-{_STUDY.value}")
+    out = Path(given.out or f"runs/photographs-{given.study}")
 
     def work():
         remember_compilations(out.parent / COMPILED)
-        with time_limit(_MINUTES.value):
-            print(
-                run_study(
-                    _STUDY.value,
-                    _PRESET.value,
-                    _SEEDS.value,
-                    out,
-                    overrides,
-                    methods=_METHODS.value,
-                    only=_ONLY.value,
-                    batches=[int(batch) for batch in _BATCHES.value],
-                )
-            )
+        chosen = {"methods": given.methods, "only": given.only}
+        chosen["batches"] = [int(batch) for batch in given.batches]
+        with time_limit(given.minutes):
+            print(run_study(given.study, given.preset, given.seeds, out, overrides, **chosen))
 
     return exit_code(work)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("study", None, STUDIES, "What to run")
+    flags.DEFINE_string("preset", "", "Another preset than the study's own")
+    flags.DEFINE_integer("seeds", 0, "Of runs; 0: one for settings, three for the others", 0)
+    flags.DEFINE_list("methods", list(METHODS[:3]), "Files in configs/, for the tables")
+    flags.DEFINE_list("only", [], "Rows of the settings, separated by commas; empty: all")
+    flags.DEFINE_list("batches", ["16", "64", "256"], "Batch sizes of batch_size")
+    flags.DEFINE_float("minutes", 0.0, "Stop after so long; 0: never", 0.0)
+    flags.DEFINE_string("out", None, "Directory; default runs/photographs-<study>")
     run_with_overrides(main, METHODS)

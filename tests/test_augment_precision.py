@@ -8,7 +8,7 @@ import pytest
 from dinotwins_jax.augment import ops
 from dinotwins_jax.augment.multi_crop import make_multi_crop
 
-VIEWS = {"global_size": 32, "local_size": 16, "num_local": 2}
+VIEWS = {"global_size": 32, "local_size": 16, "num_local": 0}
 # No solarisation: at its threshold any difference becomes one of many levels.
 DRAWN = {"jitter_prob": 1.0, "blur_prob": (1.0, 1.0, 1.0), "solarize_prob": (0.0, 0.0, 0.0)}
 UNIT = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -66,6 +66,7 @@ def test_products_of_an_accelerator_move_no_pixel_by_half_a_level(
     assert found[1] < mean
 
 
+@pytest.mark.slow
 def test_a_tpus_default_would_be_visible(monkeypatch, exact):
     """So the precision is not left to the device."""
     assert difference(monkeypatch, exact, with_factors_of(8))[0] > 1.0

@@ -308,14 +308,13 @@ def test_an_image_that_is_too_large_names_the_key(tmp_path, small_limit, name, m
 def test_max_pixels_reaches_every_reader(tmp_path, small_limit, num_workers):
     for k in range(4):
         photo(tmp_path / f"{k}.png", 160)
-    data = {"source": "folder", "dir": str(tmp_path), "max_pixels": 30000}
-    source = open_source(data, "pretrain")
+    data = {"source": "folder", "dir": str(tmp_path), "max_pixels": 20000}
+    with pytest.raises(BadImage, match="max_pixels"):
+        open_source(data, "pretrain")[0]
+    source = open_source(data | {"max_pixels": 30000}, "pretrain")
     batches = train_batches(source, batch_size=4, canvas_size=16, seed=0, num_workers=num_workers)
     with contextlib.closing(batches):
         assert (next(batches)["bad"] < 0).all()
-    data["max_pixels"] = 20000
-    with pytest.raises(BadImage, match="max_pixels"):
-        open_source(data, "pretrain")[0]
 
 
 # One listing

@@ -28,14 +28,21 @@ def params_of(vit):
 @pytest.mark.parametrize(
     "options",
     [
-        {"drop_path_rate": 0.6, "layer_scale_init": 0.1},
-        {"drop_path_rate": 0.6, "drop_path_uniform": True, "remat": True},
-        {"positions": "rope", "rope_shift": 0.2, "ffn": "swiglu"},
+        pytest.param({"drop_path_rate": 0.6, "layer_scale_init": 0.1}, id="drop path"),
+        pytest.param(
+            {"drop_path_rate": 0.6, "drop_path_uniform": True, "remat": True},
+            id="remat",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"positions": "rope", "rope_shift": 0.2, "ffn": "swiglu"},
+            id="rope that moves",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["drop path", "remat", "rope that moves"],
 )
 def test_the_loop_has_the_loss_and_gradients_of_the_blocks(options):
-    vit = create_vit("vit_tiny", depth=4, **SMALL, **options)
+    vit = create_vit("vit_tiny", depth=3, **SMALL, **options)
     params = params_of(vit)
     loss, gradients = loss_of(vit)(params)
     scanned, found = loss_of(vit.clone(scan_blocks=True))(params)
@@ -54,6 +61,7 @@ def test_the_program_does_not_grow_with_the_depth():
     assert lines(8, True) == lines(4, True) < lines(4, False) < lines(8, False)
 
 
+@pytest.mark.slow
 def test_parameters_and_features_of_every_block_are_those_of_the_blocks():
     """Initialisation, checkpoints and what reads several blocks do not know of the loop."""
     vit = create_vit("vit_tiny", depth=4, **SMALL)

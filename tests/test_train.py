@@ -36,7 +36,7 @@ from configs import (
 )
 from dinotwins_jax import build as build_module
 from dinotwins_jax import data as data_module
-from dinotwins_jax import durations, evaluation, inputs
+from dinotwins_jax import durations, evaluation, inputs, tuning
 from dinotwins_jax import train as train_module
 from dinotwins_jax.build import build
 from dinotwins_jax.checkpoint import Checkpoints
@@ -221,7 +221,7 @@ class FakeLength:
 def test_no_key_of_the_config_is_dead():
     """Sections passed as keyword arguments fail on unknown keys; all other keys are read by name."""
     modules = (build_module, train_module, data_module, durations)
-    modules = (*modules, evaluation, inputs, rates)  # ranges.py reads all keys
+    modules = (*modules, evaluation, tuning, inputs, rates)  # ranges.py reads all keys
     files = (module.__file__ for module in modules)
     source = "".join(Path(file).read_text() for file in files)
     config = base.get_config().to_dict()
@@ -313,7 +313,7 @@ def test_too_many_truncated_images_stop_the_run_and_are_named(tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"evals__label_fractions": (10.0,)}, r"label_fractions has 10.*\(0, 1\]"),
         ({"evals__label_fractions": ()}, "label_fractions is empty"),
-        ({"evals__tasks": ("linear", "kn")}, "unknown task 'kn': choose from linear, knn"),
+        ({"evals__tasks": ("linear", "kn")}, "unknown task 'kn': choose from knn"),
         ({"evals__bank_solver": "svm"}, "bank_solver is 'svm': choose ridge or logistic"),
         ({"evals__monitor_every_epochs": -1.0}, "monitor_every_epochs is -1"),
         ({"evals__knn_k": ()}, "knn_k is empty"),
