@@ -19,8 +19,7 @@ from absl import flags, logging
 
 from dinotwins_jax.cli import COMPILED, exit_code, fail
 from dinotwins_jax.devices.compilation import remember_compilations
-from dinotwins_jax.stopping import time_limit
-from experiments.comparison.command import run_with_overrides
+from experiments.comparison.command import limited, run_with_overrides
 from experiments.comparison.plan import METHODS
 from experiments.comparison.table import PICTURES, compare, report_failures
 
@@ -51,7 +50,7 @@ def main(argv, overrides: dict) -> int:
 
     def work():
         remember_compilations(out.parent / COMPILED)
-        with time_limit(_MINUTES.value):
+        with limited(_MINUTES.value):
             text, failed = compare(*chosen, out, overrides)
         print(text)
         print(f"in {out}: table.md, comparison.json, {', '.join(PICTURES)}; a report.html a run")

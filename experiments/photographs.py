@@ -25,9 +25,8 @@ from absl import flags, logging
 
 from dinotwins_jax.cli import COMPILED, exit_code, fail
 from dinotwins_jax.devices.compilation import remember_compilations
-from dinotwins_jax.stopping import time_limit
 from experiments.comparison.batch_sizes import batch_sizes
-from experiments.comparison.command import run_with_overrides
+from experiments.comparison.command import limited, run_with_overrides
 from experiments.comparison.plan import METHODS
 from experiments.comparison.settings import SETTINGS, settings_study
 from experiments.comparison.table import compare, report_failures
@@ -95,7 +94,7 @@ def main(argv, overrides: dict) -> int:
 
     def work():
         remember_compilations(out.parent / COMPILED)
-        with time_limit(_MINUTES.value):
+        with limited(_MINUTES.value):
             print(
                 run_study(
                     _STUDY.value,
