@@ -12,7 +12,6 @@ from dinotwins_jax.evals.finetune_step import layer_scales
 from dinotwins_jax.evals.supervised import CROPS, Supervised
 from dinotwins_jax.evals.supervised_step import SupervisedSettings, supervised_loss
 from dinotwins_jax.evals.view import View
-from dinotwins_jax.evaluate import _check_keys
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.train import train
 
@@ -161,15 +160,6 @@ def test_a_training_view_is_the_first_global_crop():
     both = make_multi_crop(**views, num_local=0)(images, sizes, keys)["global_crops"]
     one = make_random_crop(**views)(images, sizes, keys)
     np.testing.assert_array_equal(one, both[:, 0])
-
-
-def test_a_run_of_before_is_evaluated_with_the_defaults(tmp_path):
-    config, keys = shrunk(), ("supervised_steps", "supervised_draws")
-    known = [config.evals[key] for key in keys]
-    for key in keys:
-        del config.evals[key]
-    _check_keys(config, tmp_path)
-    assert [config.evals[key] for key in keys] == known
 
 
 @pytest.mark.slow
