@@ -20,8 +20,9 @@ from absl import flags, logging
 from dinotwins_jax.cli import COMPILED, exit_code, fail
 from dinotwins_jax.devices.compilation import remember_compilations
 from experiments.comparison.command import limited, run_with_overrides
+from experiments.comparison.outcome import report_failures
 from experiments.comparison.plan import METHODS
-from experiments.comparison.table import PICTURES, compare, report_failures
+from experiments.comparison.table import PICTURES, compare
 
 _PRESET = flags.DEFINE_string(
     "preset", "demo", "Preset, as after the colon of configs/hybrid.py:demo"
@@ -54,7 +55,7 @@ def main(argv, overrides: dict) -> int:
             text, failed = compare(*chosen, out, overrides)
         print(text)
         print(f"in {out}: table.md, comparison.json, {', '.join(PICTURES)}; a report.html a run")
-        report_failures(failed)
+        report_failures(failed, "comparison.json")
 
     return exit_code(work)
 

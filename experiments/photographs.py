@@ -16,7 +16,8 @@ same labels and the pretrained one fine-tuned. batch_size: the methods at --batc
 --config.key=value and --<method>.key=value are as in experiments.compare.
 
 Each command goes on where it stopped: --minutes=120 stops it after two hours, in a training at a
-checkpoint, with exit code 75. Results are in --out, by default runs/photographs-<study>.
+checkpoint, with exit code 75. Where a part of an evaluation fails, the others go on, the exit code is 4,
+and the same command tries it again. Results are in --out, by default runs/photographs-<study>.
 """
 
 from pathlib import Path
@@ -27,9 +28,10 @@ from dinotwins_jax.cli import COMPILED, exit_code, fail
 from dinotwins_jax.devices.compilation import remember_compilations
 from experiments.comparison.batch_sizes import batch_sizes
 from experiments.comparison.command import limited, run_with_overrides
+from experiments.comparison.outcome import report_failures
 from experiments.comparison.plan import METHODS
 from experiments.comparison.settings import SETTINGS, settings_study
-from experiments.comparison.table import compare, report_failures
+from experiments.comparison.table import compare
 
 LABELLED = ("linear", "knn", "fewshot", "clusters", "finetune_all", "scratch")
 # study -> (preset, tasks) of the studies that are comparisons
@@ -39,6 +41,7 @@ TABLES = {
     "small": ("cifar10_small", LABELLED),
     "coco": ("coco_cpu", (*LABELLED, "attention", "segmentation", "pca")),
 }
+RESULTS = {"settings": "settings.json", "batch_size": "batch_sizes.json"}  # files of the others
 STUDIES = ("settings", *TABLES, "batch_size")
 
 _STUDY = flags.DEFINE_enum("study", None, STUDIES, "What to run")
@@ -53,14 +56,16 @@ _MINUTES = flags.DEFINE_float("minutes", 0.0, "Stop after so long; 0: never", lo
 _OUT = flags.DEFINE_string("out", None, "Directory; default runs/photographs-<study>")
 
 
-def run_study(study: str, preset: str, seeds: int, out: Path, overrides: dict, **chosen) -> str:
-    """Runs what is missing of a study; returns its table.
+def run_study(
+    study: str, preset: str, seeds: int, out: Path, overrides: dict, **chosen
+) -> tuple[str, dict[str, dict[str, str]]]:
+    """Runs what is missing of a study.
 
     Args:
       preset: "": the study's own; seeds: 0: the study's own number.
       chosen: "methods", "only" (rows of settings) and "batches".
-    Raises:
-      EvaluationFailed: parts of an evaluation failed; all others are written.
+    Returns:
+      its table, and {run or picture: {task: why it failed}}.
     """
     if study == "settings":
         rows = chosen["only"] or list(SETTINGS)
@@ -76,9 +81,7 @@ def run_study(study: str, preset: str, seeds: int, out: Path, overrides: dict, *
         )
     own, tasks = TABLES[study]
     given = overrides | {"config": {"evals.tasks": repr(tasks)} | overrides.get("config", {})}
-    text, failed = compare(preset or own, seeds or 3, chosen["methods"], "steps", out, given)
-    report_failures(failed)
-    return text
+    return compare(preset or own, seeds or 3, chosen["methods"], "steps", out, given)
 
 
 def main(argv, overrides: dict) -> int:
@@ -95,18 +98,18 @@ def main(argv, overrides: dict) -> int:
     def work():
         remember_compilations(out.parent / COMPILED)
         with limited(_MINUTES.value):
-            print(
-                run_study(
-                    _STUDY.value,
-                    _PRESET.value,
-                    _SEEDS.value,
-                    out,
-                    overrides,
-                    methods=_METHODS.value,
-                    only=_ONLY.value,
-                    batches=[int(batch) for batch in _BATCHES.value],
-                )
+            text, failed = run_study(
+                _STUDY.value,
+                _PRESET.value,
+                _SEEDS.value,
+                out,
+                overrides,
+                methods=_METHODS.value,
+                only=_ONLY.value,
+                batches=[int(batch) for batch in _BATCHES.value],
             )
+        print(text)
+        report_failures(failed, RESULTS.get(_STUDY.value, "comparison.json"))
 
     return exit_code(work)
 
