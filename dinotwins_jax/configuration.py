@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dinotwins_jax.files import read_config
+from dinotwins_jax.settings.added import with_added
 
 SHIPPED = Path(__file__).parent / "configs"  # in a checkout a link to ../configs
 
@@ -84,7 +85,8 @@ def named_config(config: ConfigDict | str, overrides: Mapping[str, Any]) -> Conf
 
 
 def config_of(workdir: Path, without: str = "", *, opens_data: bool = False) -> ConfigDict:
-    """The config of a run, WORKDIR/config.json, which may come from somebody else.
+    """The config of a run, WORKDIR/config.json, which may come from somebody else. Keys that came later
+    than the run have the values that it had.
 
     Args:
       without: end of the error message where there is none.
@@ -96,7 +98,7 @@ def config_of(workdir: Path, without: str = "", *, opens_data: bool = False) -> 
     path = workdir / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no run in {workdir}: it has no config.json{without}")
-    config = read_config(path)
+    config = with_added(read_config(path))
     for key, source in _sources(config["data"]) if opens_data else ():
         if not isinstance(source, str) or ":" in source:
             raise ValueError(

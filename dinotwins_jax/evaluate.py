@@ -23,8 +23,6 @@ from dinotwins_jax.buckets import at_hand, download, shown
 from dinotwins_jax.cli import command, compiled_beside, exit_code, fail, overrides_of_run
 from dinotwins_jax.configuration import SHIPPED, config_of, load_config
 
-ADDED = ("supervised_steps", "supervised_draws")  # keys of evals that a run of before lacks
-
 
 def evaluate_run(
     workdir: str | os.PathLike,
@@ -127,12 +125,8 @@ def _evaluate_run(
 
 
 def _check_keys(config: ConfigDict, workdir: Path) -> None:
-    """Raises ValueError if a received config lacks a key that is read only when much is computed; keys of
-    evals that came later than it get their defaults."""
+    """Raises ValueError if a received config lacks a key that is read only when much is computed."""
     known = load_config(f"{SHIPPED / 'hybrid.py'}:demo")
-    for key in ADDED:
-        if key not in config.evals:
-            config.evals[key] = known.evals[key]
     missing = [f"evals.{key}" for key in known.evals if key not in config.evals]
     missing += [key for key in ("seed", "batch_size", "total_epochs") if key not in config]
     if missing:

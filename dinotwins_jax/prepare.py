@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from dinotwins_jax.cli import command, exit_code, fail
-from dinotwins_jax.configuration import config_name
+from dinotwins_jax.configuration import config_name, load_config
 from dinotwins_jax.data import (
     data_section,
     has_probe_data,
@@ -40,6 +40,7 @@ from dinotwins_jax.data.store import (
     shard_names,
     union,
 )
+from dinotwins_jax.data.subset import subset
 from dinotwins_jax.data.window import window_keys
 
 SAMPLE = 64  # images that the estimate encodes
@@ -59,9 +60,11 @@ def prepare(values: flags.FlagValues) -> None:
     sheet = Path(values.crop_sheet).expanduser() if values.crop_sheet else None
     if sheet and not sheet.parent.is_dir():
         raise FileNotFoundError(f"--crop_sheet: no such directory: {sheet.parent}")
+    part = (config.data.get("subset") or {}, config.data.source)
     if values.dry_run or out:
         whole = data_section(config) | {"subset": {}}  # which is chosen when they are read
         sources = {split: open_source(whole, split) for split in SPLITS}
+        subset(sources["pretrain"], "pretrain", *part)  # what training cannot choose is said here
         reading = settle_window(sources["pretrain"], config.seed)
         for source in sources.values() if reading.window else ():
             source.reading = reading
@@ -81,8 +84,10 @@ def prepare(values: flags.FlagValues) -> None:
         from dinotwins_jax.crop_sheet import draw_crop_sheet  # needs JAX, which nothing else does
 
         prepared = out is not None and not values.dry_run
-        source = make_source("array_record", "pretrain", dir=out) if prepared else None
-        source = source or open_source(data_section(config), "pretrain")
+        if prepared:
+            source = subset(make_source("array_record", "pretrain", dir=out), "pretrain", *part)
+        else:
+            source = open_source(data_section(config), "pretrain")
         settle_window(source, config.seed)
         draw_crop_sheet(
             sheet,
@@ -122,13 +127,20 @@ def write(store: Store, settings: Settings, out: Path, values: flags.FlagValues)
         print(f"  and {len(skipped) - 5} more, all in {out / 'manifest.json'}")
     masks = [split for split, part in manifest["splits"].items() if part["masks"]]
     print(f"masks: {', '.join(masks) or 'none'}")
-    config = config_name(values["config"].config_filename)
+    keys = {"data.source": "array_record", "data.dir": shlex.quote(str(out))}
+    keys |= {"model.in_channels": settings.channels} if settings.channels != 3 else {}
+    file = values["config"].config_filename
     print(
-        f"to train: python -m dinotwins_jax.main --config={config} "
-        f"--config.data.source=array_record --config.data.dir={shlex.quote(str(out))}"
-        + f" --config.model.in_channels={settings.channels}"
-        * (settings.channels != 3)
+        f"to train: python -m dinotwins_jax.main --config={config_name(file)} "
+        + " ".join(f"--config.{key}={value}" for key, value in (keys | _part(config, file)).items())
     )
+
+
+def _part(config, file: str) -> dict[str, object]:
+    """The keys of data.subset that differ from those of the config file."""
+    named = load_config(file).data.get("subset") or {}
+    given = config.data.get("subset") or {}
+    return {f"data.subset.{key}": v for key, v in given.items() if named.get(key) != v}
 
 
 def summary(store: Store, look: Look | None = None) -> str:

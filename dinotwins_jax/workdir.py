@@ -9,6 +9,7 @@ import jax
 from dinotwins_jax.checkpoint_folder import finished_steps, folder_of_checkpoints
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import read_config, replace_text
+from dinotwins_jax.settings.added import with_added
 from dinotwins_jax.settings.keys import flatten
 
 # Keys that may differ between two starts of one run: they change weights by rounding at most.
@@ -18,19 +19,6 @@ _FREE = (
     *("mesh.", "parallel", "micro_batches", "model.remat", "model.attention", "model.scan_blocks"),
     *("model.plain_gradients", "data.coco.train_annotations", "data.coco.test_annotations"),
 )
-# Keys that a config.json of before lacks, and the value that its run had.
-_ADDED = {
-    **{"views.vertical_flip": 0.0, "views.rotate90": 0.0, "data.folder.labels": ""},
-    **{"data.subset.classes": 0, "data.subset.images": 0, "data.subset.long_tail": 1.0},
-    **{"data.subset.seed": 0},
-    **{"model.in_channels": 3, "data.mean": [], "data.std": []},
-    **{"data.window.mode": "", "data.window.range": [], "data.window.percentiles": [0.5, 99.5]},
-    **{"data.window.per_band": False, "model.position_interpolation": "dino"},
-    **{"model.drop_path_uniform": False, "model.scan_blocks": False},
-    **{"optim.betas": [0.9, 0.999], "optim.lr_scaling": "linear_256", "optim.final_lr_ratio": None},
-    **{"optim.frozen_last_layer": "skipped"},
-    **{"loss.dino.weight_norm": True, "loss.ibot.weight_norm": True},
-}
 _ABSENT = object()
 _OPEN = {
     "data.canvas_size": 0,
@@ -90,7 +78,7 @@ def _tuple(value):
 
 
 def _differences(theirs: dict, ours: dict) -> str:
-    theirs, ours = _ADDED | flatten(theirs), _ADDED | flatten(ours)
+    theirs, ours = flatten(with_added(theirs)), flatten(with_added(ours))
     differ = [
         f"{key} ({theirs.get(key, 'not there')} -> {ours.get(key, 'not there')})"
         for key in sorted(theirs.keys() | ours.keys())

@@ -19,10 +19,10 @@ from absl import flags, logging
 
 from dinotwins_jax.cli import COMPILED, exit_code, fail
 from dinotwins_jax.devices.compilation import remember_compilations
-from dinotwins_jax.stopping import time_limit
-from experiments.comparison.command import run_with_overrides
+from experiments.comparison.command import limited, run_with_overrides
+from experiments.comparison.outcome import report_failures
 from experiments.comparison.plan import METHODS
-from experiments.comparison.table import PICTURES, compare, report_failures
+from experiments.comparison.table import PICTURES, compare
 
 _PRESET = flags.DEFINE_string(
     "preset", "demo", "Preset, as after the colon of configs/hybrid.py:demo"
@@ -51,11 +51,11 @@ def main(argv, overrides: dict) -> int:
 
     def work():
         remember_compilations(out.parent / COMPILED)
-        with time_limit(_MINUTES.value):
+        with limited(_MINUTES.value):
             text, failed = compare(*chosen, out, overrides)
         print(text)
         print(f"in {out}: table.md, comparison.json, {', '.join(PICTURES)}; a report.html a run")
-        report_failures(failed)
+        report_failures(failed, "comparison.json")
 
     return exit_code(work)
 

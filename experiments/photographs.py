@@ -16,7 +16,8 @@ same labels and the pretrained one fine-tuned. batch_size: the methods at --batc
 --config.key=value and --<method>.key=value are as in experiments.compare.
 
 Each command goes on where it stopped: --minutes=120 stops it after two hours, in a training at a
-checkpoint, with exit code 75. Results are in --out, by default runs/photographs-<study>.
+checkpoint, with exit code 75. Where a part of an evaluation fails, the others go on, the exit code is 4,
+and the same command tries it again. Results are in --out, by default runs/photographs-<study>.
 """
 
 from pathlib import Path
@@ -25,12 +26,12 @@ from absl import flags, logging
 
 from dinotwins_jax.cli import COMPILED, exit_code, fail
 from dinotwins_jax.devices.compilation import remember_compilations
-from dinotwins_jax.stopping import time_limit
 from experiments.comparison.batch_sizes import batch_sizes
-from experiments.comparison.command import run_with_overrides
+from experiments.comparison.command import limited, run_with_overrides
+from experiments.comparison.outcome import report_failures
 from experiments.comparison.plan import METHODS
 from experiments.comparison.settings import SETTINGS, settings_study
-from experiments.comparison.table import compare, report_failures
+from experiments.comparison.table import compare
 
 LABELLED = ("linear", "knn", "fewshot", "clusters", "finetune_all", "scratch")
 # study -> (preset, tasks) of the studies that are comparisons
@@ -40,17 +41,20 @@ TABLES = {
     "small": ("cifar10_small", LABELLED),
     "coco": ("coco_cpu", (*LABELLED, "attention", "segmentation", "pca")),
 }
+RESULTS = {"settings": "settings.json", "batch_size": "batch_sizes.json"}  # files of the others
 STUDIES = ("settings", *TABLES, "batch_size")
 
 
-def run_study(study: str, preset: str, seeds: int, out: Path, overrides: dict, **chosen) -> str:
-    """Runs what is missing of a study; returns its table.
+def run_study(
+    study: str, preset: str, seeds: int, out: Path, overrides: dict, **chosen
+) -> tuple[str, dict[str, dict[str, str]]]:
+    """Runs what is missing of a study.
 
     Args:
       preset: "": the study's own; seeds: 0: the study's own number.
       chosen: "methods", "only" (rows of settings) and "batches".
-    Raises:
-      EvaluationFailed: parts of an evaluation failed; all others are written.
+    Returns:
+      its table, and {run or picture: {task: why it failed}}.
     """
     if study == "settings":
         rows = chosen["only"] or list(SETTINGS)
@@ -66,9 +70,7 @@ def run_study(study: str, preset: str, seeds: int, out: Path, overrides: dict, *
         )
     own, tasks = TABLES[study]
     given = overrides | {"config": {"evals.tasks": repr(tasks)} | overrides.get("config", {})}
-    text, failed = compare(preset or own, seeds or 3, chosen["methods"], "steps", out, given)
-    report_failures(failed)
-    return text
+    return compare(preset or own, seeds or 3, chosen["methods"], "steps", out, given)
 
 
 def main(argv, overrides: dict) -> int:
@@ -87,8 +89,12 @@ def main(argv, overrides: dict) -> int:
         remember_compilations(out.parent / COMPILED)
         chosen = {"methods": given.methods, "only": given.only}
         chosen["batches"] = [int(batch) for batch in given.batches]
-        with time_limit(given.minutes):
-            print(run_study(given.study, given.preset, given.seeds, out, overrides, **chosen))
+        with limited(given.minutes):
+            text, failed = run_study(
+                given.study, given.preset, given.seeds, out, overrides, **chosen
+            )
+        print(text)
+        report_failures(failed, RESULTS.get(given.study, "comparison.json"))
 
     return exit_code(work)
 

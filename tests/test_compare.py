@@ -261,6 +261,27 @@ def test_a_finished_run_is_of_the_same_config(tmp_path, key, value, finished):
     assert is_finished(workdir, config, 4) == finished
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "finished"),
+    [
+        ("data.subset.images", 100, False),
+        ("optim.lr_scaling", "sqrt_1024", False),
+        ("evals.supervised_steps", 5, False),
+        ("model.scan_blocks", True, True),
+        ("data.subset.images", 0, True),
+    ],
+)
+def test_a_run_of_before_is_no_result_of_keys_that_came_later(tmp_path, key, value, finished):
+    config = shrunk(dino, evals__tasks=("knn",))
+    old = config.to_dict()
+    for name in ("subset", "probe"):
+        del old["data"][name]
+    del old["optim"]["lr_scaling"], old["evals"]["supervised_steps"], old["model"]["scan_blocks"]
+    workdir = write_run(tmp_path / "run", 1.0, config=old)
+    config.update_from_flattened_dict({key: value})
+    assert is_finished(workdir, config, 4) == finished
+
+
 def command(*arguments, module="experiments.compare"):
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],

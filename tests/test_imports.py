@@ -44,7 +44,7 @@ FLOORS = (
         ),
         (),
     ),
-    (("configuration", "checkpoint_folder", "lease"), ("devices",)),
+    (("configuration", "checkpoint_folder", "lease"), ("devices", "settings")),
     (("damage", "failures", "lock", "provenance", "workdir"), ("devices", "settings")),
     (("checkpoint", "cli"), ("devices", "settings", "training")),
     (("run_config",), ("settings",)),

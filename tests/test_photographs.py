@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from shrunk import SHRUNK
 
 from dinotwins_jax.build import build
 from dinotwins_jax.settings.keys import flatten
-from dinotwins_jax.stopping import Stopped, StopSignals, time_limit
+from dinotwins_jax.stopping import EvaluationFailed, Stopped, StopSignals, time_limit
 from dinotwins_jax.train import train
 from experiments import photographs
 from experiments.comparison.batch_sizes import configs_of_batch, report
 from experiments.comparison.learning import learning_curves
+from experiments.comparison.outcome import DINO_LOSS, collect, report_failures, spread_cell
 from experiments.comparison.plan import make_configs
 from experiments.comparison.running import Planned, time_left
 from experiments.comparison.settings import (
@@ -33,6 +35,8 @@ SMALL = {
 }
 SMALL |= {"loss.dino.out_dim": "32", "loss.dino.hidden_dim": "32", "loss.dino.bottleneck_dim": "16"}
 SMALL |= {"loss.barlow_twins.hidden_dims": "(32, 32)"}
+
+SCENES = {"config": {"data.source": "scenes", "total_epochs": "1.0"}}
 
 
 def test_every_row_of_the_settings_differs_in_what_it_says_and_is_not_evaluated():
@@ -69,7 +73,9 @@ def test_a_short_run_is_a_tenth_of_the_preset():
 def studied(tmp_path_factory):
     out, overrides = tmp_path_factory.mktemp("runs") / "settings", {"config": SMALL}
     rows = [BASE, "half the depth"]
-    return out, rows, overrides, settings_study("demo", rows, 1, out, overrides)
+    text, failed = settings_study("demo", rows, 1, out, overrides)
+    assert failed == {}
+    return out, rows, overrides, text
 
 
 @pytest.mark.slow
@@ -94,7 +100,7 @@ def test_the_log_of_the_settings_says_what_was_tried_and_on_what_it_was_judged(s
 def test_a_finished_study_trains_nothing_again(studied, monkeypatch):
     out, rows, overrides, text = studied
     monkeypatch.setattr("experiments.comparison.running.train", None)
-    assert settings_study("demo", rows, 1, out, overrides) == text
+    assert settings_study("demo", rows, 1, out, overrides) == (text, {})
 
 
 def test_batch_sizes_see_equal_images_and_the_teacher_looks_as_many_back():
@@ -122,14 +128,70 @@ def test_the_loss_from_large_to_small_batches_is_compared_seed_by_seed(tmp_path)
         for method, of in scores.items()
         for batch, values in of.items()
     }
-    text = report(tmp_path, table, {}, ["barlow_twins", "hybrid"], [16, 256])
+    text = report(tmp_path, table, {}, ["barlow_twins", "hybrid"], [16, 256], 3, {})
     lost = json.loads((tmp_path / "batch_sizes.json").read_text())["lost"]
     test = lost["k-NN, k=20"]["barlow_twins"]
     assert test["difference"] == pytest.approx(np.mean([5.0, 5.5, 4.5]) - np.mean([20, 20.5, 20]))
     assert test["verdict"] == "worse"  # less is lost
     (line,) = [line for line in text.splitlines() if line.startswith("| hybrid")][:1]
     assert line.split("|")[-2].strip() == "5.0 ± 0.5"
+    assert (
+        "hybrid loses 15.2 points fewer than barlow_twins (difference -15.2, with 95% confidence in "
+        in text
+    )
     assert (tmp_path / "batch_sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_failed_tasks_are_missing_in_the_tables_of_batch_sizes_and_named(tmp_path):
+    """One seed of a score, a whole column of a row, and a whole row."""
+    table = {
+        "dino-batch16": {"k-NN, k=20": [40.0, None, 42.0]},
+        "dino-batch256": {"k-NN, k=20": [60.0, 61.0, 62.5], "ridge 10%": [1.0, 2.0, 3.0]},
+        "hybrid-batch256": {"k-NN, k=20": [63.0, 63.5, 63.0], "ridge 10%": [None] * 3},
+    }
+    failed = {"dino-batch16-seed1": {"knn": "too little memory"}}
+    text = report(tmp_path, table, {}, ["dino", "hybrid"], [16, 256], 3, failed)
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    assert rows[2] == ["dino", "41.0 ± 1.4 (2 of 3)", "61.2 ± 1.3", "20.2 ± 0.4 (2 of 3)"]
+    assert rows[3] == ["hybrid", "–", "63.2 ± 0.3", "–"]
+    assert rows[6:] == [["dino", "–", "2.0 ± 1.0", "–"], ["hybrid", "–", "–", "–"]]
+    assert "dino-batch16-seed1: knn failed: too little memory" in text
+    found = json.loads((tmp_path / "batch_sizes.json").read_text())
+    assert found["failed"] == failed and found["lost"] == {"k-NN, k=20": {}, "ridge 10%": {}}
+    assert (tmp_path / "batch_sizes.png").exists()
+    with pytest.raises(EvaluationFailed, match=r"dino-batch16-seed1 \(knn\).*batch_sizes.json has"):
+        report_failures(failed, "batch_sizes.json")
+
+
+def test_a_score_that_is_not_finite_is_none(tmp_path):
+    assert spread_cell([None, None]) == "–" and spread_cell([1.0, None]) == "1.0 (1 of 2)"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "dino/loss": NaN}\n')
+    scores = {"teacher": {"knn": {"k20": {"top1": float("nan")}}}}
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": scores}))
+    assert collect({"dino": [tmp_path]})["dino"] == {DINO_LOSS: [None], "k-NN, k=20": [None]}
+
+
+def test_sizes_of_a_preset_that_follow_from_its_model_are_changed_too():
+    """vit_tiny: width 192, 12 blocks, 3 heads."""
+    config = config_of_row("width x 3/4", "cifar10", 0, SCENES)
+    assert config.model.embed_dim == 144 and config.model.num_heads == 2
+    assert config_of_row("half the depth", "cifar10", 0, SCENES).model.depth == 6
+    assert config_of_row(BASE, "cifar10", 0, SCENES).model.depth is None
+    with pytest.raises(
+        ValueError, match=r"'dino: rate halved' .*config\.optim\.lr .*leaves it open"
+    ):
+        config_of_row("dino: rate halved", "cifar10+auto", 0, SCENES)
+
+
+def test_settings_without_labels_to_judge_by_are_refused_at_the_start(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    keys = {"data.source": "folder", "data.dir": str(tmp_path), "total_epochs": "1.0"}
+    with pytest.raises(
+        ValueError, match=r"judges by labels, and the training data \(folder, .*none"
+    ):
+        settings_study("demo", [BASE], 1, tmp_path / "out", {"config": SMALL | keys})
+    assert not (tmp_path / "out").exists()
 
 
 def test_learning_curves_are_over_images_at_the_steps_of_all_seeds(tmp_path):
@@ -208,10 +270,13 @@ def test_the_tables_have_the_baseline_and_keys_on_the_command_line_come_last(mon
 
     def compare(preset, seeds, methods, budget, out, overrides):
         given.update(preset=preset, seeds=seeds, tasks=overrides["config"]["evals.tasks"])
-        return "table", {}
+        return "table", {"dino-seed0": {"knn": "why"}}
 
     monkeypatch.setattr(photographs, "compare", compare)
-    assert photographs.run_study("small", "", 0, Path("x"), {}, methods=["dino"]) == "table"
+    assert photographs.run_study("small", "", 0, Path("x"), {}, methods=["dino"]) == (
+        "table",
+        {"dino-seed0": {"knn": "why"}},
+    )
     assert given["preset"] == "cifar10_small" and given["seeds"] == 3
     assert "scratch" in given["tasks"] and "finetune_all" in given["tasks"]
     own = {"config": {"evals.tasks": "('knn',)"}}

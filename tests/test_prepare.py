@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinotwins_jax import prepare
 from dinotwins_jax.data import make_source, shards
 from dinotwins_jax.data.base import BadImage
 from dinotwins_jax.data.pipeline import train_batches
@@ -385,6 +386,33 @@ def test_dry_run_and_crop_sheet_write_nothing_else(large, tmp_path):
         width, height = image.size
     # A row: 64 pixels for the image, two globals of 32, eight locals of 16 in columns of one.
     assert height >= 8 * 32 + 7 * 4 and width >= 64 + 2 * 36
+
+
+def test_a_part_of_the_data_is_in_the_crop_sheet_and_in_the_command(tmp_path, capsys):
+    """Two pictures of forty, so the eight of the sheet repeat them."""
+    out, sheet = tmp_path / "out", tmp_path / "crops.png"
+    arguments = ["--config=hybrid:cifar10_lt", "--config.data.source=scenes", f"--out={out}"]
+    data = {"scenes.num_train": 40, "scenes.num_test": 4, "scenes.size": 24}
+    data |= {"subset.classes": 2, "subset.images": 1}
+    arguments += [f"--config.data.{key}={value}" for key, value in data.items()]
+    arguments += [f"--crop_sheet={sheet}", "--config.views.num_local=0", "--workers=1"]
+    assert prepare.run(arguments) == 0
+    (line,) = [t for t in capsys.readouterr().out.splitlines() if t.startswith("to train:")]
+    assert line.endswith(
+        f"--config=hybrid:cifar10_lt --config.data.source=array_record --config.data.dir={out} "
+        "--config.data.subset.classes=2 --config.data.subset.images=1"
+    )
+    assert len(make_source("array_record", "pretrain", dir=str(out))) == 40
+    rows = np.asarray(Image.open(sheet)).astype(int)  # 36 pixels each, the image in the first 64
+    images = {rows[top : top + 32, :64].tobytes() for top in range(0, 8 * 36, 36)}
+    assert len(images) == 2
+
+
+def test_a_part_that_cannot_be_chosen_is_refused_before_the_work(coco, tmp_path, capsys):
+    arguments = ["--config=hybrid:coco", f"--config.data.dir={coco}", f"--out={tmp_path / 'out'}"]
+    assert prepare.run([*arguments, "--config.data.subset.images=1"]) == 2
+    assert "data source 'coco' has no labels of split 'pretrain'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -93,13 +93,19 @@ def test_the_test_split_loses_only_the_classes_that_are_left_out():
 
 
 def test_images_without_a_label_are_left_out_and_files_stay_files():
-    part = subset(Files(), "train", {"images": 2})
+    part = subset(Files(), "train", {"images": 2}, "mine")
     assert np.bincount(part.labels).tolist() == [2, 2, 2]
     assert gives_encoded(part) and part.encoded(0) == bytes([int(part.name(0).split()[1])])
     assert part.notes == ("6 of 12 images by data.subset",)
     assert any("6 of 12 images by data.subset" in line for line in describe({"train": part}))
     everything = Files()
-    assert subset(everything, "train", {}) is everything  # as in a config of before
+    assert subset(everything, "train", {}, "mine") is everything  # as in a config of before
+
+
+def test_the_test_split_keeps_its_images_without_a_label():
+    """They are pictures without any of the classes, on which a wrong label counts."""
+    part = subset(Files(), "test", {"classes": 2}, "mine")
+    assert part.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, -1, -1] and part.class_names == ("a", "b")
 
 
 def test_what_cannot_be_chosen_is_named():
@@ -107,8 +113,8 @@ def test_what_cannot_be_chosen_is_named():
         opened("train", classes=11)
     unlabelled = Files()
     unlabelled.labels = None
-    with pytest.raises(ValueError, match="split 'pretrain' has no labels to choose images by"):
-        subset(unlabelled, "pretrain", {"images": 3})
+    with pytest.raises(ValueError, match="'mine' has no labels of split 'pretrain' to choose"):
+        subset(unlabelled, "pretrain", {"images": 3}, "mine")
 
 
 def test_other_data_of_the_probes_have_a_subset_of_their_own():

@@ -10,9 +10,14 @@ from dinotwins_jax.augment.multi_crop import make_multi_crop, make_random_crop
 from dinotwins_jax.evals import supervised
 from dinotwins_jax.evals.finetune_step import layer_scales
 from dinotwins_jax.evals.supervised import CROPS, Supervised
-from dinotwins_jax.evals.supervised_step import SupervisedSettings, supervised_loss
+from dinotwins_jax.evals.supervised_step import (
+    SupervisedSettings,
+    fit,
+    start_of,
+    supervised_loss,
+)
 from dinotwins_jax.evals.view import View
-from dinotwins_jax.evaluate import _check_keys
+from dinotwins_jax.failures import failing_alone
 from dinotwins_jax.models.vit import VisionTransformer
 from dinotwins_jax.train import train
 
@@ -104,6 +109,42 @@ def test_a_second_evaluation_fits_nothing_again(toy, learned, monkeypatch):
         )
 
 
+def test_a_fit_takes_the_memory_of_its_own_network_alone(toy):
+    """The step writes in place, and the start survives."""
+    backbone, _, (source, _), view = toy
+    whole, settings = made(toy), QUICK._replace(batch_size=4)
+    start = start_of(backbone, whole._params, 2)
+    kept, seen = jax.tree.map(np.array, start), []
+
+    def step(network, *rest):
+        seen.append(network)
+        return whole._step(network, *rest)
+
+    options = {"rate": 1e-3, "steps": 2, "seed": 0, "canvas_size": view.canvas_size}
+    network = fit(step, start, source, source.labels, np.arange(8), settings, **options)
+    taken = [leaf.is_deleted() for of in seen for leaf in jax.tree.leaves(of)]
+    assert len(seen) == 2 and all(taken)
+    jax.tree.map(np.testing.assert_array_equal, start, kept)
+    assert np.abs(np.asarray(network["head"]["kernel"])).max() > 0
+
+
+def test_too_little_memory_costs_the_task_alone(toy, capsys):
+    backbone, params, (source, _), view = toy
+    failed, start = {}, start_of(backbone, params, 2)
+
+    def larger_than_any_memory(*_):
+        return jax.block_until_ready(jnp.zeros(2**47, jnp.uint8)), None
+
+    options = {"rate": 1e-3, "steps": 2, "seed": 0, "canvas_size": view.canvas_size}
+    rest = (source, source.labels, np.arange(8), QUICK)
+    with failing_alone("task scratch", "scratch", failed):
+        fit(larger_than_any_memory, start, *rest, **options)
+    assert failed["scratch"].startswith(
+        "training the whole network with 16 images in a batch does not fit into the memory of the device"
+    )
+    assert capsys.readouterr().err.startswith("task scratch failed: training")
+
+
 def test_test_labels_select_nothing(toy):
     """Turned round they give the complement of the accuracy, and the same rate, length and held-out
     score."""
@@ -161,15 +202,6 @@ def test_a_training_view_is_the_first_global_crop():
     both = make_multi_crop(**views, num_local=0)(images, sizes, keys)["global_crops"]
     one = make_random_crop(**views)(images, sizes, keys)
     np.testing.assert_array_equal(one, both[:, 0])
-
-
-def test_a_run_of_before_is_evaluated_with_the_defaults(tmp_path):
-    config, keys = shrunk(), ("supervised_steps", "supervised_draws")
-    known = [config.evals[key] for key in keys]
-    for key in keys:
-        del config.evals[key]
-    _check_keys(config, tmp_path)
-    assert [config.evals[key] for key in keys] == known
 
 
 @pytest.mark.slow

@@ -197,6 +197,7 @@ def test_names():
     assert score_title(("sizes", "small", "objects")) == "small objects: number of objects"
     assert score_title(("multilabel sgd 10%", "map")) == "multi-label SGD, 10% of the labels: mAP"
     assert score_title(("k20", "balanced")) == "k-NN, k=20: balanced accuracy"
+    assert score_title(("10%", "top1")) == "whole network, 10% of the labels: top-1"
     assert score_title(("new_score",)) == "new score"
     assert [task_title(t) for t in ("knn multilabel", "finetune multilabel", "mine")] == [
         "Multi-label k-NN", "Multi-label fine-tuning", "mine"

@@ -67,7 +67,7 @@ def open_source(data: Mapping[str, Any], split: str) -> Source:
       ValueError: as `make_source` and `subset`, or prepared data of other channels or another window.
     """
     source = make_source(data["source"], split, dir=data["dir"], **source_options(data))
-    source = subset(source, split, data.get("subset") or {})
+    source = subset(source, split, data.get("subset") or {}, data["source"])
     if limit := int(data.get("max_pixels") or 0):
         allow_pixels(limit)
         source.max_pixels = limit  # travels to the decoding processes, as does the reading

@@ -11,15 +11,17 @@ import numpy as np
 from dinotwins_jax.data.base import EncodedImages, Source, gives_encoded, reading_of
 
 
-def subset(source: Source, split: str, options: Mapping[str, Any]) -> Source:
+def subset(source: Source, split: str, options: Mapping[str, Any], name: str) -> Source:
     """The part of a source that the section data.subset of a config describes.
 
-    The test split loses the classes that are left out, and nothing else. Of "pretrain" and "train" images
+    The test split loses the classes that are left out, and nothing else: images without a label stay, as
+    they count for the precision of several labels. Of "pretrain" and "train" images
     without a kept class are left out too. The same labels in the same order give the same images.
 
     Args:
       options: {"classes", "images", "long_tail", "seed"}, see `class_sizes`; what is not there changes
         nothing.
+      name: of the source, for errors.
     Returns:
       the source itself where nothing is left out by the options.
     Raises:
@@ -31,15 +33,16 @@ def subset(source: Source, split: str, options: Mapping[str, Any]) -> Source:
         return source
     if source.labels is None:
         raise ValueError(
-            f"config.data.subset: split {split!r} has no labels to choose images by; train on data "
-            "whose images all have labels, or leave the section as it is"
+            f"config.data.subset: data source {name!r} has no labels of split {split!r} to choose images "
+            "by; coco and tfds never have them for 'pretrain': take a source that has, such as folder, or "
+            "leave the section out"
         )
     labels, there = np.asarray(source.labels), len(source.class_names)
     if classes > there:
         raise ValueError(f"config.data.subset.classes is {classes}: the data has {there} classes")
     kept = classes or there
     if split == "test":
-        chosen = np.flatnonzero((labels >= 0) & (labels < kept))
+        chosen = np.flatnonzero(labels < kept)
         note = ""
     else:
         known = labels[(labels >= 0) & (labels < kept)]

@@ -97,6 +97,8 @@ def _key_title(key: str) -> str:
         return (
             f"{'multi-label ' if several else ''}{_KEYS.get(probe, probe)}, {share} of the labels"
         )
+    if re.fullmatch(r"[\d.]+%", key):
+        return f"whole network, {key} of the labels"
     if found := re.fullmatch(r"k(\d+)", key):
         return f"k-NN, k={found[1]}"
     if found := re.fullmatch(r"shots(\d+)", key):

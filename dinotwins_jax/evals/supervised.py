@@ -20,6 +20,7 @@ from dinotwins_jax.evals.splits import holdout, stratified_indices
 from dinotwins_jax.evals.supervised_step import (
     SupervisedSettings,
     fit,
+    fitting_in_memory,
     make_step,
     predict,
     start_of,
@@ -92,7 +93,7 @@ class Supervised:
           "map_mean", …, "splits": [{"split_seed", "learning_rate", "steps", "holdout_top1" or
           "holdout_map" (None where nothing could be held out), "num_train", "top1", … or "map", …}]}.
         Raises:
-          ValueError: no labelled or readable images, or a fraction outside (0, 1].
+          ValueError: no labelled or readable images, a fraction outside (0, 1], or too little memory.
         """
         draws = {}
         for fraction in fractions:
@@ -203,9 +204,10 @@ class Supervised:
         """Logits f32[n, C] of the readable images, and their indices."""
         quiet = self._view._replace(report=lambda done, total: None)
         logits, seen = [], []
-        for views, index in quiet.of(source, indices):
-            logits.append(np.asarray(predict(network, views, backbone=self._backbone)))
-            seen.append(index)
+        with fitting_in_memory(f"scoring with config.evals.batch_size={quiet.batch_size}"):
+            for views, index in quiet.of(source, indices):
+                logits.append(np.asarray(predict(network, views, backbone=self._backbone)))
+                seen.append(index)
         if not seen:
             raise ValueError(f"none of the {len(indices)} labelled images was read")
         return np.concatenate(logits), np.concatenate(seen)

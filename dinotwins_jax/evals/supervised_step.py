@@ -3,6 +3,7 @@
 Letters: m images, B batch, C classes, S steps.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -62,7 +63,8 @@ def make_step(
 ) -> Callable:
     """Builds the jitted step(network, state, batch, rate) -> (network, state).
 
-    Compiled once for all rates, lengths and sets of images.
+    Compiled once for all rates, lengths and sets of images. Network and state are donated: the step writes
+    the new ones where they were.
 
     Args:
       random_crop: as of `augment.multi_crop.make_random_crop`.
@@ -72,7 +74,7 @@ def make_step(
       rate: f32[], of this step; state: optax.scale_by_adam().init(network) at first.
     """
 
-    @jax.jit
+    @partial(jax.jit, donate_argnums=(0, 1))
     def step(network, state, batch, rate):
         key = jax.random.key(batch["seed"])
         crops, drops = jax.random.split(key)
@@ -123,18 +125,34 @@ def fit(
       rate: peak learning rate; steps: length; seed: of order, crops and drop path.
       canvas_size: pixels; put: a batch's array -> devices.
       advanced: called with the images of each step.
+    Raises:
+      ValueError: no readable image, or a step does not fit into the memory of the device.
     """
-    network, state = start, optax.scale_by_adam().init(start)
-    factors = rate_factors(steps, settings.warmup)
-    for batch, factor in zip(
-        _batches(source, labels, rows, steps, settings.batch_size, seed, canvas_size),
-        factors,
-        strict=True,
-    ):
-        on_device = jax.tree.map(put, batch) | {"seed": np.uint32(seed)}
-        network, state = step(network, state, on_device, np.float32(rate * factor))
-        advanced(settings.batch_size)
-    return network
+    B = settings.batch_size
+    with fitting_in_memory(f"training the whole network with {B} images in a batch"):
+        network = jax.tree.map(jnp.copy, start)  # the step takes it
+        state = optax.scale_by_adam().init(network)
+        factors = rate_factors(steps, settings.warmup)
+        batches = _batches(source, labels, rows, steps, B, seed, canvas_size)
+        for batch, factor in zip(batches, factors, strict=True):
+            on_device = jax.tree.map(put, batch) | {"seed": np.uint32(seed)}
+            network, state = step(network, state, on_device, np.float32(rate * factor))
+            advanced(B)
+        return jax.block_until_ready(network)
+
+
+@contextlib.contextmanager
+def fitting_in_memory(what: str) -> Iterator[None]:
+    """Turns XLA's error where the memory of a device is too small into a ValueError that names `what`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(
+            f"{what} does not fit into the memory of the device, config.model.remat=True needs less: "
+            f"{str(error).strip().splitlines()[0][:200]}"
+        ) from None
 
 
 def _batches(source, labels, rows, steps, B, seed, canvas_size) -> Iterator[dict]:

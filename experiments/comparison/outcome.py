@@ -1,11 +1,13 @@
 """Tables of a comparison from its workdirs, as data and as Markdown."""
 
 import json
+import math
 from pathlib import Path
 
 from dinotwins_jax.devices.processes import warn
-from dinotwins_jax.evals.table import cell, headline, markdown
+from dinotwins_jax.evals.table import headline, markdown
 from dinotwins_jax.files import read_json_lines
+from dinotwins_jax.stopping import EvaluationFailed
 from experiments.comparison.statistics import mean_std, paired
 
 DINO_LOSS = "DINO's loss"  # of those that have one; lower is better
@@ -26,7 +28,7 @@ def read_report(workdir: Path) -> dict:
 
 def collect(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, list[float | None]]]:
     """Collects {row: {column: one value per seed}} of methods, random weights, pixels and centre box;
-    None for a seed whose task failed.
+    None for a seed whose task failed or whose score is not finite.
 
     Args:
       workdirs: method -> its runs by seed, in the same order.
@@ -36,7 +38,9 @@ def collect(workdirs: dict[str, list[Path]]) -> dict[str, dict[str, list[float |
 
     def add(row: str, column: str, number: int, value: float) -> None:
         values = table.setdefault(row, {}).setdefault(column, [None] * seeds)
-        if values[number] is None:  # rows without training are the same for all methods
+        if values[number] is None and math.isfinite(
+            value
+        ):  # rows without training are the same for all methods
             values[number] = value
 
     for method, runs in workdirs.items():
@@ -62,21 +66,43 @@ def columns_of(table: dict) -> list[str]:
     return list(dict.fromkeys(column for row in table.values() for column in row))
 
 
+def spread_cell(values, digits: int = 1) -> str:
+    """ "78.4 ± 0.5 (2 of 3)": mean ± standard deviation over the seeds that have a value, and how many
+    these are where some lack it; "–" if all do."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return "–"
+    mean, std = mean_std(found)
+    shown = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+    return shown if len(found) == len(values) else f"{shown} ({len(found)} of {len(values)})"
+
+
 def score_table(table: dict) -> str:
-    """Markdown table, one line per score: mean ± standard deviation over the training seeds that have it,
-    and how many these are where some lack it."""
-
-    def text(column, values):
-        found = [value for value in values if value is not None]
-        if not found:
-            return "–"
-        mean, std = mean_std(found)
-        spread = "" if std is None else f" ± {std:.3f}"
-        shown = f"{mean:.3f}{spread}" if column == DINO_LOSS else cell((mean, std))
-        return shown if len(found) == len(values) else f"{shown} ({len(found)} of {len(values)})"
-
-    lines = [[c, *(text(c, row.get(c, ())) for row in table.values())] for c in columns_of(table)]
+    """Markdown table, one line per score, with the cells of `spread_cell`."""
+    lines = [
+        [c, *(spread_cell(row.get(c, ()), 3 if c == DINO_LOSS else 1) for row in table.values())]
+        for c in columns_of(table)
+    ]
     return markdown([["", *table], *lines])
+
+
+def failure_lines(failed: dict[str, dict[str, str]]) -> list[str]:
+    """What `failures` found, a line each."""
+    return [
+        f"{run}: {task} failed: {why}"
+        for run, reasons in failed.items()
+        for task, why in reasons.items()
+    ]
+
+
+def report_failures(failed: dict[str, dict[str, str]], file: str) -> None:
+    """Raises EvaluationFailed where something failed, with the names of what and the file that has the
+    reasons."""
+    if failed:
+        runs = ", ".join(f"{run} ({', '.join(reasons)})" for run, reasons in failed.items())
+        raise EvaluationFailed(
+            f"failed: {runs}; all else is written: {file} has the reasons under 'failed'"
+        )
 
 
 def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]]:

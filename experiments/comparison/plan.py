@@ -13,6 +13,7 @@ from dinotwins_jax.build import build
 from dinotwins_jax.damage import paths
 from dinotwins_jax.evals.features import checksum
 from dinotwins_jax.models.vit import as_pair
+from dinotwins_jax.settings.added import with_added
 from dinotwins_jax.settings.auto import open_keys
 from dinotwins_jax.settings.keys import flatten, value_at
 from dinotwins_jax.training.optim import make_optimizer
@@ -26,7 +27,8 @@ METHODS = (
 _ABSENT = object()
 # Keys that change neither weights nor scores.
 _FREE = ("log.", "checkpoint.", "data.num_workers", "data.dir", "data.probe.dir", "evals.tasks",
-         "evals.monitor_", "evals.batch_size", "evals.pictures", "model.attention")  # fmt: skip
+         "evals.monitor_", "evals.batch_size", "evals.pictures", "model.attention",
+         "model.scan_blocks")  # fmt: skip
 
 
 def split_overrides(argv: list[str], methods) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -183,11 +185,12 @@ def equal_flops(steps: dict[str, int], flops: dict[str, float]) -> dict[str, int
 def is_finished(workdir: Path, config: ConfigDict, steps: int) -> bool:
     """Whether the run was trained to the end, evaluated on all tasks without failure, and has this config.
 
-    Keys added to the config after the run, and automatic values, are ignored.
+    Automatic values are ignored. A key that the run's config lacks has the value of `with_added`; one that
+    is not there either is ignored.
     """
     try:
         report = json.loads((workdir / "scores.json").read_text())
-        theirs = _deciding(json.loads((workdir / "config.json").read_text()))
+        theirs = _deciding(with_added(json.loads((workdir / "config.json").read_text())))
     except (OSError, ValueError):
         return False
     ours = _deciding(json.loads(json.dumps(config.to_dict())))  # tuples become lists, as on disk

@@ -6,17 +6,21 @@ ridge probe of the monitor: of `JUDGES` training images a third is held out. No 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dinotwins_jax.backbone import make_backbone
 from dinotwins_jax.build import build
+from dinotwins_jax.data import open_source, split_section
 from dinotwins_jax.evals.monitor import HELD_OUT
-from dinotwins_jax.evals.table import cell, markdown
+from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
+from dinotwins_jax.settings.keys import value_at
 from experiments.comparison.learning import METRICS
-from experiments.comparison.outcome import read_log
+from experiments.comparison.outcome import failure_lines, failures, read_log, spread_cell
 from experiments.comparison.plan import METHODS, change, make_configs
 from experiments.comparison.running import Planned, costs_of, step_costs, train_missing
 from experiments.comparison.statistics import mean_std
@@ -71,12 +75,15 @@ def config_of_row(row: str, preset: str, seed: int, overrides: dict) -> ConfigDi
     """The config of one row of SETTINGS, of SHARE of the preset's length unless the overrides say how
     long, monitored CURVE times and not evaluated.
 
-    Raises ValueError for an unknown row or preset, or a bad override.
+    Raises ValueError for an unknown row or preset, a bad override, or a row that changes by a factor what
+    the preset leaves open.
     """
     if row not in SETTINGS:
         raise ValueError(f"unknown row '{row}': choose from {', '.join(SETTINGS)}")
     method, changes = SETTINGS[row]
-    config = change(make_configs(preset, METHODS[:3], seed, overrides)[method], changes)
+    config = make_configs(preset, METHODS[:3], seed, overrides)[method]
+    _fill(config, changes, row, preset)
+    change(config, changes)
     evals, given = config.evals, overrides.get("config", {})
     if not {"total_steps", "total_epochs"} & given.keys():
         config.total_steps = round(SHARE * build(config).total_steps)
@@ -87,9 +94,42 @@ def config_of_row(row: str, preset: str, seed: int, overrides: dict) -> ConfigDi
     return config
 
 
-def settings_study(preset: str, rows: Sequence[str], seeds: int, out: Path, overrides: dict) -> str:
-    """Trains the unfinished rows; writes OUT/settings.json and settings.md, returns the latter."""
+def _fill(config: ConfigDict, changes: dict, row: str, preset: str) -> None:
+    """Gives the sizes that follow from model.name their values, where a row changes them by a factor."""
+    for key in (key for key, value in changes.items() if callable(value)):
+        if value_at(config, key) is not None:
+            continue
+        name = key.removeprefix("model.")
+        if name not in ("embed_dim", "depth", "num_heads"):
+            raise ValueError(
+                f"row '{row}' changes config.{key} by a factor, and --preset={preset} leaves it open: give "
+                f"--config.{key}=…"
+            )
+        config.model[name] = getattr(make_backbone(config), name)
+
+
+def _check_labels(config: ConfigDict) -> None:
+    """Raises ValueError if there is nothing to judge by."""
+    section = split_section(config, "train")
+    if open_source(section, "train").labels is None:
+        raise ValueError(
+            f"--study=settings judges by labels, and the training data ({section['source']}, "
+            f"{section['dir'] or 'no directory'}) have none: give labelled ones, config.data.probe"
+        )
+
+
+def settings_study(
+    preset: str, rows: Sequence[str], seeds: int, out: Path, overrides: dict
+) -> tuple[str, dict[str, dict[str, str]]]:
+    """Trains the unfinished rows; writes OUT/settings.json and settings.md.
+
+    Returns:
+      the latter, and {run: {part of its evaluation: why it failed}}.
+    Raises:
+      ValueError: as `config_of_row`, or data without labels.
+    """
     every = {row: config_of_row(row, preset, 0, overrides) for row in dict.fromkeys([BASE, *rows])}
+    _check_labels(every[BASE])
     costs = step_costs(out, every)
     budget = costs[BASE][0] * costs[BASE][1]
     plan = []
@@ -103,7 +143,8 @@ def settings_study(preset: str, rows: Sequence[str], seeds: int, out: Path, over
             group[row] = Planned(f"{row}, seed {seed}", config, workdir, steps, steps * flops)
         plan.append(group)
     train_missing(plan, out / "features", equal_starts=False)
-    return _report(out, preset, overrides, [entry(row, plan) for row in rows])
+    failed = failures({row: [group[row].workdir for group in plan] for row in rows})
+    return _report(out, preset, overrides, [entry(row, plan) for row in rows], failed), failed
 
 
 def entry(row: str, plan: list[dict[str, Planned]]) -> dict:
@@ -112,15 +153,15 @@ def entry(row: str, plan: list[dict[str, Planned]]) -> dict:
     runs = [group[row] for group in plan]
     logs = [read_log(run.workdir) for run in runs]
     config = runs[0].config
-    judged = [metric for metric in METRICS if metric in logs[0][-1]]
+    judged = [metric for metric in METRICS if any(metric in log[-1] for log in logs)]
     images = config.evals.monitor_images
     return {
         "row": row,
         "method": method,
-        "changes": {key: _value(config, key) for key in changes},
+        "changes": {key: value_at(config, key) for key in changes},
         "judged on": f"{round(HELD_OUT * images)} held out of at most {images} training images",
         "runs": [costs_of(run) for run in runs],
-        "scores": {metric: [log[-1][metric] for log in logs] for metric in judged},
+        "scores": {metric: [_finite(log[-1].get(metric)) for log in logs] for metric in judged},
         "curves": {
             metric: [
                 [[line["step"] * config.batch_size, line[metric]] for line in log if metric in line]
@@ -131,21 +172,23 @@ def entry(row: str, plan: list[dict[str, Planned]]) -> dict:
     }
 
 
-def _value(config: ConfigDict, key: str):
-    value = config
-    for part in key.split("."):
-        value = value[part]
-    return value
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
-def _report(out: Path, preset: str, overrides: dict, entries: list[dict]) -> str:
-    found = {"preset": preset, "overrides": overrides, "rows": entries}
+def _report(out: Path, preset: str, overrides: dict, entries: list[dict], failed: dict) -> str:
+    found = {"preset": preset, "overrides": overrides, "rows": entries, "failed": failed}
     replace_text(out / "settings.json", json.dumps(found, indent=2) + "\n")
     metrics = list(dict.fromkeys(metric for of in entries for metric in of["scores"]))
     names = [metric.removeprefix("monitor/").replace("_", " ") for metric in metrics]
     lines = [["", *names, "images", "minutes", "differs in"]]
-    for of in sorted(entries, key=lambda of: -mean_std(of["scores"][metrics[0]])[0]):
-        cells = [cell(mean_std(of["scores"][metric])) for metric in metrics]
+
+    def first(of: dict) -> float:
+        known = [v for v in of["scores"].get(metrics[0], ()) if v is not None] if metrics else []
+        return mean_std(known)[0] if known else -math.inf
+
+    for of in sorted(entries, key=first, reverse=True):
+        cells = [spread_cell(of["scores"].get(metric, ())) for metric in metrics]
         seconds = sum(run["seconds"] or 0.0 for run in of["runs"]) / len(of["runs"])
         differs = ", ".join(f"`{key}={value}`" for key, value in of["changes"].items())
         images = f"{of['runs'][0]['images']:,}"
@@ -157,5 +200,6 @@ def _report(out: Path, preset: str, overrides: dict, entries: list[dict]) -> str
         f"{markdown(lines)}\n\nPreset `{preset}`{' with ' * bool(given)}{', '.join(given)}; equal FLOPs, "
         f"crops not counted. In %, judged on {entries[0]['judged on']}; not on the test split.\n"
     )
+    text += "".join(f"\n{line}\n" for line in failure_lines(failed))
     replace_text(out / "settings.md", text)
     return text

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from dinotwins_jax.failures import failing_alone
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.stopping import EvaluationFailed
 from experiments.comparison.learning import draw_learning
 from experiments.comparison.outcome import (
     collect,
+    failure_lines,
     failures,
     score_table,
     significance,
@@ -78,8 +78,7 @@ def _report(
         text += f"\nPaired by seed, with 95% confidence:\n\n{significance_table(found)}\n"
     elif seeds == 1:
         text += "\nOne seed: no significance can be stated.\n"
-    for run, reasons in failed.items():
-        text += "".join(f"\n{run}: {task} failed: {why}\n" for task, why in reasons.items())
+    text += "".join(f"\n{line}\n" for line in failure_lines(failed))
     replace_text(out / "table.md", text)
     draw_curves(out / "curves.png", workdirs)
     batches = {method: config.batch_size for method, config in configs.items()}
@@ -109,12 +108,3 @@ def _draw_attention(out: Path, workdirs: dict, configs: dict) -> dict:
     if before != shown or not (out / "attention.png").exists():
         draw_attention(out / "attention.png", workdirs, configs)
     return shown
-
-
-def report_failures(failed: dict[str, dict[str, str]]) -> None:
-    """Raises EvaluationFailed where something failed, with the names of what."""
-    if failed:
-        runs = ", ".join(f"{run} ({', '.join(reasons)})" for run, reasons in failed.items())
-        raise EvaluationFailed(
-            f"failed: {runs}; all else is written: comparison.json has the reasons under 'failed'"
-        )
