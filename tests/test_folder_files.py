@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -308,13 +310,18 @@ def test_an_image_that_is_too_large_names_the_key(tmp_path, small_limit, name, m
 def test_max_pixels_reaches_every_reader(tmp_path, small_limit, num_workers):
     for k in range(4):
         photo(tmp_path / f"{k}.png", 160)
-    data = {"source": "folder", "dir": str(tmp_path), "max_pixels": 20000}
-    with pytest.raises(BadImage, match="max_pixels"):
-        open_source(data, "pretrain")[0]
-    source = open_source(data | {"max_pixels": 30000}, "pretrain")
+    data = {"source": "folder", "dir": str(tmp_path), "max_pixels": 30000}
+    source = open_source(data, "pretrain")
+    threads = threading.active_count()
     batches = train_batches(source, batch_size=4, canvas_size=16, seed=0, num_workers=num_workers)
     with contextlib.closing(batches):
         assert (next(batches)["bad"] < 0).all()
+    end = time.monotonic() + 20  # the limit is the process', and threads read ahead
+    while threading.active_count() > threads and time.monotonic() < end:
+        time.sleep(0.01)
+    data["max_pixels"] = 20000
+    with pytest.raises(BadImage, match="max_pixels"):
+        open_source(data, "pretrain")[0]
 
 
 # One listing

@@ -45,7 +45,7 @@ def _rows_product_cpu(x, g):
     x, g = _rows(x), _rows(g)
     if x.shape[1] <= g.shape[1]:
         return dot(cut(cut(x).T), g)
-    return cut(dot(cut(cut(g).T), x).T)
+    return cut(cut(dot(cut(cut(g).T), x)).T)
 
 
 def _rows(x):
