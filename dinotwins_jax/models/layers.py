@@ -64,9 +64,15 @@ def add(x: jax.Array, parameter: jax.Array) -> jax.Array:
 
 def _summed(g, parameter):
     """The gradient of a parameter [*S] from that of its sum with x […, *S]."""
-    lead = g.shape[: g.ndim - parameter.ndim]
-    rows = g.reshape(-1, *g.shape[len(lead) :])
-    return jnp.sum(rows.astype(jnp.float32), axis=0).astype(parameter.dtype)
+    lead = g.ndim - parameter.ndim
+
+    def over_rows(g):  # of several axes XLA's GPU backend makes transposed copies
+        return jnp.sum(g.reshape(-1, *g.shape[lead:]).astype(jnp.float32), axis=0)
+
+    def over_axes(g):
+        return jnp.sum(g.astype(jnp.float32), axis=tuple(range(lead)))
+
+    return jax.lax.platform_dependent(g, cpu=over_axes, default=over_rows).astype(parameter.dtype)
 
 
 add.defvjp(
