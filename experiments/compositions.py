@@ -15,23 +15,21 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from dinotwins_jax.build import build
 from dinotwins_jax.cli import COMPILED, exit_code, fail
 from dinotwins_jax.devices.compilation import remember_compilations
-from dinotwins_jax.evals.table import cell, markdown
+from dinotwins_jax.evals.table import markdown
 from dinotwins_jax.files import replace_text
-from dinotwins_jax.train import train
 from experiments.comparison.command import run_with_overrides
-from experiments.comparison.outcome import collect
-from experiments.comparison.plan import (
-    change,
-    check_equal_starts,
-    check_equal_steps,
-    flops_per_step,
-    is_finished,
-    make_configs,
+from experiments.comparison.outcome import (
+    collect,
+    columns_of,
+    failures,
+    report_failures,
+    spread_cell,
 )
-from experiments.comparison.statistics import mean_std, paired
+from experiments.comparison.plan import change, check_equal_steps, make_configs
+from experiments.comparison.running import Planned, step_costs, train_missing
+from experiments.comparison.statistics import paired
 
 _PRESET = flags.DEFINE_string("preset", "demo", "as after the colon of configs/hybrid.py:demo")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "number of seeds; seed k is the config's seed", 1)
@@ -88,46 +86,56 @@ def config_of_row(row: str, preset: str, seed: int, overrides: dict):
 
 
 def compositions(preset: str, rows: list[str], seeds: int, out: Path, overrides: dict) -> str:
-    """Trains and evaluates the unfinished runs; returns the table as Markdown."""
+    """Trains and evaluates the unfinished runs; returns the table as Markdown.
+
+    Raises:
+      EvaluationFailed: parts of an evaluation failed; the table without them is written.
+    """
     configs = [
         {row: config_of_row(row, preset, seed, overrides) for row in rows} for seed in range(seeds)
     ]
-    steps = {row: build(config).total_steps for row, config in configs[0].items()}
+    costs = step_costs(out, configs[0])
+    steps, flops = ({row: of[i] for row, of in costs.items()} for i in (0, 1))
     check_equal_steps(steps, {row: config.batch_size for row, config in configs[0].items()})
-    workdirs: dict[str, list[Path]] = {row: [] for row in rows}
-    for seed, of_seed in enumerate(configs):
-        missing = []
-        for row, config in of_seed.items():
-            workdirs[row].append(out / f"{row.replace(' ', '_')}-seed{seed}")
-            if not is_finished(workdirs[row][seed], config, steps[row]):
-                missing.append(row)
-        if missing:
-            check_equal_starts(of_seed)
-        for row in missing:
-            print(f"\n{row}, seed {seed}: {steps[row]} steps", flush=True)
-            train(of_seed[row], workdirs[row][seed], cache=out / "features")
-    flops = {row: flops_per_step(config) for row, config in configs[0].items()}
-    return _report(out, collect(workdirs), flops)
+    plan = [
+        {
+            row: Planned(
+                f"{row}, seed {seed}",
+                config,
+                out / f"{row.replace(' ', '_')}-seed{seed}",
+                steps[row],
+                steps[row] * flops[row],
+            )
+            for row, config in of_seed.items()
+        }
+        for seed, of_seed in enumerate(configs)
+    ]
+    train_missing(plan, out / "features", equal_starts=True)
+    workdirs = {row: [of_seed[row].workdir for of_seed in plan] for row in rows}
+    failed = failures(workdirs)
+    text = _report(out, collect(workdirs), flops, failed)
+    report_failures(failed, "compositions.json")
+    return text
 
 
-def _report(out: Path, scores: dict, flops: dict[str, float]) -> str:
+def _report(out: Path, scores: dict, flops: dict[str, float], failed: dict | None = None) -> str:
     """Writes OUT/compositions.json and table.md; returns the table, a line a row of `flops`."""
     cheapest = min(flops.values())
-    columns = list(dict.fromkeys(column for row in flops for column in scores[row]))
+    columns = columns_of({row: scores[row] for row in flops})
     differences = {
         row: {
             column: paired(scores[row][column], values)
             for column, values in scores[BASE].items()
-            if len(values) > 1 and column in scores[row]
+            if len(values) > 1 and None not in [*values, *scores[row].get(column, [None])]
         }
         for row in flops
         if row != BASE and BASE in flops
     }
     lines = [["", *columns, "FLOPs of a step"]]
     for row in flops:
-        cells = [_text(scores[row].get(c), differences.get(row, {}).get(c)) for c in columns]
+        cells = [_text(scores[row].get(c, ()), differences.get(row, {}).get(c)) for c in columns]
         lines.append([row, *cells, f"{flops[row] / cheapest:.2f}"])
-    found = {"scores": scores, "differences": differences, "flops": flops}
+    found = {"scores": scores, "differences": differences, "flops": flops, "failed": failed or {}}
     replace_text(out / "compositions.json", json.dumps(found, indent=2) + "\n")
     text = markdown(lines) + (
         f"\n\n* differs from {BASE} with 95% confidence (paired t-test over the seeds, no correction "
@@ -137,11 +145,9 @@ def _report(out: Path, scores: dict, flops: dict[str, float]) -> str:
     return text
 
 
-def _text(values: list[float] | None, difference: dict | None) -> str:
-    if values is None:
-        return "–"
+def _text(values: list[float | None], difference: dict | None) -> str:
     sure = "" if difference is None or difference["verdict"] == "level" else " *"
-    return cell(mean_std(values)) + sure
+    return spread_cell(values) + sure
 
 
 def main(argv, overrides: dict) -> int:

@@ -180,10 +180,13 @@ def make_multi_crop(
     Source: facebookresearch/dino main_dino.py, DataAugmentationDINO.
     Differs: no rounding to 8 bits between operations; see augment.ops.
     """
+    return _compose(*_specs(mean, std, views), mean, std, one_by_one)
+
+
+def _specs(mean: Sequence[float], std: Sequence[float], views: dict) -> tuple[ViewSpec, ViewSpec]:
+    """Views of images with a channel for each of the moments; only three channels are colours."""
     _check_moments(mean, std)
-    if len(mean) != 3:
-        views |= dict.fromkeys(OF_COLOURS, 0.0)
-    return _compose(*make_view_specs(**views), mean, std, one_by_one)
+    return make_view_specs(**views | ({} if len(mean) == 3 else dict.fromkeys(OF_COLOURS, 0.0)))
 
 
 def make_random_crop(
@@ -195,10 +198,7 @@ def make_random_crop(
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """Builds random_crop(images, sizes, keys) -> f32[B, h, w, C], one view an image: `make_multi_crop`'s
     first global one, of the same arguments and keys."""
-    _check_moments(mean, std)
-    if len(mean) != 3:
-        views |= dict.fromkeys(OF_COLOURS, 0.0)
-    first, none = make_view_specs(**views | {"num_local": 0})
+    first, none = _specs(mean, std, views | {"num_local": 0})
     first = first._replace(blur_probs=first.blur_probs[:1], solarize_probs=first.solarize_probs[:1])
     multi_crop = _compose(first, none, mean, std, one_by_one)
 
