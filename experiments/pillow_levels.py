@@ -18,6 +18,7 @@ from absl import app, flags
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from dinotwins_jax.augment import ops
+from dinotwins_jax.augment.blur import gaussian_blur
 from dinotwins_jax.augment.draws import ViewDraw, draw_image_views
 from dinotwins_jax.augment.multi_crop import render_view
 from dinotwins_jax.augment.views import ViewSpec, make_view_specs
@@ -63,7 +64,7 @@ def operations() -> dict[str, tuple]:
     found["solarize"] = (ops.solarize, ImageOps.solarize)
     for radius in (0.5, 1.0, 2.0):
         found[f"blur {radius}"] = (
-            partial(ops.gaussian_blur, radius=radius),
+            partial(gaussian_blur, radius=radius),
             lambda image, radius=radius: image.filter(ImageFilter.GaussianBlur(radius)),
         )
     return found

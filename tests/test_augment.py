@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from dinotwins_jax.augment import draws as augment_draws
 from dinotwins_jax.augment import multi_crop as augment
 from dinotwins_jax.augment import ops
+from dinotwins_jax.augment.blur import blur_matrix, gaussian_blur
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "views.npz")
 IMAGE = GOLDEN["image"].astype(np.float32) / 255
@@ -117,17 +118,17 @@ def test_flip_mirrors():
 @pytest.mark.parametrize("radius", [0.5, 1.0, 2.0])
 def test_blur_is_pillows(radius):
     """Pillow rounds after each of six passes: up to 2.4 levels where the roundings agree."""
-    error = levels(ops.gaussian_blur(PLANES, radius), GOLDEN[f"blur_{radius}"])
+    error = levels(gaussian_blur(PLANES, radius), GOLDEN[f"blur_{radius}"])
     assert error.max() < 2.5 and error.mean() < 0.6
 
 
 def test_blur_has_the_gaussians_variance_and_zero_is_identity():
     offsets = np.arange(41) - 20
     for radius in (0.1, 0.7, 1.3, 2.0, 3.5):
-        kernel = np.asarray(ops.blur_matrix(radius, 41))[20]
+        kernel = np.asarray(blur_matrix(radius, 41))[20]
         assert kernel.sum() == pytest.approx(1, abs=1e-5)
         assert (kernel * offsets**2).sum() == pytest.approx(radius**2, rel=1e-3)
-    np.testing.assert_allclose(ops.blur_matrix(0.0, 7), np.eye(7), atol=1e-6)
+    np.testing.assert_allclose(blur_matrix(0.0, 7), np.eye(7), atol=1e-6)
 
 
 @pytest.mark.parametrize(

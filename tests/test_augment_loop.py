@@ -1,5 +1,7 @@
 """Rendering view by view (bands, branches) equals rendering all at once (dense products, selections)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 from refs import truncated_gaussian_blur
 
 from dinotwins_jax.augment import ops
+from dinotwins_jax.augment.blur import gaussian_blur
 from dinotwins_jax.augment.draws import random_box
 from dinotwins_jax.augment.multi_crop import make_multi_crop
 from dinotwins_jax.augment.views import largest_box, make_view_specs
@@ -102,6 +105,24 @@ def test_a_loop_over_views_equals_all_views_at_once(blur_kernel):
 @pytest.mark.parametrize(("radius", "taps"), [(0.1, 9), (0.5, 3), (1.3, 9), (2.0, 9), (2.0, 5)])
 def test_truncated_blur_equals_a_plain_loop(radius, taps):
     planes = np.random.default_rng(0).random((3, 12, 10), np.float32)
-    ours = ops.gaussian_blur(jnp.asarray(planes), radius, taps)
+    ours = gaussian_blur(jnp.asarray(planes), radius, taps)
     expected = truncated_gaussian_blur(planes, radius, taps)
     np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("taps", "widest"), [(0, 2.0), (0, 5.0), (9, 2.0)])
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (61, 50)])
+def test_a_blur_in_bands_is_the_dense_one(taps, widest, height, width):
+    planes = jnp.asarray(np.random.default_rng(0).random((3, height, width), dtype=np.float32))
+    blurs = [jax.jit(partial(gaussian_blur, taps=taps, max_radius=most)) for most in (None, widest)]
+    for radius in (0.0, 0.3, 1.0, 1.9999, 2.0, widest)[bool(taps) :]:
+        dense, banded = (blur(planes, radius) for blur in blurs)
+        # A position of 61 pixels is rounded to 4e-6 in the dense matrix.
+        np.testing.assert_allclose(banded, dense, atol=1e-4)
+        assert np.abs(dense - planes).max() > 0.01 or radius == 0.0
+
+
+def test_a_blur_that_reaches_too_far_for_bands_is_dense():
+    planes = jnp.asarray(np.random.default_rng(0).random((1, 64, 64), dtype=np.float32))
+    dense, banded = gaussian_blur(planes, 7.0), gaussian_blur(planes, 7.0, max_radius=7.0)
+    np.testing.assert_array_equal(banded, dense)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinotwins_jax.augment import ops
+from dinotwins_jax.augment import blur, ops
 from dinotwins_jax.augment.multi_crop import make_multi_crop
 
 VIEWS = {"global_size": 32, "local_size": 16, "num_local": 0}
@@ -49,7 +49,8 @@ def exact():
 
 def difference(monkeypatch, exact, product):
     """Largest and mean difference in 8-bit levels."""
-    monkeypatch.setattr(ops, "_product", product)
+    monkeypatch.setattr(ops, "product", product)
+    monkeypatch.setattr(blur, "product", product)
     found = 255 * np.abs(np.asarray(views() - exact))
     return found.max(), found.mean()
 

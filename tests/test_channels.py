@@ -13,6 +13,7 @@ from test_bands import encoded
 from wide_files import files, random_pixels, reading, tiff
 
 from dinotwins_jax.augment import ops
+from dinotwins_jax.augment.blur import gaussian_blur
 from dinotwins_jax.augment.multi_crop import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -64,7 +65,7 @@ def of_any_bands(planes):
     return (
         ops.blend(planes, ops.BRIGHTNESS, 1.3),
         ops.solarize(planes),
-        ops.gaussian_blur(planes, 1.0),
+        gaussian_blur(planes, 1.0),
         ops.resize_rows(rows, box, (6, 6)),
         ops.resize_rows(rows, box, (6, 6), max_box=(10, 10)),
     )

@@ -2,8 +2,8 @@
 
     views specification of the views, from checked arguments; augment.presets has published ones
     draws  key -> the random parameters of the views of an image
-    augment.ops    the pixel operations
-    here           their order, the views of an image, and the unaugmented view of evaluation
+    ops    the pixel operations, blur that one of them
+    here   their order, the views of an image, and the unaugmented view of evaluation
 
 Source: DINO's DataAugmentationDINO (arXiv:2104.14294) with torchvision's semantics: crop, flips,
 turn, colour jitter, grayscale, blur, solarize, normalise. A view depends only on its image, size and key,
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from dinotwins_jax.augment import ops
+from dinotwins_jax.augment.blur import gaussian_blur
 from dinotwins_jax.augment.draws import ViewDraw, draw_image_views
 from dinotwins_jax.augment.views import ViewSpec, largest_box, make_view_specs
 from dinotwins_jax.streams import AUGMENT, stream
@@ -42,7 +43,10 @@ def render_view(rows: jax.Array, draw: ViewDraw, *, spec: ViewSpec, max_box=None
     if spec.grayscale_prob:
         planes = jax.lax.cond(draw.grayscale, ops.grayscale, _unchanged, planes)
     if any(spec.blur_probs):
-        blurred = partial(ops.gaussian_blur, radius=draw.radius, taps=spec.blur_kernel)
+        widest = None if max_box is None else spec.blur_radius[1]
+        blurred = partial(
+            gaussian_blur, radius=draw.radius, taps=spec.blur_kernel, max_radius=widest
+        )
         planes = jax.lax.cond(draw.radius > 0.0, blurred, _unchanged, planes)
     if any(spec.solarize_probs):
         planes = jax.lax.cond(draw.solarize, ops.solarize, _unchanged, planes)
