@@ -22,6 +22,17 @@ def test_a_scene_depends_on_seed_split_and_index_alone():
     np.testing.assert_array_equal(pictures(fewer), pictures(a)[:3])
 
 
+def test_the_scenes_of_pretraining_are_drawn_once_for_the_probes_too():
+    drawn, again = Scenes("pretrain", num_train=3, seed=7), Scenes("train", num_train=3, seed=7)
+    assert again[2] is drawn[2]
+    for other in (Scenes("test", num_train=3, num_test=3, seed=7), Scenes("train", num_train=3)):
+        assert not np.array_equal(other[2], drawn[2])
+    assert Scenes("train", num_train=3, seed=7, size=32)[2].shape == (32, 32, 3)
+    kept = drawn[2]
+    del drawn, again  # nothing is kept for nobody
+    assert Scenes("train", num_train=3, seed=7)[2] is not kept
+
+
 def test_pictures_masks_and_labels_agree():
     source = Scenes("train", num_train=40, size=48)
     for i in range(len(source)):

@@ -6,6 +6,8 @@ illumination of the whole image. Raw pixels and colour histograms therefore pred
 muted and the illumination uneven, so that two crops of an image share no shortcut besides the objects.
 """
 
+import weakref
+
 import numpy as np
 
 _TILE = 48  # resolution of one period of a texture
@@ -82,6 +84,14 @@ _NAMES = (
 )
 
 
+class _Drawn(dict):
+    """Scenes drawn so far, index -> scene."""
+
+
+# (seed, …, size) -> scenes, while a source has them: those of pretraining are those of the probes.
+_DRAWN: "weakref.WeakValueDictionary[tuple, _Drawn]" = weakref.WeakValueDictionary()
+
+
 class Scenes:
     """Scenes generated from a seed; an index gives the same image on every machine.
 
@@ -103,7 +113,7 @@ class Scenes:
         self._seed = (seed, 1 if split == "test" else 0)
         rng = np.random.default_rng((*self._seed, 0))
         self.labels = rng.integers(0, len(_NAMES), count).astype(np.int32)
-        self._images: dict[int, np.ndarray] = {}
+        self._drawn = _DRAWN.setdefault((*self._seed, count, size), _Drawn())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,18 +125,22 @@ class Scenes:
         return self.size
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """u8[size, size, 3]; drawn on first use and kept."""
-        if i not in self._images:
-            self._images[i] = self._draw(i)[0]
-        return self._images[i]
+        """u8[size, size, 3]."""
+        return self._scene(i)[0]
 
     def masks(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Visible masks of the objects, bool[n, size, size], and their categories, i32[n]."""
-        _, owner, categories = self._draw(i)
+        _, owner, categories = self._scene(i)
         return np.stack([owner == k for k in range(len(categories))]), categories
 
+    def _scene(self, i):
+        """(image u8[size, size, 3], topmost object i8[size, size] (-1: none), categories i32[n]); drawn on
+        first use and kept."""
+        if i not in self._drawn:
+            self._drawn[i] = self._draw(i)
+        return self._drawn[i]
+
     def _draw(self, i):
-        """Draws (image u8[size, size, 3], topmost object i8[size, size] (-1: none), categories i32[n])."""
         rng = np.random.default_rng((*self._seed, 1, int(i)))
         image = _background(rng, self.size)
         owner = np.full((self.size, self.size), -1, np.int8)
