@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from absl import app, flags
 
 from dinotwins_jax.cli import fail
+from dinotwins_jax.devices.huge_pages import restart_with_huge_pages
 from dinotwins_jax.devices.processes import started_together
 from dinotwins_jax.stopping import time_limit
 from experiments.comparison.plan import split_overrides
@@ -15,7 +16,8 @@ from experiments.comparison.plan import split_overrides
 
 def run_with_overrides(main: Callable[[list[str], dict], int], methods=()) -> None:
     """absl's app.run of main(argv, overrides), with the overrides of `plan.split_overrides`; an argument
-    that cannot be read is one line on stderr."""
+    that cannot be read is one line on stderr. A training on a CPU first restarts the process with huge pages."""
+    restart_with_huge_pages()
     overrides: dict = {}
 
     def parse(argv):
