@@ -16,7 +16,7 @@ from experiments.comparison.plan import split_overrides
 
 def run_with_overrides(main: Callable[[list[str], dict], int], methods=()) -> None:
     """absl's app.run of main(argv, overrides), with the overrides of `plan.split_overrides`; an argument
-    that cannot be read is one line on stderr. On a CPU the process first restarts itself with huge pages."""
+    that cannot be read is one line on stderr. On a CPU the process first starts anew with huge pages."""
     restart_with_huge_pages()
     overrides: dict = {}
 
