@@ -94,9 +94,7 @@ def _bands(matrix, size: int, reach: int | None) -> list[tuple[slice, jax.Array]
     if reach is None or reach > rows or size < 3 * rows:
         return []
     window = rows + 2 * reach
-    small = matrix(
-        size=3 * rows
-    )  # the first rows, inner ones, which are all alike, and the last ones
+    small = matrix(size=3 * rows)  # of the first band, an inner one (all are alike) and the last
     inner = small[rows : 2 * rows, rows - reach : 2 * rows + reach]
     bands = [(slice(0, window), small[:rows, :window])]
     for row in range(rows, size - rows, rows):
