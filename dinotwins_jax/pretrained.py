@@ -13,7 +13,7 @@ from dinotwins_jax.damage import paths
 from dinotwins_jax.devices.processes import warn
 from dinotwins_jax.files import read_config
 from dinotwins_jax.models import VARIANTS
-from dinotwins_jax.models.channels import CONVERTED, with_channels
+from dinotwins_jax.models.channels import CONVERTED, channels_of, with_channels
 from dinotwins_jax.models.torch_files import read_state_dict, stated_beside, vit_fields
 from dinotwins_jax.models.torch_folder import weights_file
 from dinotwins_jax.models.torch_weights import vit_from_torch
@@ -49,7 +49,7 @@ def read_backbone(path: str, backbone: VisionTransformer, key: jax.Array) -> dic
             found, grid = _read_run(Path(path), backbone)
         else:
             found, grid = _read_file(path, backbone)
-        there, wanted = found["patch_embed"]["kernel"].shape[2], backbone.in_channels
+        there, wanted = channels_of(found), backbone.in_channels
         if there != wanted:
             warn(f"{path} has {there} channels, this model {wanted}: {CONVERTED}")
             found = with_channels(found, wanted)

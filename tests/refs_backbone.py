@@ -47,3 +47,23 @@ def swiglu(x, w12, b12, w3, b3):
 def slope(f, x, direction, step=1e-5):
     """Central difference of the scalar f at x along direction, float64."""
     return (f(x + step * direction) - f(x - step * direction)) / (2 * step)
+
+
+def conv_stem(image, params):
+    """Tokens [N, D] of an image [H, W, C]: convolutions 3 x 3, stride 2, zeros around, each followed by
+    ReLU, then a linear map."""
+    x = np.asarray(image, np.float64)
+    for number in range(sum(name.startswith("conv_") for name in params)):
+        kernel, bias = params[f"conv_{number}"]["kernel"], params[f"conv_{number}"]["bias"]
+        H, W, C = x.shape
+        out = np.zeros((H // 2, W // 2, len(bias)))
+        for row in range(H // 2):
+            for column in range(W // 2):
+                out[row, column] = bias
+                for i in range(3):
+                    for j in range(3):
+                        y, z = 2 * row + i - 1, 2 * column + j - 1
+                        if 0 <= y < H and 0 <= z < W:
+                            out[row, column] += sum(x[y, z, c] * kernel[i, j, c] for c in range(C))
+        x = np.maximum(out, 0.0)
+    return x.reshape(-1, x.shape[-1]) @ params["kernel"] + params["bias"]

@@ -8,14 +8,29 @@ CONVERTED = (
 
 
 def with_channels(params: dict, channels: int) -> dict:
-    """Parameters of a ViT whose patch embedding takes `channels`."""
+    """Parameters of a ViT whose patch embedding, or the first convolution of its stem, takes `channels`."""
     embed = params["patch_embed"]
-    kernel = converted(np.asarray(embed["kernel"]), channels)
-    return params | {"patch_embed": embed | {"kernel": kernel}}
+    kernel = converted(np.asarray(_first(params)["kernel"]), channels)
+    changed = (
+        {"conv_0": embed["conv_0"] | {"kernel": kernel}}
+        if "conv_0" in embed
+        else {"kernel": kernel}
+    )
+    return params | {"patch_embed": embed | changed}
+
+
+def channels_of(params: dict) -> int:
+    """Channels of the images that a ViT with these parameters takes."""
+    return _first(params)["kernel"].shape[2]
+
+
+def _first(params: dict) -> dict:
+    """The layer that reads the pixels."""
+    return params["patch_embed"].get("conv_0", params["patch_embed"])
 
 
 def converted(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Converts a patch embedding [p, p, C, D] to another number of channels.
+    """Converts a kernel [p, p, C, D] to another number of channels.
 
     To 1: the sum over channels, which treats a grey picture as it did the same one in colours. To n: the
     channels repeated, cut to n, and times C / n, so that equal channels give what they gave.

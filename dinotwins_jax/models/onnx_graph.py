@@ -118,12 +118,15 @@ def _tokens(graph: _Graph, vit, params, size, mean, std) -> str:
     p, (rows, columns) = vit.patch_size, vit.grid(size)
     x = graph("Div", graph.cast("images"), np.float32(255))
     x = graph("Div", graph("Sub", x, mean), std)
-    x = graph.reshape(x, -1, rows, p, columns, p, len(mean))
-    x = graph("Transpose", x, perm=[0, 1, 3, 2, 4, 5])
-    x = graph.reshape(x, 0, rows * columns, p * p * len(mean))
-    layer = params["patch_embed"]
-    kernel = np.asarray(layer["kernel"]).reshape(-1, vit.embed_dim)
-    x = graph.dense(x, {"kernel": kernel, "bias": layer["bias"]}, "patch_embed")
+    embed = params["patch_embed"]
+    if vit.stem == "conv":
+        x = _convolutions(graph, x, embed)
+    else:
+        x = graph.reshape(x, -1, rows, p, columns, p, len(mean))
+        x = graph("Transpose", x, perm=[0, 1, 3, 2, 4, 5])
+    kernel = np.asarray(embed["kernel"]).reshape(-1, vit.embed_dim)
+    x = graph.reshape(x, -1, rows * columns, len(kernel))
+    x = graph.dense(x, {"kernel": kernel, "bias": embed["bias"]}, "patch_embed")
     prefix = np.asarray(params["cls_token"])
     if vit.positions == "learned":
         stored = vit.grid(as_pair(vit.image_size))
@@ -139,6 +142,18 @@ def _tokens(graph: _Graph, vit, params, size, mean, std) -> str:
     shape = graph("Concat", batch, np.int64(prefix.shape[1:]), axis=0)
     prefix = graph("Expand", graph.constant(prefix, "prefix_tokens"), shape)
     return graph("Concat", prefix, x, axis=1)
+
+
+def _convolutions(graph: _Graph, x: str, embed) -> str:
+    """Images [b, h, w, C] -> [b, h / p, w / p, D], the convolutions of models/stem.py."""
+    x = graph("Transpose", x, perm=[0, 3, 1, 2])
+    for i in range(sum(name.startswith("conv_") for name in embed)):
+        layer, name = embed[f"conv_{i}"], f"patch_embed.conv_{i}"
+        kernel = graph.constant(np.asarray(layer["kernel"]).transpose(3, 2, 0, 1), f"{name}.kernel")
+        bias = graph.constant(np.asarray(layer["bias"]), f"{name}.bias")
+        x = graph("Conv", x, kernel, bias, strides=[2, 2], pads=[1, 1, 1, 1], name=name)
+        x = graph("Relu", x)
+    return graph("Transpose", x, perm=[0, 2, 3, 1])
 
 
 def _block(graph: _Graph, vit, x: str, params, rope, name: str) -> str:

@@ -7,6 +7,7 @@ from dinotwins_jax.models.torch_targets import to_dino, to_hf, to_timm
 from dinotwins_jax.models.torch_weights import vit_to_common
 from dinotwins_jax.models.vit import VisionTransformer, as_pair
 
+_PROGRAMS = "--to=onnx and --to=stablehlo"  # targets for any model
 _SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # by embed_dim
 
 
@@ -22,6 +23,7 @@ def exported(vit: VisionTransformer, params, target: str) -> tuple[dict[str, np.
     """
     if target not in _TARGETS:
         raise ValueError(f"--to is '{target}': choose {' or '.join(_TARGETS)}")
+    _need(vit.stem == "linear", f"--to={target}", f"stem={vit.stem}; {_PROGRAMS} have")
     tensors, config = _TARGETS[target](vit, vit_to_common(params))
     config["dinotwins_jax"] = described(vit)
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}, config
@@ -42,7 +44,7 @@ def described(vit: VisionTransformer) -> dict:
     """What an export's config.json says of the model under "dinotwins_jax"."""
     fields = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio")
     fields += ("in_channels", "num_register_tokens", "layer_scale_init", "ffn", "positions")
-    fields += ("position_interpolation",)
+    fields += ("position_interpolation", "stem")
     return {name: getattr(vit, name) for name in (*fields, "norm_eps")}
 
 

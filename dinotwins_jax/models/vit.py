@@ -15,7 +15,7 @@ import numpy as np
 from dinotwins_jax.models.attention import ATTENTION
 from dinotwins_jax.models.block import FFN, INIT_STD, Block, stream_dtype
 from dinotwins_jax.models.gathering import ALL_BUT_GATHERED, gathering
-from dinotwins_jax.models.layers import LayerNorm, PatchEmbed, operations
+from dinotwins_jax.models.layers import LayerNorm, operations
 from dinotwins_jax.models.positions import (
     INTERPOLATIONS,
     Rope,
@@ -25,6 +25,7 @@ from dinotwins_jax.models.positions import (
     rope_of,
 )
 from dinotwins_jax.models.scan import scan_blocks
+from dinotwins_jax.models.stem import STEMS
 
 
 class ViTOutput(NamedTuple):
@@ -62,7 +63,8 @@ class VisionTransformer(nn.Module):
       plain_gradients (JAX's own gradients instead of hand-written ones, needed for forward mode), gather
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they
       are not sharded), in_channels (C of the images), drop_path_uniform (drop_path_rate in every block),
-      scan_blocks (all but the last as a loop where only its output is asked for, see models/scan.py).
+      scan_blocks (all but the last as a loop where only its output is asked for, see models/scan.py), stem
+      ("linear": one map of each patch | "conv": convolutions, see models/stem.py).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
     in dinov3.
     """
@@ -93,6 +95,7 @@ class VisionTransformer(nn.Module):
     drop_path_uniform: bool = False
     position_interpolation: str = "dino"
     scan_blocks: bool = False
+    stem: str = "linear"
 
     def setup(self):
         if self.embed_dim % self.num_heads:
@@ -114,7 +117,7 @@ class VisionTransformer(nn.Module):
             self.register_tokens = self.param("register_tokens", tiny, shape)
         if self.mask_token:  # last, so that it does not change the initialisation of the others
             self.hidden = self.param("mask_token", nn.initializers.zeros, (1, self.embed_dim))
-        self.patch_embed = gathering(PatchEmbed, self.gather)(
+        self.patch_embed = gathering(STEMS[self.stem], self.gather)(
             self.embed_dim, self.patch_size, self.dtype, self.plain_gradients
         )
         first = self.drop_path_rate if self.drop_path_uniform else 0.0
@@ -141,7 +144,7 @@ class VisionTransformer(nn.Module):
 
     def _check_options(self):
         choices = {"attention": ATTENTION, "ffn": FFN, "positions": ("learned", "rope")}
-        choices["position_interpolation"] = INTERPOLATIONS
+        choices |= {"position_interpolation": INTERPOLATIONS, "stem": tuple(STEMS)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}")

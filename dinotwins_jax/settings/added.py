@@ -15,7 +15,7 @@ ADDED: dict[str, Any] = {
     **{"model.in_channels": 3, "data.mean": [], "data.std": []},
     **{"data.window.mode": "", "data.window.range": [], "data.window.percentiles": [0.5, 99.5]},
     **{"data.window.per_band": False, "model.position_interpolation": "dino"},
-    **{"model.drop_path_uniform": False, "model.scan_blocks": False},
+    **{"model.drop_path_uniform": False, "model.scan_blocks": False, "model.stem": "linear"},
     **{"optim.betas": [0.9, 0.999], "optim.lr_scaling": "linear_256", "optim.final_lr_ratio": None},
     **{"optim.frozen_last_layer": "skipped"},
     **{"evals.supervised_steps": 1000, "evals.supervised_draws": 1},
