@@ -35,7 +35,8 @@ def get_config() -> ConfigDict:
     c.model.num_heads = config_dict.placeholder(int)
     c.model.patch_size = 16  # pixels
     # linear: one map of each patch | conv: 3 x 3 convolutions of stride 2 before the blocks
-    # (arXiv:2106.14881), better features in short trainings, for a patch size of 2, 4, 8, 16.
+    # (arXiv:2106.14881), better features in short trainings, for a patch size of 2, 4, 8, 16 | conv4: the
+    # same with channels that grow fourfold instead of twofold, for 2, 4, 8.
     c.model.stem = "linear"
     # Channels that are read of a picture: 3 colours, 1 grey (colours by their luma), or as many bands or
     # grey pages as a picture has.

@@ -81,7 +81,7 @@ def test_kernel_gradients_of_bfloat16_are_summed_in_float32():
 
 def test_channels_double_up_to_the_width():
     assert stem_widths(384, 16) == [48, 96, 192, 384]  # of the paper's ViT-4GF
-    assert stem_widths(128, 4) == [64, 128]
+    assert stem_widths(128, 4) == [64, 128] and stem_widths(128, 4, growth=4) == [32, 128]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,11 @@ def test_channels_double_up_to_the_width():
         ({"patch_size": 14, "image_size": 28}, "patch_size 14 is not 2, 4, 8, 16"),
         ({"patch_size": 1, "image_size": 8}, "patch_size 1 is not 2, 4, 8, 16"),
         ({"embed_dim": 66, "patch_size": 16}, "embed_dim 66 is not a multiple of 8"),
-        ({"stem": "convolution"}, "stem is 'convolution': choose linear or conv"),
+        (
+            {"stem": "conv4", "embed_dim": 24},
+            "4-fold 2 times: embed_dim 24 is not a multiple of 16",
+        ),
+        ({"stem": "convolution"}, "stem is 'convolution': choose linear or conv or conv4"),
     ],
 )
 def test_sizes_that_cannot_be_halved_are_refused_in_one_line(fields, message):
@@ -105,13 +109,14 @@ def test_codes_without_such_a_stem_are_refused_and_the_others_named(target):
         ValueError, match=f"--to={target} has no stem=conv; --to=onnx and --to=stable"
     ):
         exported(vit, params, target)
-    with pytest.raises(ValueError, match="stem=conv"):
+    with pytest.raises(ValueError, match="convolutional stem"):
         vit_to_torch(params)
 
 
-def test_onnx_has_its_features():
+@pytest.mark.parametrize("stem", ["conv", "conv4"])
+def test_onnx_has_its_features(stem):
     pytest.importorskip("onnx")
-    vit, params = stem_vit()
+    vit, params = stem_vit(stem=stem)
     assert_same(onnx_session(onnx_model(vit, params, (48, 32), *MOMENTS)), vit, params, (48, 32))
 
 

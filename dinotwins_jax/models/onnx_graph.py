@@ -119,7 +119,7 @@ def _tokens(graph: _Graph, vit, params, size, mean, std) -> str:
     x = graph("Div", graph.cast("images"), np.float32(255))
     x = graph("Div", graph("Sub", x, mean), std)
     embed = params["patch_embed"]
-    if vit.stem == "conv":
+    if "conv_0" in embed:
         x = _convolutions(graph, x, embed)
     else:
         x = graph.reshape(x, -1, rows, p, columns, p, len(mean))

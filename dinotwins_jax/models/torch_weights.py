@@ -110,7 +110,7 @@ def vit_to_torch(params, num_heads: int | None = None) -> dict[str, np.ndarray]:
 def vit_to_common(params) -> dict[str, np.ndarray]:
     """Tensors by their common names (torch_names.py); rotary positions have an empty `PERIODS`."""
     if "conv_0" in params["patch_embed"]:
-        raise ValueError("a convolutional stem (stem=conv) has no names in DINO's and timm's ViTs")
+        raise ValueError("a convolutional stem has no names in DINO's and timm's ViTs")
     tokens = ("cls_token", "pos_embed", "register_tokens", "mask_token")
     out = {name: np.asarray(params[name]) for name in tokens if name in params}
     if "pos_embed" not in params:

@@ -64,7 +64,7 @@ class VisionTransformer(nn.Module):
       (gathers parameters sharded over devices, block by block, and again in the backward pass; None: they
       are not sharded), in_channels (C of the images), drop_path_uniform (drop_path_rate in every block),
       scan_blocks (all but the last as a loop where only its output is asked for, see models/scan.py), stem
-      ("linear": one map of each patch | "conv": convolutions, see models/stem.py).
+      ("linear": one map of each patch | "conv", "conv4": convolutions, see models/stem.py).
     Source: dino vision_transformer.py; registers, LayerScale and SwiGLU as in dinov2, rotary positions as
     in dinov3.
     """
