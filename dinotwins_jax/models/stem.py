@@ -15,7 +15,8 @@ class ConvStem(nn.Module):
     pixel is a patch, then a linear map; row-major.
 
     There are log2(patch_size) of them; the last has embed_dim channels, each one before 1 / growth as
-    many. They are computed in float32 whatever the dtype, so that the gradients of their kernels are summed in it.
+    many. They are computed in float32 whatever the dtype, so that the gradients of their kernels are summed
+    in it.
 
     Source: "Early Convolutions Help Transformers See Better", arXiv:2106.14881, section 3. Differs: no
     batch normalisation, so that the backbone has no running statistics; no block fewer.
