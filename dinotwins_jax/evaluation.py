@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from dinotwins_jax.buckets import download, upload
 from dinotwins_jax.build import EvalRun, Run
 from dinotwins_jax.data import has_probe_data, probe_section
@@ -67,10 +69,12 @@ def mask_images(
     return dense.image_set(test, view, range(count), objects)
 
 
-def picture_images(run: Run, config, count: int) -> dense.ImageSet:
-    """`count` test images to draw, spread over the classes."""
+def picture_images(run: Run, config, count: int, among: np.ndarray | None = None) -> dense.ImageSet:
+    """`count` test images to draw, spread over the classes, of `among` i64[n] or, if None, of all."""
     test = run.probe_sources[1]
-    indices = spread_over_classes(test.labels, len(test), count)
+    among = np.arange(len(test)) if among is None else among
+    labels = None if test.labels is None else test.labels[among]
+    indices = among[spread_over_classes(labels, len(among), count)]
     return dense.image_set(test, _attention_view(run, config), indices)
 
 

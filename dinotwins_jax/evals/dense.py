@@ -65,7 +65,8 @@ def _pixels(mean, std, views):
 
 
 @partial(jax.jit, static_argnames="backbone")
-def _patches(backbone: VisionTransformer, params, views):
+def patch_tokens(backbone: VisionTransformer, params, views: jax.Array) -> jax.Array:
+    """Patch tokens f32[B, N, D] of views f32[B, H, W, C]."""
     return backbone.apply({"params": params}, views).patches
 
 
@@ -124,7 +125,7 @@ def _cuts(backbone: VisionTransformer, weights: dict, images: ImageSet) -> dict[
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
 
         def cut(params, views):
-            patches = np.asarray(_patches(backbone, params, views))
+            patches = np.asarray(patch_tokens(backbone, params, views))
             return np.stack(list(pool.map(cut_image, patches)))
 
         # Batch by batch: the patches of all images would take gigabytes.
@@ -153,5 +154,5 @@ def draw_segmentation(path: Path, backbone: VisionTransformer, params, images: I
 
 def draw_pca(path: Path, backbone: VisionTransformer, params, images: ImageSet) -> None:
     """Draws the principal components of all images' patches, fitted together, as colours."""
-    projections, _ = patch_pca(images.map(partial(_patches, backbone, params)))
+    projections, _ = patch_pca(images.map(partial(patch_tokens, backbone, params)))
     pca_grid(path, images.pixels, projections, backbone.grid(as_pair(images.view.crop)))

@@ -158,6 +158,21 @@ def segmentation_grid(
     panel_grid(path, rows, columns, aspect=aspect, titles=titles)
 
 
+def component_colours(
+    projections: np.ndarray, grid: tuple[int, int], foreground: np.ndarray | None = None
+) -> np.ndarray:
+    """The first three components of `patch_pca` as f32[n, h, w, 3], red, green and blue in [0, 1].
+
+    Each runs from its 1st to its 99th percentile over the foreground of all images; what is not
+    foreground is black. Arguments as in `pca_grid`.
+    """
+    kept = np.ones(projections.shape[:2], bool) if foreground is None else foreground
+    low, high = np.percentile(projections[kept][:, :3], [1, 99], axis=0)
+    colours = np.clip((projections[..., :3] - low) / np.maximum(high - low, 1e-30), 0.0, 1.0)
+    colours = np.where(kept[..., None], colours, 0.0)
+    return np.float32(colours.reshape(len(projections), *grid, 3))
+
+
 def pca_grid(
     path: str | Path,
     images: np.ndarray,
@@ -184,10 +199,7 @@ def pca_grid(
     n, N = len(images), grid[0] * grid[1]
     if projections.ndim != 3 or projections.shape[:2] != (n, N) or projections.shape[2] < 3:
         raise ValueError(f"projections {projections.shape} must be [{n}, {N}, 3 or more]")
-    kept = np.ones((n, N), bool) if foreground is None else foreground
-    low, high = np.percentile(projections[kept][:, :3], [1, 99], axis=0)
-    colours = np.clip((projections[..., :3] - low) / np.maximum(high - low, 1e-30), 0.0, 1.0)
-    colours = np.where(kept[..., None], colours, 0.0).reshape(n, *grid, 3)
+    colours = component_colours(projections, grid, foreground)
     rows = [[show(image), show(colour)] for image, colour in zip(images, colours, strict=True)]
     aspect = images.shape[1] / images.shape[2]
     panel_grid(path, rows, ["image", "components 1-3"], aspect=aspect, titles=titles)
