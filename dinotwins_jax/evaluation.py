@@ -19,6 +19,7 @@ from dinotwins_jax.evals.classes import class_rows, take_classes
 from dinotwins_jax.evals.content import content_checksum
 from dinotwins_jax.evals.features import checksum, source_checksum
 from dinotwins_jax.evals.html import write_report
+from dinotwins_jax.evals.names import SCRATCH
 from dinotwins_jax.evals.needs import Served, served
 from dinotwins_jax.evals.outputs import MAP, PICTURES, pictures
 from dinotwins_jax.evals.probes import PROBES, FrozenFeatures, ProbeOptions
@@ -35,8 +36,6 @@ from dinotwins_jax.preprocessing import preprocessing_of
 from dinotwins_jax.provenance import described, provenance
 from dinotwins_jax.tuning import last_blocks, whole_network
 from dinotwins_jax.weights import EvalWeights, with_mask_token
-
-SCRATCH = "from scratch"  # the row of the network trained with the labels alone
 
 
 def eval_view(run: Run, config) -> View:

@@ -3,7 +3,8 @@
     python -m experiments.label_efficiency runs/compare-demo
 
 Uses frozen features of every teacher and of random weights, the bank of ridge probes and five draws of
-the labels; a band is the standard deviation over training seeds. Writes label_efficiency.png and .json.
+the labels, and the scores of networks trained from scratch where the runs have them (the task "scratch");
+a band is the standard deviation over training seeds. Writes label_efficiency.png and .json.
 """
 
 import json
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from dinotwins_jax.cli import exit_code, fail
 from dinotwins_jax.configuration import config_of
 from dinotwins_jax.data import probe_section
+from dinotwins_jax.evals.names import SCRATCH
 from dinotwins_jax.files import replace_text
 from experiments.comparison.plan import METHODS
 
@@ -27,7 +29,8 @@ RANDOM = "random weights"
 
 
 def label_efficiency(out: Path, fractions: list[float]) -> dict:
-    """{"metric", "fractions", "scores": {row: [[value per fraction] per seed]}} of the runs in OUT."""
+    """{"metric", "fractions", "scores": {row: [[value per fraction] per seed]}, "from scratch": as
+    `from_scratch`} of the runs in OUT."""
     from dinotwins_jax.evals.bank import bank_probe_splits
     from dinotwins_jax.evals.probes import label_kinds
 
@@ -61,7 +64,20 @@ def label_efficiency(out: Path, fractions: list[float]) -> dict:
                 scores[method].append(values)
             print(f"{workdir.name}, {row}: " + ", ".join(f"{v:.1f}" for v in values), flush=True)
     scores[RANDOM] = list(of_random.values())
-    return {"metric": metric, "fractions": fractions, "scores": scores}
+    found = {"metric": metric, "fractions": fractions, "scores": scores}
+    return found | {SCRATCH: from_scratch(runs, metric)}
+
+
+def from_scratch(runs: list[tuple[str, int, Path]], metric: str) -> dict:
+    """{"fractions": those of all seeds that have the baseline, "scores": [[value per one] per seed]}."""
+    seeds: dict[int, dict[float, float]] = {}
+    for _, seed, workdir in runs:
+        scores = json.loads((workdir / "scores.json").read_text())["scores"]
+        for of in scores.get(SCRATCH, {}).get("whole", {}).values():
+            if (value := of.get(f"{metric}_mean")) is not None:
+                seeds.setdefault(seed, {})[of["fraction"]] = value
+    shared = sorted(set.intersection(*map(set, seeds.values()))) if seeds else []
+    return {"fractions": shared, "scores": [[of[f] for f in shared] for of in seeds.values()]}
 
 
 def finished_runs(out: Path) -> list[tuple[str, int, Path]]:
@@ -114,12 +130,15 @@ def draw(path: Path, found: dict) -> None:
 
     shares = 100 * np.asarray(found["fractions"])
     name = {"map": "mAP", "top1": "top-1"}[found["metric"]]
+    rows = {row: (shares, np.asarray(seeds)) for row, seeds in found["scores"].items()}
+    if (scratch := found[SCRATCH])["fractions"]:
+        rows[SCRATCH] = 100 * np.asarray(scratch["fractions"]), np.asarray(scratch["scores"])
     panel = Panel(
         f"Ridge probe, {name} in %",
         "labels, % of the training images",
-        {row: (shares, np.asarray(seeds)) for row, seeds in found["scores"].items()},
+        rows,
         ticks=(shares.tolist(), [f"{share:g}" for share in shares]),
-        muted=(RANDOM,),
+        muted=(RANDOM, SCRATCH),
     )
     draw_lines(path, [panel])
 
@@ -134,6 +153,12 @@ def table(found: dict) -> str:
         [row, *(cell(mean_std(list(values))) for values in zip(*seeds, strict=True))]
         for row, seeds in found["scores"].items()
     ]
+    fractions, seeds = found[SCRATCH]["fractions"], found[SCRATCH]["scores"]
+    if fractions:
+        cells = dict(
+            zip(fractions, (cell(mean_std(list(v))) for v in zip(*seeds, strict=True)), strict=True)
+        )
+        rows.append([SCRATCH, *(cells.get(f, "–") for f in found["fractions"])])
     return markdown([header, *rows])
 
 

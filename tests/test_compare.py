@@ -31,7 +31,7 @@ from experiments.comparison.plan import (
     split_overrides,
 )
 from experiments.comparison.statistics import mean_std, paired
-from experiments.label_efficiency import finished_runs
+from experiments.label_efficiency import draw, finished_runs, from_scratch, table
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("dino", "barlow_twins", "hybrid")
@@ -391,6 +391,32 @@ def test_label_efficiency_of_the_comparison(compared):
     assert found["scores"]["dino"][0][0] == pytest.approx(expected)
     assert (out / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
     assert "| dino " in done.stdout
+
+
+def test_label_efficiency_shows_networks_from_scratch_beside(tmp_path):
+    for name, ten in (("dino-seed0", 40.0), ("hybrid-seed0", 40.0), ("dino-seed1", 44.0)):
+        write_run(tmp_path / name, 1.0)
+        path = tmp_path / name / "scores.json"
+        whole = {
+            "10%": {"fraction": 0.1, "top1_mean": ten},
+            "1%": {"fraction": 0.01, "top1_mean": 20.0},
+        }
+        if name == "dino-seed1":
+            del whole["1%"]
+        scores = json.loads(path.read_text())
+        scores["scores"]["from scratch"] = {"whole": whole}
+        path.write_text(json.dumps(scores))
+    found = from_scratch(finished_runs(tmp_path), "top1")
+    assert found == {"fractions": [0.1], "scores": [[40.0], [44.0]]}
+    assert from_scratch(finished_runs(tmp_path), "map") == {"fractions": [], "scores": []}
+    shown = {"metric": "top1", "fractions": [0.1, 1.0], "scores": {"dino": [[50.0, 60.0]]}}
+    assert (
+        table(shown | {"from scratch": found}).splitlines()[-1]
+        == "| from scratch | 42.0 ± 2.8 | –    |"
+    )
+    draw(tmp_path / "shown.png", shown | {"from scratch": found})
+    draw(tmp_path / "plain.png", shown | {"from scratch": {"fractions": [], "scores": []}})
+    assert (tmp_path / "shown.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
 
 
 def test_label_efficiency_takes_runs_by_method_and_number(tmp_path):

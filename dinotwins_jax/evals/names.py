@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 NEIGHBOURS, SHOTS = 20, 5  # of the k-NN and few-shot scores that tables show, see `closest`
+SCRATCH = "from scratch"  # the row of the network trained with the labels alone
 TERMS = {
     "dino": "DINO",
     "barlow_twins": "Barlow Twins",
