@@ -7,12 +7,13 @@
     python -m experiments.photographs --study=coco --config.data.source=array_record \\
         --config.data.dir=/data/coco160
     python -m experiments.photographs --study=batch_size --config.data.dir=/data/cifar10 \\
-        --config.total_epochs=1
+        --config.total_steps=390
 
 settings: short runs with one change each, judged on held-out training images (--only=ROW,ROW for some of
 them, --preset for another preset than cifar10_cpu); settings.md is the log of what was tried. cifar10,
 coco, long_tail and small: the tables of experiments.compare, with the network trained from scratch on the
-same labels and the pretrained one fine-tuned. batch_size: the methods at --batches, with equal images.
+same labels and the pretrained one fine-tuned. batch_size: the methods at --batches, with equal images;
+total_steps is for the preset's batch.
 --config.key=value and --<method>.key=value are as in experiments.compare.
 
 Each command goes on where it stopped: --minutes=120 stops it after two hours, in a training at a

@@ -57,7 +57,7 @@ def test_every_row_of_the_settings_differs_in_what_it_says_and_is_not_evaluated(
 
 @pytest.mark.parametrize("row", ["patch doubled", "width x 3/4", "no local crops", "a block more"])
 def test_rows_of_the_settings_build(row):
-    overrides = {"config": {"data.source": "scenes", "total_epochs": "1.0"}}
+    overrides = {"config": {"data.source": "scenes", "total_steps": "62"}}
     assert build(config_of_row(row, "cifar10_cpu", 0, overrides)).total_steps == 62
 
 
