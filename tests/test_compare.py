@@ -393,6 +393,20 @@ def test_label_efficiency_of_the_comparison(compared):
     assert "| dino " in done.stdout
 
 
+def test_probes_are_compared_with_networks_from_scratch_on_as_many_labels():
+    table = {
+        "hybrid": {"sgd 10%": [60.0, 62.0], "ridge 10%": [61.0, 60.0], "k-NN, k=20": [50.0, 51.0]},
+        "from scratch": {"whole network 10%": [50.0, 51.0]},
+    }
+    table["hybrid"]["whole network 10%"] = [64.0, 64.0]
+    found = significance(table)["from scratch"]
+    assert {column: of["difference"] for column, of in found.items()} == {
+        "sgd 10%": 10.5,
+        "ridge 10%": 10.0,
+        "whole network 10%": 13.5,
+    }
+
+
 def test_label_efficiency_shows_networks_from_scratch_beside(tmp_path):
     for name, ten in (("dino-seed0", 40.0), ("hybrid-seed0", 40.0), ("dino-seed1", 44.0)):
         write_run(tmp_path / name, 1.0)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from dinotwins_jax.devices.processes import warn
+from dinotwins_jax.evals.names import SCRATCH
 from dinotwins_jax.evals.table import headline, markdown
 from dinotwins_jax.files import read_json_lines
 from dinotwins_jax.stopping import EvaluationFailed
@@ -109,19 +110,25 @@ def significance(table: dict, ours: str = "hybrid") -> dict[str, dict[str, dict]
     """{other method: {column: `paired`}} for every column that both have for at least two seeds, over
     the seeds that both have.
 
-    The verdict for a loss is "lower" or "higher" instead of better or worse.
+    Linear probes are compared with the network trained from scratch on as many labels. The verdict for a
+    loss is "lower" or "higher" instead of better or worse.
     """
     found = {}
-    for other in ("dino", "barlow_twins"):
+    for other in ("dino", "barlow_twins", SCRATCH):
         if ours in table and other in table:
+            theirs = table[other]
+            if other == SCRATCH:
+                theirs = theirs | {
+                    column.replace("whole network", probe): values
+                    for column, values in theirs.items()
+                    for probe in ("sgd", "ridge")
+                }
             pairs = {
                 column: [
-                    pair
-                    for pair in zip(values, table[other][column], strict=True)
-                    if None not in pair
+                    pair for pair in zip(values, theirs[column], strict=True) if None not in pair
                 ]
                 for column, values in table[ours].items()
-                if column in table[other]
+                if column in theirs
             }
             found[other] = {
                 column: paired(*zip(*both, strict=True))
