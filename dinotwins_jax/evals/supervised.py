@@ -30,7 +30,7 @@ from dinotwins_jax.evals.view import View
 from dinotwins_jax.files import replace_text
 from dinotwins_jax.models.vit import VisionTransformer
 
-VERSION = 1  # of remembered fits; increment it when a fit changes
+VERSION = 2  # of remembered fits; increment it when a fit changes
 # The crop and the colours of DINO's global views, whatever the method; blur and solarisation belong to
 # methods without labels.
 CROPS = {"blur_prob": (0.0, 0.0, 0.0), "solarize_prob": (0.0, 0.0, 0.0)}

@@ -15,6 +15,7 @@ import optax
 
 from dinotwins_jax.augment.multi_crop import image_keys
 from dinotwins_jax.data.pipeline import eval_batches
+from dinotwins_jax.devices.compilation import compiler_options
 from dinotwins_jax.evals.finetune_step import adamw_step, rate_factors
 from dinotwins_jax.evals.linear import batch_order
 from dinotwins_jax.models.vit import VisionTransformer
@@ -39,7 +40,8 @@ def logits_of(
     backbone: VisionTransformer, network: dict, images, train: bool = False, rngs=None
 ) -> jax.Array:
     """Logits f32[B, C] of {"backbone", "head"} for images [B, h, w, channels]."""
-    cls = backbone.apply({"params": network["backbone"]}, images, train=train, rngs=rngs).cls
+    options = {"train": train, "rngs": rngs, "patches": False}
+    cls = backbone.apply({"params": network["backbone"]}, images, **options).cls
     return cls.astype(jnp.float32) @ network["head"]["kernel"] + network["head"]["bias"]
 
 
@@ -74,7 +76,9 @@ def make_step(
       rate: f32[], of this step; state: optax.scale_by_adam().init(network) at first.
     """
 
-    @partial(jax.jit, donate_argnums=(0, 1))
+    options = compiler_options(jax.local_devices())
+
+    @partial(jax.jit, donate_argnums=(0, 1), compiler_options=options)
     def step(network, state, batch, rate):
         key = jax.random.key(batch["seed"])
         crops, drops = jax.random.split(key)
