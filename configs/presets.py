@@ -88,7 +88,7 @@ def _demo(c):
 
 
 def _cifar10_cpu(c, epochs: float = 24.0):
-    """CIFAR-10 with one block behind a convolutional stem: half an hour a method on 2 CPU cores."""
+    """CIFAR-10 with one block behind a convolutional stem: half an hour a method on a CPU core."""
     c.data.source = "cifar10"
     c.batch_size, c.total_epochs = 128, epochs
     _thousand_steps(c)
