@@ -53,6 +53,8 @@ def _draw(axes, panel: Panel) -> None:
         axes.set_xscale("log")
         axes.set_xticks(*panel.ticks)
         axes.minorticks_off()
+    else:
+        axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="y", color=LINE, lw=0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, labelsize=8, labelcolor=MUTED)
