@@ -12,7 +12,7 @@ from test_export_programs import MOMENTS, assert_same, onnx_session
 
 from configs import barlow_twins
 from dinotwins_jax.features.loading import load
-from dinotwins_jax.models.channels import channels_of
+from dinotwins_jax.models.channels import channels_of, with_channels
 from dinotwins_jax.models.onnx_graph import onnx_model
 from dinotwins_jax.models.stem import ConvStem, stem_widths
 from dinotwins_jax.models.torch_export import exported
@@ -121,6 +121,16 @@ def test_onnx_has_its_features(stem):
     assert_same(onnx_session(onnx_model(vit, params, (48, 32), *MOMENTS)), vit, params, (48, 32))
 
 
+def test_grey_pictures_give_what_they_gave_as_colours():
+    vit, params = stem_vit()
+    grey = with_channels(params, 1)
+    assert channels_of(params) == 3 and channels_of(grey) == 1
+    image = np.float32(np.random.RandomState(0).normal(size=(1, 32, 32, 1)))
+    expected = vit.apply({"params": params}, np.repeat(image, 3, axis=-1)).cls
+    assert_close(vit.clone(in_channels=1).apply({"params": grey}, image).cls, expected)
+
+
+@pytest.mark.slow
 def test_a_run_trains_is_loaded_and_starts_another(tmp_path, capfd):
     workdir = tmp_path / "run"
     without = {"evals__tasks": (), "evals__monitor_every_epochs": 0.0}
@@ -131,13 +141,7 @@ def test_a_run_trains_is_loaded_and_starts_another(tmp_path, capfd):
     assert set(model.params["patch_embed"]) == {"conv_0", "conv_1", "conv_2", "kernel", "bias"}
     again = read_backbone(str(workdir), model.module, KEY)
     jax.tree.map(np.testing.assert_array_equal, again, jax.tree.map(np.asarray, model.params))
-
     grey = read_backbone(str(workdir), model.module.clone(in_channels=1), KEY)
     assert channels_of(grey) == 1 and f"{workdir} has 3 channels" in capfd.readouterr().err
-    image = np.float32(np.random.RandomState(0).normal(size=(1, 16, 16, 1)))
-    colours = np.repeat(image, 3, axis=-1)
-    expected = model.module.apply({"params": again}, colours).cls
-    assert_close(model.module.clone(in_channels=1).apply({"params": grey}, image).cls, expected)
-
     with pytest.raises(ValueError, match="patch_embed"):
         read_backbone(str(workdir), model.module.clone(stem="linear"), KEY)
