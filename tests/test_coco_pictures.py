@@ -12,7 +12,8 @@ from shrunk import shrunk
 from dinotwins_jax.train import train
 from experiments.docs.coco_pictures import attribution, draw, licences
 
-SAMPLE = Path(os.environ.get("DINOTWINS_DATA", "../shared/data")) / "coco_sample"
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = Path(os.environ.get("DINOTWINS_DATA", ROOT.parent / "shared" / "data")) / "coco_sample"
 
 
 def test_only_licences_that_allow_it_are_shown(tmp_path):

@@ -34,6 +34,10 @@ def _times(factor: float):
     return lambda value: type(value)(factor * value)
 
 
+def _one_more(number: int) -> int:
+    return number + 1
+
+
 def _slower(momentum: float) -> float:
     return 1.0 - (1.0 - momentum) / 2.5
 
@@ -50,12 +54,9 @@ SETTINGS: dict[str, tuple[str, dict]] = {
     BASE: ("hybrid", {}),
     "width x 3/4": ("hybrid", {"model.embed_dim": _times(0.75), "model.num_heads": _times(0.75)}),
     "width x 3/2": ("hybrid", {"model.embed_dim": _times(1.5), "model.num_heads": _times(1.5)}),
-    "a block more": ("hybrid", {"model.depth": lambda depth: depth + 1}),
+    "a block more": ("hybrid", {"model.depth": _one_more}),
     "linear stem": ("hybrid", {"model.stem": "linear"}),
-    "linear stem, a block more": (
-        "hybrid",
-        {"model.stem": "linear", "model.depth": lambda depth: depth + 1},
-    ),
+    "linear stem, a block more": ("hybrid", {"model.stem": "linear", "model.depth": _one_more}),
     "patch doubled": ("hybrid", {"model.patch_size": _times(2)}),
     "no local crops": ("hybrid", {"views.num_local": 0, "views.global_scale": (0.14, 1.0)}),
     "local crops doubled": ("hybrid", {"views.num_local": _times(2)}),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from dinotwins_jax.build import build
+from dinotwins_jax.build import build_for_evaluation
 from dinotwins_jax.cli import exit_code, fail
 from dinotwins_jax.configuration import config_of
 from dinotwins_jax.evals.dense import patch_tokens
@@ -45,30 +45,28 @@ def attribution(record: dict) -> str:
 
 def draw(out: Path, workdirs: dict[str, Path], data: Path, count: int, pca: str) -> list[str]:
     """Writes the picture; returns the attributions of its rows. The arguments are those of the command."""
-    panels: list[list] = []
-    shown, columns, last = [], ["image"], []
+    rows: list[list] = []
     for method, workdir in workdirs.items():
         config = config_of(workdir)
         config.data.source, config.data.dir = "coco", str(data)
-        run, split = build(config), config.data.coco.test_split
+        run, split = build_for_evaluation(config), config.data.coco.test_split
         free = licences(data / "annotations" / f"instances_{split}.json")
         names = [Path(path).name for path in run.probe_sources[1].paths]
         among = np.array([i for i, name in enumerate(names) if name in free])
         images = picture_images(run, config, count, among)
         teacher = from_checkpoint(run, config, workdir).teacher
-        panels = panels or [[show(pixels)] for pixels in images.pixels]
-        shown = [attribution(free[names[i]]) for i in images.indices]
+        rows = rows or [[show(pixels)] for pixels in images.pixels]
         maps, _ = images.map(partial(attention_maps, run.backbone, teacher))
-        columns.append(TITLES.get(method, method))
-        for row, of in zip(panels, maps, strict=True):
+        for row, of in zip(rows, maps, strict=True):
             row.append(show_map(of.mean(axis=0)))
         if method == pca:
             found, _ = patch_pca(images.map(partial(patch_tokens, run.backbone, teacher)))
-            last = [show(colours) for colours in component_colours(found, maps.shape[2:])]
-            columns_of_pca = f"patches, {TITLES.get(method, method)}"
-    rows = [[*row, panel] for row, panel in zip(panels, last, strict=True)]
-    panel_grid(out, rows, [*columns, columns_of_pca], aspect=1.0)
-    return shown
+            colours = component_colours(found, maps.shape[2:])
+    for row, of in zip(rows, colours, strict=True):
+        row.append(show(of))
+    titles = [TITLES.get(method, method) for method in (*workdirs, pca)]
+    panel_grid(out, rows, ["image", *titles[:-1], f"patches, {titles[-1]}"], aspect=1.0)
+    return [attribution(free[names[i]]) for i in images.indices]
 
 
 def main(argv) -> int:
